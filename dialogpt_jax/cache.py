@@ -1,0 +1,115 @@
+"""The key-value cache, as a value: arrays go in, arrays come out, and `write` is the only function that writes.
+
+What flows in: a number of rows and slots. What flows out: one (k, v) pair of arrays per block, which `model.hidden`
+takes and gives back.
+
+**Slots are positions.** The token at position p is written to slot p; a query at position p sees the slots up to p.
+What a pad wrote beyond a row's length is overwritten before any query can see it, so no mask travels with the cache,
+and taking tokens back is only a smaller length.
+
+    length 3, prefilled with 2 pads:   slot      0  1  2  3    4
+                                       holds     a  b  c  pad  pad
+    the next token, d, at position 3:            a  b  c  d    pad      and sees slots 0..3
+
+Letters: B rows, N candidates of a row, H heads, S slots, R slots of a reply, T new tokens, K head dim, G = B·H·N merged.
+
+Rows and heads are merged into one axis, (G, S, K), because that is the shape the attention's two products read: a cache
+carried as (B, H, S, K) and reshaped inside is copied whole at every step of a compiled loop.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dialogpt_jax.config import GPT2Config
+
+LayerCache = tuple[jax.Array, jax.Array]  # k_GSK, v_GSK of one block
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of rows whose slots are positions.
+
+    Attributes:
+      layers: one (k_GSK, v_GSK) pair per block, G = B·H.
+    """
+
+    layers: tuple[LayerCache, ...]
+
+    @property
+    def num_slots(self) -> int:
+        return self.layers[0][0].shape[1]
+
+
+@struct.dataclass
+class ReplyCache:
+    """A cache in two parts, so that N candidates share the prefix they continue: it is never repeated and never moved.
+
+    Attributes:
+      prefix: the rows' own cache, B rows, slots = positions. Read here, never written.
+      lengths_B: int32, how many tokens of the prefix are real.
+      reply: what the candidates wrote: G = B·H·N, slot = position − length.
+    """
+
+    prefix: KVCache
+    lengths_B: jax.Array
+    reply: KVCache
+
+
+def init_cache(config: GPT2Config, rows: int, slots: int, dtype: jax.typing.DTypeLike) -> KVCache:
+    """An empty cache of `rows` rows and `slots` slots: zeros, 2·L arrays of rows · H · slots · K."""
+    shape = (rows * config.n_head, slots, config.head_dim)
+    return KVCache(tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.n_layer)))
+
+
+def init_reply(config: GPT2Config, prefix: KVCache, lengths_B: jax.Array, candidates: int, slots: int) -> ReplyCache:
+    """`candidates` empty replies of `slots` slots for each row of a prefix."""
+    rows = lengths_B.shape[0] * candidates
+    return ReplyCache(prefix, lengths_B, init_cache(config, rows, slots, prefix.layers[0][0].dtype))
+
+
+def write(layer: LayerCache, k_GTK: jax.Array, v_GTK: jax.Array, slots_GT: jax.Array) -> LayerCache:
+    """Puts new keys and values into their slots; a slot outside the cache is dropped, nothing is clamped.
+
+    The slots of a row are consecutive: `slots_GT[:, 0] + arange(T)`.
+    """
+
+    def scatter(old_GSK, new_GTK):
+        rows_G1 = jnp.arange(old_GSK.shape[0])[:, None]
+        # A negative slot would count from the end; it cannot occur (positions start at 0, replies at their length).
+        return old_GSK.at[rows_G1, slots_GT].set(new_GTK, mode="drop", unique_indices=True)
+
+    def select(old_GSK, new_GTK):
+        # XLA for TPU makes a slow or sequential loop of such a scatter (jax #21367, openxla/xla #12982).
+        source_GS = jnp.arange(old_GSK.shape[1])[None, :] - slots_GT[:, :1]
+        inside_GS = (source_GS >= 0) & (source_GS < new_GTK.shape[1])
+        source_GS1 = jnp.clip(source_GS, 0, new_GTK.shape[1] - 1)[..., None]
+        return jnp.where(inside_GS[..., None], jnp.take_along_axis(new_GTK, source_GS1, axis=1), old_GSK)
+
+    def put(old_GSK, new_GTK):
+        return jax.lax.platform_dependent(old_GSK, new_GTK, tpu=select, default=scatter)
+
+    return put(layer[0], k_GTK), put(layer[1], v_GTK)
+
+
+def keep_reply(cache: ReplyCache, config: GPT2Config, chosen_B: jax.Array) -> KVCache:
+    """Moves each row's chosen candidate behind its prefix, by one write; the result continues as an ordinary cache.
+
+    Args:
+      cache: the two parts after decoding.
+      config: the model's.
+      chosen_B: int32, which of the N candidates each row keeps.
+
+    How many of the reply's slots are real is the caller's to know: as everywhere, a length says it.
+    """
+    rows, heads = chosen_B.shape[0], config.n_head
+    chosen_G = jnp.repeat(chosen_B, heads)
+
+    def pick(reply_GRK):
+        candidates_GNRK = reply_GRK.reshape(rows * heads, -1, *reply_GRK.shape[1:])
+        return jnp.take_along_axis(candidates_GNRK, chosen_G[:, None, None, None], axis=1)[:, 0]
+
+    slots_R = jnp.arange(cache.reply.num_slots)
+    slots_GR = jnp.repeat(cache.lengths_B, heads)[:, None] + slots_R[None, :]
+    pairs = zip(cache.prefix.layers, cache.reply.layers, strict=True)
+    return KVCache(tuple(write(prefix, pick(reply[0]), pick(reply[1]), slots_GR) for prefix, reply in pairs))

@@ -1,0 +1,350 @@
+"""GPT-2 in Linen, used as a pure function: parameters, tokens and a cache in; hidden states and the cache out.
+
+    tokens_BT ─embed→ x_BTD ─L blocks→ x_BTD ─ln_f→ x_BTD          `hidden`
+    x ─head→ logits, float32                                        `logits`
+
+The modules bear the checkpoint's names (wte, wpe, h_0.ln_1, h_0.attn.c_attn …). This is the only file that imports
+`flax.linen`; everyone else calls the four functions at its end.
+
+Letters: B rows, T query length, S cache slots, D model, H heads, K head dim, F mlp, V vocabulary (padded to a multiple
+of 128), N candidates of a row, G = B·H·N merged.
+
+**Layout.** A weight is stored with its output first and contracted on its last axis: c_attn (3, H, K, D), so that heads
+shard without a permute; attn.c_proj (D, H, K); c_fc (F, D); mlp.c_proj (D, F). On CPU that is two to three times faster
+than (in, out) once there is more than one row. `convert/mapping.py` is the only other place that knows it.
+
+**Dtype.** The computation has the parameters' dtype. In float32 every product is float32 on every platform (TPUs would
+otherwise multiply in bfloat16). Statistics of LayerNorm, softmax and logits are float32 always.
+
+Source: Radford et al. 2019; transformers' `modeling_gpt2.py` for the order of operations.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from dialogpt_jax.cache import KVCache, LayerCache, ReplyCache, write
+from dialogpt_jax.config import GPT2Config
+
+Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
+Cache = KVCache | ReplyCache
+
+_ACTIVATIONS = {
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b with W stored as (*out, *inside): the axes `inside` are contracted, merged as the last axis of x."""
+
+    out: tuple[int, ...]
+    inside: tuple[int, ...]
+    stddev: float
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", nn.initializers.normal(self.stddev), (*self.out, *self.inside))
+        self.bias = self.param("bias", nn.initializers.zeros_init(), self.out)
+
+    def __call__(self, x_BTI: jax.Array) -> jax.Array:
+        kernel_OI = self.kernel.reshape(math.prod(self.out), math.prod(self.inside))
+        y_MO = _matmul(x_BTI.reshape(-1, x_BTI.shape[-1]), kernel_OI) + self.bias.reshape(1, -1).astype(jnp.float32)
+        return y_MO.astype(x_BTI.dtype).reshape(*x_BTI.shape[:-1], *self.out)
+
+
+@jax.custom_vjp
+def _matmul(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
+    """x Wᵀ, accumulated and returned in float32.
+
+    The rule for its gradient keeps both products of the backward pass in the operands' dtype; jax's own would multiply
+    the float32 cotangent in float32. On CPU a bfloat16 product that returns float32 is also three to four times as fast
+    as one that returns bfloat16.
+    """
+    return jnp.einsum("MI,OI->MO", x_MI, w_OI, precision=_precision(x_MI), preferred_element_type=jnp.float32)
+
+
+def _matmul_forward(x_MI, w_OI):
+    return _matmul(x_MI, w_OI), (x_MI, w_OI)
+
+
+def _matmul_backward(saved, g_MO):
+    x_MI, w_OI = saved
+    g_MO, how = g_MO.astype(x_MI.dtype), {"precision": _precision(x_MI), "preferred_element_type": jnp.float32}
+
+    def plain(g_MO, x_MI):
+        return jnp.einsum("MO,MI->OI", g_MO, x_MI, **how)
+
+    def turned(g_MO, x_MI):
+        # XLA for CPU multiplies half precision twice as fast when the first operand really lies as (O, M) in memory.
+        g_OM = with_layout_constraint(g_MO.T, Layout(major_to_minor=(0, 1)))
+        return jnp.einsum("OM,MI->OI", g_OM, x_MI, **how)
+
+    dx_MI = jnp.einsum("MO,OI->MI", g_MO, w_OI, **how)
+    on_cpu = plain if x_MI.dtype == jnp.float32 else turned
+    dw_OI = jax.lax.platform_dependent(g_MO, x_MI, cpu=on_cpu, default=plain)
+    return dx_MI.astype(x_MI.dtype), dw_OI.astype(w_OI.dtype)
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with or without a cache; `layer` is the block's index."""
+
+    config: GPT2Config
+    layer: int
+
+    def setup(self) -> None:
+        config, heads = self.config, (self.config.n_head, self.config.head_dim)
+        self.c_attn = Linear((3, *heads), (config.n_embd,), config.initializer_range)
+        self.c_proj = Linear((config.n_embd,), heads, _residual_stddev(config))
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def __call__(self, x_BTD, positions_BT, cache, segments_BT, dropout_key):
+        probs_key, out_key = _split(dropout_key)
+        qkv_BT3HK = self.c_attn(x_BTD)
+        # Scaled before the product, so that scores do not overflow in float16.
+        q_BTHK = qkv_BT3HK[:, :, 0] * jnp.asarray(self._scale(), x_BTD.dtype)
+        k_BTHK, v_BTHK = qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
+        if isinstance(cache, ReplyCache):
+            rows = cache.lengths_B.shape[0]
+            parts, cache = _reply_parts(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
+        elif isinstance(cache, KVCache):
+            rows = x_BTD.shape[0]
+            parts, cache = _prefix_part(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
+        else:
+            rows = x_BTD.shape[0]
+            parts = [(_merged(k_BTHK, rows), _merged(v_BTHK, rows), _causal(x_BTD.shape[1], segments_BT))]
+        q_BHNTK = _heads_first(q_BTHK, rows)
+        y_BHNTK = _attend(q_BHNTK, parts, lambda p: self.attn_dropout(p, probs_key is None, probs_key))
+        y_BTD = y_BHNTK.transpose(0, 2, 3, 1, 4).reshape(x_BTD.shape)
+        return self.resid_dropout(self.c_proj(y_BTD), out_key is None, out_key), cache
+
+    def _scale(self) -> float:
+        scale = self.config.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
+        return scale / (self.layer + 1) if self.config.scale_attn_by_inverse_layer_idx else scale
+
+
+def _attend(q_BHNTK, parts, dropout):
+    """One softmax over all parts' slots. A part is (k_GSK, v_GSK, visible), `visible` broadcasting to (B, H, N, T, S).
+
+    A part of G = B·H rows is shared by the N candidates (their queries stand side by side); one of B·H·N is their own.
+    """
+    scores = []
+    for k_GSK, _, visible in parts:
+        q_GQK = q_BHNTK.reshape(k_GSK.shape[0], -1, k_GSK.shape[2])
+        scores_GQS = jnp.einsum(
+            "GQK,GSK->GQS", q_GQK, k_GSK, precision=_precision(q_GQK), preferred_element_type=jnp.float32
+        )
+        scores_BHNTS = scores_GQS.reshape(*q_BHNTK.shape[:-1], k_GSK.shape[1])
+        scores.append(jnp.where(visible, scores_BHNTS, jnp.finfo(jnp.float32).min))
+    probs_BHNTS = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    probs_BHNTS = dropout(probs_BHNTS).astype(q_BHNTK.dtype)
+    y_BHNTK, start = jnp.zeros((), q_BHNTK.dtype), 0
+    for k_GSK, v_GSK, _ in parts:
+        stop = start + k_GSK.shape[1]
+        probs_GQS = probs_BHNTS[..., start:stop].reshape(k_GSK.shape[0], -1, k_GSK.shape[1])
+        y_GQK = jnp.einsum("GQS,GSK->GQK", probs_GQS, v_GSK, precision=_precision(v_GSK))
+        y_BHNTK, start = y_GQK.reshape(q_BHNTK.shape) + y_BHNTK, stop
+    return y_BHNTK
+
+
+def _causal(length: int, segments_BT):
+    """Which index sees which: the earlier ones, of the same segment where texts are packed. (B or 1, 1, 1, T, T)."""
+    index_T = jnp.arange(length)
+    visible_BTS = (index_T[None, :] <= index_T[:, None])[None]
+    if segments_BT is not None:
+        visible_BTS = visible_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    return visible_BTS[:, None, None]
+
+
+def _prefix_part(cache, layer, k_BTHK, v_BTHK, positions_BT):
+    """Writes into the rows' own cache; a query sees the slots up to its position."""
+    rows, heads = k_BTHK.shape[0], k_BTHK.shape[2]
+    slots_GT = jnp.repeat(positions_BT, heads, axis=0)
+    k_GSK, v_GSK = write(cache.layers[layer], _merged(k_BTHK, rows), _merged(v_BTHK, rows), slots_GT)
+    cache = cache.replace(layers=_with(cache.layers, layer, (k_GSK, v_GSK)))
+    visible_BTS = jnp.arange(k_GSK.shape[1])[None, None, :] <= positions_BT[:, :, None]
+    return [(k_GSK, v_GSK, visible_BTS[:, None, None])], cache
+
+
+def _reply_parts(cache, layer, k_BTHK, v_BTHK, positions_BT):
+    """Writes into the replies; a query sees its row's whole prefix, and its own reply up to its position."""
+    rows, heads = cache.lengths_B.shape[0], k_BTHK.shape[2]
+    slots_BNT = positions_BT.reshape(rows, -1, positions_BT.shape[1]) - cache.lengths_B[:, None, None]
+    slots_BHNT = jnp.repeat(slots_BNT[:, None], heads, axis=1)
+    slots_GT = slots_BHNT.reshape(-1, slots_BHNT.shape[-1])
+    k_GRK, v_GRK = write(cache.reply.layers[layer], _merged(k_BTHK, rows), _merged(v_BTHK, rows), slots_GT)
+    reply = cache.reply.replace(layers=_with(cache.reply.layers, layer, (k_GRK, v_GRK)))
+    k_GSK, v_GSK = cache.prefix.layers[layer]
+    before_BS = jnp.arange(k_GSK.shape[1])[None, :] < cache.lengths_B[:, None]
+    own_BNTR = jnp.arange(k_GRK.shape[1])[None, None, None, :] <= slots_BNT[..., None]
+    parts = [(k_GSK, v_GSK, before_BS[:, None, None, None]), (k_GRK, v_GRK, own_BNTR[:, None])]
+    return parts, cache.replace(reply=reply)
+
+
+def _heads_first(x_BTHK, rows: int):
+    """(B·N, T, H, K) → (B, H, N, T, K)."""
+    return x_BTHK.reshape(rows, -1, *x_BTHK.shape[1:]).transpose(0, 3, 1, 2, 4)
+
+
+def _merged(x_BTHK, rows: int):
+    """(B·N, T, H, K) → (G, T, K), G = B·H·N: the cache's shape."""
+    return _heads_first(x_BTHK, rows).reshape(-1, x_BTHK.shape[1], x_BTHK.shape[3])
+
+
+def _with(layers: tuple[LayerCache, ...], index: int, layer: LayerCache) -> tuple[LayerCache, ...]:
+    return (*layers[:index], layer, *layers[index + 1 :])
+
+
+class MLP(nn.Module):
+    """c_proj(activation(c_fc(x)))."""
+
+    config: GPT2Config
+
+    def setup(self) -> None:
+        config = self.config
+        self.c_fc = Linear((config.mlp_dim,), (config.n_embd,), config.initializer_range)
+        self.c_proj = Linear((config.n_embd,), (config.mlp_dim,), _residual_stddev(config))
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def __call__(self, x_BTD, dropout_key):
+        x_BTF = _ACTIVATIONS[self.config.activation_function](self.c_fc(x_BTD))
+        return self.dropout(self.c_proj(x_BTF), dropout_key is None, dropout_key)
+
+
+class Block(nn.Module):
+    """x + attn(ln_1(x)), then x + mlp(ln_2(x))."""
+
+    config: GPT2Config
+    layer: int
+
+    def setup(self) -> None:
+        self.ln_1 = _layer_norm(self.config)
+        self.attn = Attention(self.config, self.layer)
+        self.ln_2 = _layer_norm(self.config)
+        self.mlp = MLP(self.config)
+
+    def __call__(self, x_BTD, positions_BT, cache, segments_BT, dropout_key):
+        attn_key, mlp_key = _split(dropout_key)
+        y_BTD, cache = self.attn(self.ln_1(x_BTD), positions_BT, cache, segments_BT, attn_key)
+        x_BTD = x_BTD + y_BTD
+        return x_BTD + self.mlp(self.ln_2(x_BTD), mlp_key), cache
+
+
+class GPT2(nn.Module):
+    """The trunk: embeddings, blocks and the last norm. The head is `logits`, apart, so that it runs where it is needed."""
+
+    config: GPT2Config
+
+    def setup(self) -> None:
+        config = self.config
+        init = nn.initializers.normal(config.initializer_range)
+        self.wte = nn.Embed(config.padded_vocab_size, config.n_embd, embedding_init=init)
+        self.wpe = nn.Embed(config.n_positions, config.n_embd, embedding_init=init)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = [Block(config, layer) for layer in range(config.n_layer)]
+        self.ln_f = _layer_norm(config)
+
+    def __call__(self, tokens_BT, positions_BT, cache=None, segments_BT=None, dropout_key=None):
+        keys = [None] * (len(self.h) + 1) if dropout_key is None else jax.random.split(dropout_key, len(self.h) + 1)
+        with jax.named_scope("embed"):
+            # A pad may stand past the last position: it reads some row of wpe, for `nn.Embed` gives NaN out of range.
+            inside_BT = jnp.clip(positions_BT, 0, self.config.n_positions - 1)
+            x_BTD = self.wte(tokens_BT) + self.wpe(inside_BT)
+            x_BTD = self.drop(x_BTD, dropout_key is None, keys[-1])
+        for layer, block in enumerate(self.h):
+            with jax.named_scope(f"block_{layer}"):
+                x_BTD, cache = block(x_BTD, positions_BT, cache, segments_BT, keys[layer])
+        return self.ln_f(x_BTD), cache
+
+
+def _layer_norm(config: GPT2Config) -> nn.LayerNorm:
+    # Linen's defaults are another epsilon and E[x²] − E[x]², which loses digits on GPT-2's outlier channels.
+    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False)
+
+
+def _residual_stddev(config: GPT2Config) -> float:
+    """What is added to the residual stream starts smaller by the root of the number of additions (Radford 2019, 2.3)."""
+    return config.initializer_range / math.sqrt(2 * config.n_layer)
+
+
+def _split(key):
+    return (None, None) if key is None else jax.random.split(key)
+
+
+def _precision(x: jax.Array) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
+    """Fresh parameters as GPT-2 draws them: N(0, initializer_range), residual projections smaller, biases zero.
+
+    Args:
+      config: the sizes.
+      key: a `jax.random.key`.
+      dtype: of every parameter.
+    """
+    zeros_BT = jnp.zeros((1, 1), jnp.int32)
+    trunk_key, head_key = jax.random.split(key)
+    params = GPT2(config).init(trunk_key, zeros_BT, zeros_BT)["params"]
+    if not config.tie_word_embeddings:
+        shape = (config.padded_vocab_size, config.n_embd)
+        params["lm_head"] = {"kernel": config.initializer_range * jax.random.normal(head_key, shape)}
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def hidden(
+    params: Params,
+    config: GPT2Config,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    cache: Cache | None = None,
+    *,
+    segments_BT: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """The last hidden state of every token, x_BTD in the parameters' dtype, and the cache with these tokens written.
+
+    Args:
+      params, config: the model.
+      tokens_BT: int32 ids, pads included: they must be in range, and nothing is inferred from them.
+      positions_BT: int32, consecutive in a row. A pad's may run past `n_positions`; a token's may not.
+      cache: `None`: the tokens see the earlier ones of `tokens_BT` by index. A `KVCache`: they are written to the
+        slots of their positions and see the slots up to there. A `ReplyCache`: B·N rows, written to the replies.
+      segments_BT: without a cache, tokens see their own segment only (packed training).
+      dropout_key: dropout with the config's rates; without it, none.
+
+    Positions and the cache:
+
+        turn 1, 3 tokens:   positions [0 1 2], cache empty        → slots 0..2 written
+        reply, 2 tokens:    positions [3], then [4]               → slots 3, 4
+        turn 2, 2 tokens:   positions [5 6]                       → slots 5, 6, seeing 0..6
+    """
+    return GPT2(config).apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key)
+
+
+def logits(params: Params, config: GPT2Config, x: jax.Array) -> jax.Array:
+    """Hidden states (…, D) → float32 logits (…, V), V padded to a multiple of 128, the pad −inf."""
+    with jax.named_scope("head"):
+        kernel_VD = params["wte"]["embedding"] if config.tie_word_embeddings else params["lm_head"]["kernel"]
+        out = _matmul(x.reshape(-1, x.shape[-1]), kernel_VD).reshape(*x.shape[:-1], -1)
+        if config.padded_vocab_size == config.vocab_size:
+            return out
+        real_V = jnp.arange(config.padded_vocab_size) < config.vocab_size
+        return jnp.where(jnp.expand_dims(real_V, tuple(range(out.ndim - 1))), out, -jnp.inf)
+
+
+def forward(params: Params, config: GPT2Config, tokens_BT: jax.Array) -> jax.Array:
+    """Float32 logits (B, T, vocab_size) of the token after each one: the plain language model, without a cache."""
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+    x_BTD, _ = hidden(params, config, tokens_BT, positions_BT)
+    return logits(params, config, x_BTD)[..., : config.vocab_size]
