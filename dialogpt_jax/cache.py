@@ -74,22 +74,24 @@ def write(layer: LayerCache, k_GTK: jax.Array, v_GTK: jax.Array, slots_GT: jax.A
     The slots of a row are consecutive: `slots_GT[:, 0] + arange(T)`.
     """
 
-    def scatter(old_GSK, new_GTK):
-        rows_G1 = jnp.arange(old_GSK.shape[0])[:, None]
-        # A negative slot would count from the end; it cannot occur (positions start at 0, replies at their length).
-        return old_GSK.at[rows_G1, slots_GT].set(new_GTK, mode="drop", unique_indices=True)
-
-    def select(old_GSK, new_GTK):
-        # XLA for TPU makes a slow or sequential loop of such a scatter (jax #21367, openxla/xla #12982).
-        source_GS = jnp.arange(old_GSK.shape[1])[None, :] - slots_GT[:, :1]
-        inside_GS = (source_GS >= 0) & (source_GS < new_GTK.shape[1])
-        source_GS1 = jnp.clip(source_GS, 0, new_GTK.shape[1] - 1)[..., None]
-        return jnp.where(inside_GS[..., None], jnp.take_along_axis(new_GTK, source_GS1, axis=1), old_GSK)
-
     def put(old_GSK, new_GTK):
-        return jax.lax.platform_dependent(old_GSK, new_GTK, tpu=select, default=scatter)
+        return jax.lax.platform_dependent(old_GSK, new_GTK, slots_GT, tpu=_select, default=_scatter)
 
     return put(layer[0], k_GTK), put(layer[1], v_GTK)
+
+
+def _scatter(old_GSK, new_GTK, slots_GT):
+    rows_G1 = jnp.arange(old_GSK.shape[0])[:, None]
+    # A negative slot would count from the end; it cannot occur (positions start at 0, replies at their length).
+    return old_GSK.at[rows_G1, slots_GT].set(new_GTK, mode="drop", unique_indices=True)
+
+
+def _select(old_GSK, new_GTK, slots_GT):
+    # XLA for TPU makes a slow or sequential loop of such a scatter (jax #21367, openxla/xla #12982).
+    source_GS = jnp.arange(old_GSK.shape[1])[None, :] - slots_GT[:, :1]
+    inside_GS = (source_GS >= 0) & (source_GS < new_GTK.shape[1])
+    source_GS1 = jnp.clip(source_GS, 0, new_GTK.shape[1] - 1)[..., None]
+    return jnp.where(inside_GS[..., None], jnp.take_along_axis(new_GTK, source_GS1, axis=1), old_GSK)
 
 
 def keep_reply(cache: ReplyCache, config: GPT2Config, chosen_B: jax.Array) -> KVCache:

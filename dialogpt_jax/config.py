@@ -6,6 +6,7 @@ Hugging Face's `config.json`, because those are the names a reader meets in ever
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,8 +152,9 @@ class GPT2Config:
             chosen["n_positions"] = fields["n_ctx"]
         if isinstance(chosen.get("eos_token_id"), list):  # transformers allows several; GPT-2's have one
             chosen["eos_token_id"] = chosen["eos_token_id"][0] if chosen["eos_token_id"] else None
-        if chosen.get("eos_token_id", "absent") in (None, "absent"):
-            chosen["eos_token_id"] = int(chosen.get("vocab_size", cls.vocab_size)) - 1  # last, as in GPT-2's vocabulary
+        vocab = chosen.get("vocab_size", cls.vocab_size)
+        if chosen.get("eos_token_id") is None and isinstance(vocab, int):  # else the constructor complains of vocab_size
+            chosen["eos_token_id"] = vocab - 1  # the last, as in GPT-2's vocabulary
         return cls(**chosen)
 
     def to_hf(self) -> dict[str, Any]:
@@ -165,4 +167,4 @@ class GPT2Config:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

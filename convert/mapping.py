@@ -1,0 +1,357 @@
+"""THE TABLE between a checkpoint's names and layout and ours: {name: array} in, parameters out, and back bit for bit.
+
+    names of any origin ─normalise→ Hugging Face's names ─TABLE→ params        `to_params`
+    params ─TABLE→ Hugging Face's names                                        `from_params`
+
+Only this file and `model.py` know our layout. A row of the table reads like an einops pattern: `D (3 H K) -> 3 H K D`
+says that their array has two axes, the second holding 3·H·K, and ours four, in that order.
+
+Letters: L layers, D model, H heads, K head dim, F mlp, V vocabulary (ours padded with zero rows), P positions.
+
+Sources: transformers' `modeling_gpt2.py` (`Conv1D` keeps its weight as (in, out), the transpose of torch's Linear);
+`modeling_flax_gpt2.py`, where `FlaxConv1D` declares `kernel` as (features, in) and transposes it at use, so that a Flax
+kernel is the transpose of torch's here too, the square `attn.c_proj` included; Microsoft's
+`gpt2_training/train_utils.py` for `module.` and `lm_head.decoder.weight`.
+"""
+
+import dataclasses
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dialogpt_jax.config import GPT2Config
+
+Tensors = Mapping[str, np.ndarray]
+
+# Hugging Face's name | our path | the pattern. {i} stands for each layer.
+TABLE = (
+    ("transformer.wte.weight", "wte.embedding", "V D -> V D"),
+    ("transformer.wpe.weight", "wpe.embedding", "P D -> P D"),
+    ("transformer.h.{i}.ln_1.weight", "h_{i}.ln_1.scale", "D -> D"),
+    ("transformer.h.{i}.ln_1.bias", "h_{i}.ln_1.bias", "D -> D"),
+    ("transformer.h.{i}.attn.c_attn.weight", "h_{i}.attn.c_attn.kernel", "D (3 H K) -> 3 H K D"),
+    ("transformer.h.{i}.attn.c_attn.bias", "h_{i}.attn.c_attn.bias", "(3 H K) -> 3 H K"),
+    ("transformer.h.{i}.attn.c_proj.weight", "h_{i}.attn.c_proj.kernel", "(H K) D -> D H K"),
+    ("transformer.h.{i}.attn.c_proj.bias", "h_{i}.attn.c_proj.bias", "D -> D"),
+    ("transformer.h.{i}.ln_2.weight", "h_{i}.ln_2.scale", "D -> D"),
+    ("transformer.h.{i}.ln_2.bias", "h_{i}.ln_2.bias", "D -> D"),
+    ("transformer.h.{i}.mlp.c_fc.weight", "h_{i}.mlp.c_fc.kernel", "D F -> F D"),
+    ("transformer.h.{i}.mlp.c_fc.bias", "h_{i}.mlp.c_fc.bias", "F -> F"),
+    ("transformer.h.{i}.mlp.c_proj.weight", "h_{i}.mlp.c_proj.kernel", "F D -> D F"),
+    ("transformer.h.{i}.mlp.c_proj.bias", "h_{i}.mlp.c_proj.bias", "D -> D"),
+    ("transformer.ln_f.weight", "ln_f.scale", "D -> D"),
+    ("transformer.ln_f.bias", "ln_f.bias", "D -> D"),
+    ("lm_head.weight", "lm_head.kernel", "V D -> V D"),
+)
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+GPT2_HEAD_DIM = 64  # of every released GPT-2 and DialoGPT; the number of heads is not in the shapes
+
+_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+_BARE = re.compile(r"(wte|wpe|ln_f)\.|h\.\d+\.")
+_FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+_OLD_NORM = re.compile(r"(ln_\w+)\.(gamma|beta)$")
+
+
+class MappingError(ValueError):
+    """Tensors that do not fit the config. The message shows the whole difference: `-` expected, `+` found."""
+
+
+class NonFiniteWeights(UserWarning):
+    """Weights hold NaN or infinity, or do so after a cast."""
+
+
+class Row(NamedTuple):
+    """A row of `TABLE` for one layer of one config: both names, both shapes, and the way between them."""
+
+    name: str
+    path: tuple[str, ...]
+    shape: tuple[int, ...]  # theirs
+    split: tuple[int, ...]  # theirs, a size per letter
+    order: tuple[int, ...]  # our axes among the letters
+    vocabulary: bool  # the first axis is V
+
+    def to_ours(self, array: np.ndarray, padded: int) -> np.ndarray:
+        ours = array.reshape(self.split).transpose(self.order)
+        if self.vocabulary:
+            pad = np.zeros((padded - ours.shape[0], *ours.shape[1:]), ours.dtype)
+            ours = np.concatenate([ours, pad])
+        return ours
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        if self.vocabulary:
+            array = array[: self.shape[0]]
+        theirs = array.transpose(np.argsort(self.order)).reshape(self.shape)
+        return np.ascontiguousarray(theirs)  # writers save the buffer: a transposed view would come out scrambled
+
+    def our_shape(self, padded: int) -> tuple[int, ...]:
+        shape = tuple(self.split[axis] for axis in self.order)
+        return (padded, *shape[1:]) if self.vocabulary else shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `to_params` did on the way.
+
+    Attributes:
+      config: the one that fits the tensors: as given, but `tie_word_embeddings` is false where the file's head differs.
+      renamed: (name in the file, name in the table).
+      dropped: (name in the file, why).
+      transposed: names in the table whose axes were reordered.
+      nonfinite: (name in the table, number of NaN or infinite values).
+      untied: the config said that the head is tied and the file's is another.
+    """
+
+    config: GPT2Config
+    renamed: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+    transposed: tuple[str, ...] = ()
+    nonfinite: tuple[tuple[str, int], ...] = ()
+    untied: bool = False
+
+    def lines(self) -> list[str]:
+        """For a person: alike names together, the layers' numbers as `*`."""
+        out = _classes(f"renamed  {old} -> {new}" for old, new in self.renamed)
+        out += _classes(f"dropped  {name} ({why})" for name, why in self.dropped)
+        out += _classes(f"transposed  {name}" for name in self.transposed)
+        out += [f"not finite  {name}: {count} values" for name, count in self.nonfinite]
+        if self.untied:
+            out.append("head  lm_head.weight differs from the token embedding: kept, tie_word_embeddings is now false")
+        return out
+
+
+class Normalised(NamedTuple):
+    """Tensors under Hugging Face's names, and what was renamed and dropped on the way."""
+
+    tensors: dict[str, np.ndarray]
+    renamed: tuple[tuple[str, str], ...]
+    dropped: tuple[tuple[str, str], ...]
+
+
+def rows(config: GPT2Config) -> list[Row]:
+    """The table written out: a row per tensor of this config, `lm_head` only where it is separate."""
+    sizes = {"V": config.vocab_size, "P": config.n_positions, "D": config.n_embd, "F": config.mlp_dim}
+    sizes |= {"3": 3, "H": config.n_head, "K": config.head_dim}
+    out = []
+    for name, path, pattern in TABLE:
+        if name == HEAD and config.tie_word_embeddings:
+            continue
+        theirs, ours = pattern.split(" -> ")
+        groups = [group.split() for group in re.findall(r"\(([^)]*)\)|(\S+)", theirs) for group in group if group]
+        letters = [letter for group in groups for letter in group]
+        for i in range(config.n_layer) if "{i}" in name else [0]:
+            out.append(
+                Row(
+                    name.format(i=i),
+                    tuple(path.format(i=i).split(".")),
+                    tuple(math.prod(sizes[letter] for letter in group) for group in groups),
+                    tuple(sizes[letter] for letter in letters),
+                    tuple(letters.index(letter) for letter in ours.split()),
+                    letters[0] == "V",
+                )
+            )
+    return out
+
+
+def normalise(tensors: Tensors) -> Normalised:
+    """Names of every origin made Hugging Face's; Flax kernels turned to torch's (in, out); buffers dropped.
+
+    Taken away: `module.` and `_orig_mod.` (torch's wrappers), a doubled `transformer.` (DialogRPT). Added: a missing
+    `transformer.`. Read anew: `lm_head.decoder.weight`, `gamma` and `beta`, Flax names joined by `/`.
+
+    Raises:
+      MappingError: two names of the file mean the same tensor and their contents differ.
+    """
+    out: dict[str, np.ndarray] = {}
+    origins: dict[str, str] = {}
+    renamed, dropped = [], []
+    for original, array in tensors.items():
+        name, array = _normalise_one(original, array)
+        if _is_buffer(name, array):
+            dropped.append((original, "causal mask, computed"))
+            continue
+        if name in out:
+            if not same_bits(out[name], array):
+                raise MappingError(f"{original} and {origins[name]} are both {name} and differ; which one is meant?")
+            dropped.append((original, f"same as {origins[name]}"))
+            continue
+        if name != original:
+            renamed.append((original, name))
+        out[name], origins[name] = array, original
+    return Normalised(out, tuple(renamed), tuple(dropped))
+
+
+def _normalise_one(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    if "/" in name:  # Flax
+        name = name.removeprefix("params/").replace("/", ".")
+        stem, _, leaf = name.rpartition(".")
+        if leaf in _FLAX_LEAVES:
+            name = f"{stem}.{_FLAX_LEAVES[leaf]}"
+        array = array.T if leaf == "kernel" else array
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
+    if name.startswith(("transformer.transformer.", "transformer.lm_head.")):
+        name = name.removeprefix("transformer.")
+    if _BARE.match(name):
+        name = f"transformer.{name}"
+    if name == "lm_head.decoder.weight":
+        name = HEAD
+    name = _OLD_NORM.sub(lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", name)
+    return name, array
+
+
+def _is_buffer(name: str, array: np.ndarray) -> bool:
+    found = _BUFFER.fullmatch(name)
+    if not found:
+        return False
+    if found[1] == "masked_bias":
+        return array.size == 1
+    return array.ndim >= 2 and array.shape[-1] == array.shape[-2] and array.size == array.shape[-1] ** 2
+
+
+def infer_config(tensors: Tensors, *, n_head: int | None = None) -> GPT2Config:
+    """The config of a bare weight file, from its shapes.
+
+    The number of heads is not in the shapes: a head has 64 dimensions in every released GPT-2 and DialoGPT, which is
+    taken unless `n_head` is given. EOS is the last id, as in GPT-2's vocabulary; rates and constants are GPT-2's.
+
+    Raises:
+      MappingError: not a GPT-2, or a width that 64 does not divide and no `n_head`.
+    """
+    found = normalise(tensors).tensors
+    shapes = {name: array.shape for name, array in found.items()}
+    layers = {int(m[1]) for m in (re.match(r"transformer\.h\.(\d+)\.", name) for name in shapes) if m}
+    needed = (EMBEDDING, "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight")
+    lacking = [name for name in needed if len(shapes.get(name, ())) != 2]
+    if lacking:
+        raise MappingError(f"not a GPT-2: no matrix {', '.join(lacking)} among {len(shapes)} tensors")
+    (vocab, width), (positions, _), (_, inner) = (shapes[name] for name in needed)
+    if n_head is None and width % GPT2_HEAD_DIM:
+        raise MappingError(
+            f"the number of heads is not in the shapes, and {GPT2_HEAD_DIM}, a GPT-2 head's size, does not divide the "
+            f"width {width}: give a config.json with n_head"
+        )
+    return GPT2Config(
+        vocab_size=vocab,
+        n_positions=positions,
+        n_embd=width,
+        n_layer=max(layers) + 1,
+        n_head=n_head or width // GPT2_HEAD_DIM,
+        n_inner=None if inner == 4 * width else inner,
+        tie_word_embeddings=HEAD not in found or same_bits(found[HEAD], found[EMBEDDING]),
+        eos_token_id=vocab - 1,
+    )
+
+
+def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Report]:
+    """A checkpoint's tensors → our parameters (NumPy, the file's dtypes), and what was done.
+
+    A head that equals the token embedding bit for bit is tied and dropped. One that differs is kept, and the report's
+    config says so: the tensors decide. Use `report.config` from here on. With `tie_word_embeddings` false in `config`,
+    an equal head stays separate.
+
+    Warns:
+      NonFiniteWeights: NaN or infinity in a tensor.
+
+    Raises:
+      MappingError: names that are unknown, missing, misshapen or not floating point; all of them in one message.
+    """
+    found, renamed, dropped = normalise(tensors)
+    origins = {new: old for old, new in renamed}
+    untied = False
+    if config.tie_word_embeddings and HEAD in found:
+        if EMBEDDING in found and same_bits(found[HEAD], found[EMBEDDING]):
+            dropped = (*dropped, (origins.get(HEAD, HEAD), "tied: equal to the token embedding"))
+            renamed = tuple(pair for pair in renamed if pair[1] != HEAD)
+            del found[HEAD]
+        else:
+            config, untied = dataclasses.replace(config, tie_word_embeddings=False), True
+    table = rows(config)
+    expected = {row.name: row.shape for row in table}
+    _compare(expected, {name: _described(array) for name, array in found.items()}, config)
+
+    params: dict[str, Any] = {}
+    nonfinite = []
+    for row in table:
+        array = found[row.name]
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if bad:
+            nonfinite.append((row.name, bad))
+        _put(params, row.path, row.to_ours(array, config.padded_vocab_size))
+    if nonfinite:
+        names = ", ".join(name for name, _ in nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
+        count = sum(count for _, count in nonfinite)
+        warnings.warn(f"{count} weights are NaN or infinite, in {names}", NonFiniteWeights, stacklevel=2)
+    transposed = tuple(row.name for row in table if row.order != tuple(range(len(row.order))))
+    return params, Report(config, renamed, dropped, transposed, tuple(nonfinite), untied)
+
+
+def from_params(params: Mapping[str, Any], config: GPT2Config) -> dict[str, np.ndarray]:
+    """Our parameters → contiguous NumPy arrays under Hugging Face's names, the vocabulary's pad gone.
+
+    The inverse of `to_params`, bit for bit. The head is written where it is separate.
+
+    Raises:
+      MappingError: parameters that are not this config's.
+    """
+    table = rows(config)
+    ours = {".".join(path): np.asarray(leaf) for path, leaf in _leaves(params)}
+    expected = {".".join(row.path): row.our_shape(config.padded_vocab_size) for row in table}
+    _compare(expected, {name: _described(array) for name, array in ours.items()}, config)
+    return {row.name: row.to_theirs(ours[".".join(row.path)]) for row in table}
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal shape, dtype and bytes; NaN equals itself, 0.0 is not -0.0."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(np.array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8)))
+
+
+def _described(array: np.ndarray) -> tuple:
+    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return array.shape if floating else (*array.shape, array.dtype.name)
+
+
+def _compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], config: GPT2Config) -> None:
+    if expected == found:
+        return
+    lines, wrong = [], 0
+    for name in (*expected, *(name for name in found if name not in expected)):
+        want, have = expected.get(name), found.get(name)
+        if want != have:
+            wrong += 1
+            lines += [] if want is None else [f"- {name} {want}"]
+            lines += [] if have is None else [f"+ {name} {have}"]
+    summary = (
+        f"{wrong} tensors differ from the config (n_layer {config.n_layer}, n_embd {config.n_embd}, n_head "
+        f"{config.n_head}, vocab_size {config.vocab_size}, n_positions {config.n_positions}); - expected, + found:"
+    )
+    raise MappingError("\n".join([summary, *lines]))
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], leaf: np.ndarray) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = leaf
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+    for name, child in tree.items():
+        if isinstance(child, Mapping):
+            yield from _leaves(child, (*path, name))
+        else:
+            yield (*path, name), child
+
+
+def _classes(lines: Iterable[str]) -> list[str]:
+    """Lines that differ only in a layer's number, as one line with their count."""
+    counts: dict[str, int] = {}
+    for line in lines:
+        kind = re.sub(r"(?<=\bh[./])\d+", "*", line)
+        counts[kind] = counts.get(kind, 0) + 1
+    return [kind if count == 1 else f"{kind}  × {count}" for kind, count in counts.items()]

@@ -1,0 +1,344 @@
+"""Prompts to replies: one prefill, one compiled loop.
+
+    tokens_BT, lengths_B ─prefill→ logits_BV, KVCache ─begin→ DecodeState ─decode→ DecodeState ─result→ Generated
+
+`decode` knows no model: it takes a step function, so tests drive it with Markov chains. A stream calls the same `advance`
+one step at a time. Rows share nothing: each brings its key, and step t of a reply draws with `fold_in(key, t)`, t counting
+the reply's own tokens; so a row draws the same alone, in a batch, streamed or in one go.
+
+Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, R reply slots, V vocabulary (padded).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from dialogpt_jax import model
+from dialogpt_jax.cache import KVCache, ReplyCache, init_cache
+from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.decoding.logits import Sampling, as_arrays, choose, repeat_rows, top_k_bucket
+
+# tokens_M, positions_M, cache → logits_MV (float32) of the next token, cache
+StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+SMALLEST_BUCKET = 16
+
+
+@struct.dataclass
+class DecodeState:
+    """What a decoding loop carries.
+
+    Attributes:
+      tokens_MR: int32, the reply so far; EOS where nothing is written.
+      logprobs_MR: float32, log-probability of each by the model's own distribution; 0 where nothing is written.
+      counts_M: int32, tokens of the reply, its EOS included.
+      finished_M: bool, EOS was drawn.
+      limits_M: int32, the most tokens the row may get.
+      last_M: int32, the last token drawn. It is not in the cache yet: a step begins by feeding it.
+      seen_MV: bool, tokens that the repetition penalty looks at; `None` without one.
+      cache: what the step function carries.
+    """
+
+    tokens_MR: jax.Array
+    logprobs_MR: jax.Array
+    counts_M: jax.Array
+    finished_M: jax.Array
+    limits_M: jax.Array
+    last_M: jax.Array
+    seen_MV: jax.Array | None
+    cache: Any
+
+    @property
+    def done_M(self) -> jax.Array:
+        """A row is done when it has ended, or has all the tokens it may get."""
+        return self.finished_M | (self.counts_M >= self.limits_M)
+
+
+@struct.dataclass
+class Generated:
+    """Replies; with several candidates a row, their axis N stands after B.
+
+    Attributes:
+      tokens: int32 (B, max_new_tokens), the reply only, EOS after its end.
+      lengths: int32 (B,), tokens of the reply, its EOS included.
+      finished: bool (B,), false where it was cut by `max_new_tokens` or by the model's positions.
+      logprobs: float32 (B, max_new_tokens), the model's own, before penalties and warpers; 0 after the end.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    finished: jax.Array
+    logprobs: jax.Array
+
+
+def bucket_of(size: int, most: int | None = None) -> int:
+    """The next power of two from 16 on, at most `most`: few shapes, few programs."""
+    bucket = max(SMALLEST_BUCKET, 1 << (max(size, 1) - 1).bit_length())
+    return bucket if most is None else min(bucket, most)
+
+
+def prefill(
+    params: model.Params,
+    config: GPT2Config,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array,
+    cache: KVCache,
+    starts_B: jax.Array | None = None,
+) -> tuple[jax.Array, KVCache]:
+    """Writes prompts into the cache; float32 logits_BV of the token after each row's last one.
+
+    Args:
+      tokens_BT: right-padded.
+      lengths_B: real tokens of `tokens_BT`, at least 1.
+      starts_B: tokens that the cache already holds for each row; 0 by default.
+    """
+    starts_B = jnp.zeros_like(lengths_B) if starts_B is None else starts_B
+    positions_BT = starts_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
+    x_BTD, cache = model.hidden(params, config, tokens_BT, positions_BT, cache)
+    last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    return model.logits(params, config, last_BD), cache
+
+
+def begin(
+    logits_MV: jax.Array,
+    limits_M: jax.Array,
+    keys_M: jax.Array,
+    cache: Any,
+    *,
+    slots: int,
+    sampling: Sampling,
+    bucket: int | None,
+    eos: int,
+    seen_MV: jax.Array | None = None,
+) -> DecodeState:
+    """The state after the first token of each reply, drawn from the prefill's logits."""
+    rows = logits_MV.shape[0]
+    if sampling.repetition_penalty is not None and seen_MV is None:
+        seen_MV = jnp.zeros(logits_MV.shape, bool)
+    state = DecodeState(
+        tokens_MR=jnp.full((rows, slots), eos, jnp.int32),
+        logprobs_MR=jnp.zeros((rows, slots), jnp.float32),
+        counts_M=jnp.zeros(rows, jnp.int32),
+        finished_M=jnp.zeros(rows, bool),
+        limits_M=jnp.minimum(limits_M, slots),
+        last_M=jnp.full(rows, eos, jnp.int32),
+        seen_MV=seen_MV,
+        cache=cache,
+    )
+    return _record(state, logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos)
+
+
+def advance(
+    step_fn: StepFn,
+    state: DecodeState,
+    lengths_M: jax.Array,
+    keys_M: jax.Array,
+    *,
+    sampling: Sampling,
+    bucket: int | None,
+    eos: int,
+) -> DecodeState:
+    """One step: feeds each row's last token, draws the next. A row that is done stands still.
+
+    The token that is fed is number `counts − 1` of the reply, so it stands at position `lengths + counts − 1`. A row that
+    is done feeds its last token again, to the same slot.
+    """
+    positions_M = lengths_M + jnp.maximum(state.counts_M - 1, 0)
+    logits_MV, cache = step_fn(state.last_M, positions_M, state.cache)
+    return _record(state.replace(cache=cache), logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos)
+
+
+def decode(
+    step_fn: StepFn,
+    state: DecodeState,
+    lengths_M: jax.Array,
+    keys_M: jax.Array,
+    *,
+    sampling: Sampling,
+    bucket: int | None,
+    eos: int,
+) -> DecodeState:
+    """Steps until every row is done."""
+    return jax.lax.while_loop(
+        lambda state: ~jnp.all(state.done_M),
+        lambda state: advance(step_fn, state, lengths_M, keys_M, sampling=sampling, bucket=bucket, eos=eos),
+        state,
+    )
+
+
+def _record(state, logits_MV, keys_M, *, sampling, bucket, eos):
+    """Draws a token for each row that is not done, and writes it down."""
+    with jax.named_scope("sample"):
+        uniforms_M = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
+            keys_M, state.counts_M
+        )
+        drawn_M = choose(
+            logits_MV, uniforms_M, state.counts_M, state.seen_MV, sampling=sampling, bucket=bucket, eos=eos
+        )
+        chosen_M = jnp.take_along_axis(logits_MV, drawn_M[:, None], axis=1)[:, 0]
+        logprob_M = chosen_M - jax.nn.logsumexp(logits_MV, axis=-1)
+    going_M = ~state.done_M
+    rows_M = jnp.arange(drawn_M.shape[0])
+    slot_M = jnp.where(going_M, state.counts_M, state.tokens_MR.shape[1])  # past the end: dropped
+    seen_MV = state.seen_MV
+    if seen_MV is not None:
+        seen_MV = seen_MV.at[rows_M, jnp.where(going_M, drawn_M, logits_MV.shape[1])].set(True, mode="drop")
+    return state.replace(
+        tokens_MR=state.tokens_MR.at[rows_M, slot_M].set(drawn_M, mode="drop"),
+        logprobs_MR=state.logprobs_MR.at[rows_M, slot_M].set(logprob_M, mode="drop"),
+        counts_M=state.counts_M + going_M,
+        finished_M=state.finished_M | (going_M & (drawn_M == eos)),
+        last_M=jnp.where(going_M, drawn_M, state.last_M),
+        seen_MV=seen_MV,
+    )
+
+
+def model_step(params: model.Params, config: GPT2Config, prefix: KVCache, lengths_B: jax.Array) -> StepFn:
+    """The step function of a GPT-2 whose N candidates continue a shared prefix; its cache is the replies' part."""
+
+    def step(tokens_M, positions_M, reply):
+        cache = ReplyCache(prefix, lengths_B, reply)
+        x_MTD, cache = model.hidden(params, config, tokens_M[:, None], positions_M[:, None], cache)
+        return model.logits(params, config, x_MTD[:, 0]), cache.reply
+
+    return step
+
+
+def candidate_keys(keys_B: jax.Array, candidates: int) -> jax.Array:
+    """The keys of a row's candidates, M = B·N; the first is the same however many there are."""
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
+    return fold(keys_B, jnp.arange(candidates)).reshape(-1)
+
+
+def seen_tokens(tokens_BT: jax.Array, lengths_B: jax.Array, vocab: int) -> jax.Array:
+    """bool (B, vocab): which ids a row holds, its pads left out."""
+    real_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
+    rows_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
+    ids_BT = jnp.where(real_BT, tokens_BT, vocab)
+    return jnp.zeros((tokens_BT.shape[0], vocab), bool).at[rows_B1, ids_BT].set(True, mode="drop")
+
+
+@functools.partial(jax.jit, static_argnames=("config", "candidates", "slots", "bucket"))
+def _generate(params, config, tokens_BT, lengths_B, limits_B, keys_B, sampling, *, candidates, slots, bucket):
+    rows = tokens_BT.shape[0]
+    dtype = params["wte"]["embedding"].dtype
+    cache = init_cache(config, rows, tokens_BT.shape[1], dtype)
+    logits_BV, prefix = prefill(params, config, tokens_BT, lengths_B, cache)
+
+    def each(x_B):
+        return jnp.repeat(x_B, candidates, axis=0)
+
+    seen_MV = None
+    if sampling.repetition_penalty is not None and sampling.penalize_context:
+        seen_MV = each(seen_tokens(tokens_BT, lengths_B, config.padded_vocab_size))
+    how = {"sampling": repeat_rows(sampling, candidates), "bucket": bucket, "eos": config.eos_token_id}
+    keys_M = candidate_keys(keys_B, candidates)
+    reply = init_cache(config, rows * candidates, slots, dtype)
+    state = begin(each(logits_BV), each(limits_B), keys_M, reply, slots=slots, seen_MV=seen_MV, **how)
+    state = decode(model_step(params, config, prefix, lengths_B), state, each(lengths_B), keys_M, **how)
+    return Generated(state.tokens_MR, state.counts_M, state.finished_M, state.logprobs_MR)
+
+
+def generate_candidates(
+    params: model.Params,
+    config: GPT2Config,
+    tokens_BT: jax.typing.ArrayLike,
+    lengths_B: jax.typing.ArrayLike,
+    *,
+    candidates: int,
+    sampling: Sampling,
+    max_new_tokens: int,
+    keys: jax.Array,
+) -> Generated:
+    """Several replies to each prompt, which is prefilled once and shared; fields are (B, N, …).
+
+    As `generate`; the first candidate is the reply that `generate` gives.
+
+    Raises:
+      ValueError: as `generate`, or `candidates` under 1.
+    """
+    if candidates < 1:
+        raise ValueError(f"candidates is {candidates}; it must be at least 1")
+    tokens_BT, lengths_B = _checked(config, tokens_BT, lengths_B, max_new_tokens, keys)
+    rows, length = tokens_BT.shape
+    padded = np.pad(tokens_BT, ((0, 0), (0, bucket_of(length, config.n_positions) - length)))
+    out = _generate(
+        params,
+        config,
+        jnp.asarray(padded),
+        jnp.asarray(lengths_B),
+        jnp.asarray(np.minimum(max_new_tokens, config.n_positions - lengths_B), jnp.int32),
+        keys,
+        as_arrays(sampling),
+        candidates=candidates,
+        slots=bucket_of(max_new_tokens),
+        bucket=top_k_bucket(sampling, config.vocab_size),
+    )
+    return Generated(
+        tokens=out.tokens.reshape(rows, candidates, -1)[..., :max_new_tokens],
+        lengths=out.lengths.reshape(rows, candidates),
+        finished=out.finished.reshape(rows, candidates),
+        logprobs=out.logprobs.reshape(rows, candidates, -1)[..., :max_new_tokens],
+    )
+
+
+def generate(
+    params: model.Params,
+    config: GPT2Config,
+    tokens_BT: jax.typing.ArrayLike,
+    lengths_B: jax.typing.ArrayLike,
+    *,
+    sampling: Sampling,
+    max_new_tokens: int,
+    keys: jax.Array,
+) -> Generated:
+    """A reply to each prompt, in one compiled call.
+
+    Compiled once for each number of rows, bucket of T (a power of two from 16 on) and bucket of `max_new_tokens`; numbers
+    in `sampling` are traced.
+
+    Args:
+      params, config: the model; it computes in the parameters' dtype.
+      tokens_BT: int32 prompts, right-padded; what stands in the pads changes nothing.
+      lengths_B: int32, real tokens of each row, 1 to `n_positions`.
+      sampling: how a token is chosen.
+      max_new_tokens: the most tokens of a reply, its EOS included. A row also stops at the model's last position.
+      keys: (B,) `jax.random.key`s, one a row.
+
+    Raises:
+      ValueError: shapes, lengths, ids or keys do not fit; the message has the numbers.
+    """
+    out = generate_candidates(
+        params, config, tokens_BT, lengths_B, candidates=1, sampling=sampling, max_new_tokens=max_new_tokens, keys=keys
+    )
+    return jax.tree.map(lambda x: x[:, 0], out)
+
+
+def _checked(config, tokens_BT, lengths_B, max_new_tokens, keys) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts on the host, as int32, found sound."""
+    tokens_BT, lengths_B = np.asarray(tokens_BT), np.asarray(lengths_B)
+    if tokens_BT.ndim != 2 or 0 in tokens_BT.shape:
+        raise ValueError(f"tokens have the shape {tokens_BT.shape}; expected (rows, tokens), neither of them 0")
+    for name, array in (("tokens", tokens_BT), ("lengths", lengths_B)):
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{name} are {array.dtype}; expected integers")
+    rows, length = tokens_BT.shape
+    if lengths_B.shape != (rows,) or keys.shape != (rows,):
+        raise ValueError(f"{rows} rows of tokens, lengths of shape {lengths_B.shape} and keys of shape {keys.shape}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if lengths_B.min() < 1 or lengths_B.max() > length:
+        raise ValueError(f"lengths run from {lengths_B.min()} to {lengths_B.max()}; each must be 1 to {length}")
+    if lengths_B.max() > config.n_positions:
+        raise ValueError(f"a prompt has {lengths_B.max()} tokens; n_positions is {config.n_positions}")
+    real_BT = np.arange(length)[None] < lengths_B[:, None]
+    wrong = tokens_BT[real_BT & ((tokens_BT < 0) | (tokens_BT >= config.vocab_size))]
+    if wrong.size:
+        raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {config.vocab_size}")
+    # A pad may hold anything, but the embedding gives NaN out of range, and 0 · NaN poisons a masked sum.
+    return np.where(real_BT, tokens_BT, 0)[:, : config.n_positions].astype(np.int32), lengths_B.astype(np.int32)

@@ -1,0 +1,229 @@
+"""Logits to a token: processors and warpers, each a pure function over rows, and the draw.
+
+    logits_MV ─penalty→ ─no EOS yet→ ─temperature→ ─top-k→ ─top-p→ ─min-p→ one uniform → token
+
+Order and rules are transformers' (`generation/logits_process.py`). Nothing here sorts the vocabulary, which would cost more
+than the model: top-k takes a static number of the best and cuts at its own k inside; without it the nucleus finds its
+threshold by bisection; a draw is one uniform and an inverse CDF.
+
+Letters: M rows (all candidates of all dialogues), V vocabulary (padded), K the best few of it.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+TOP_K_BUCKETS = (16, 64, 256, 1024)
+# Halvings of a log-probability interval 40 wide: the threshold is known to 4e-8, float32's own precision near 1.
+_BISECTIONS = 30
+
+Number = float | int | jax.Array | None
+
+
+@struct.dataclass
+class Sampling:
+    """How a token is chosen. A pytree: numbers are leaves, so another number compiles nothing; `None` leaves a step out.
+
+    Attributes:
+      temperature: divides the logits; `None` (or 0, made `None`) takes the best token: greedy.
+      top_k: only the k best (ties with the last of them stay), 1 to 1024.
+      top_p: only the smallest set of best tokens that holds this probability, over 0 to 1 (Holtzman et al. 2019).
+      min_p: only tokens at least this fraction as probable as the best, 0 to 1 (Nguyen et al. 2024).
+      repetition_penalty: logits of seen tokens are divided by it where positive, else multiplied (Keskar et al. 2019);
+        over 0, 1 changes nothing.
+      penalize_context: static; seen are the tokens of the whole context, not of the reply alone.
+      min_new_tokens: the reply's length before its EOS is at least this; 1 by default: a reply is not empty.
+
+    Numbers may be scalars or arrays with one value a row.
+
+    Raises:
+      ValueError: a number out of range (arrays are not checked).
+    """
+
+    temperature: Number = 1.0
+    top_k: Number = None
+    top_p: Number = None
+    min_p: Number = None
+    repetition_penalty: Number = None
+    penalize_context: bool = struct.field(pytree_node=False, default=False)
+    min_new_tokens: Number = 1
+
+    def __post_init__(self) -> None:
+        if _is_number(self.temperature) and self.temperature == 0:
+            object.__setattr__(self, "temperature", None)
+        _check("temperature", self.temperature, low=0.0, high=1e4, open_low=True)
+        _check("top_k", self.top_k, low=1, high=TOP_K_BUCKETS[-1], whole=True)
+        _check("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
+        _check("min_p", self.min_p, low=0.0, high=1.0)
+        _check("repetition_penalty", self.repetition_penalty, low=0.0, high=1e4, open_low=True)
+        _check("min_new_tokens", self.min_new_tokens, low=0, high=2**31 - 1, whole=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check(name: str, value: Any, *, low: float, high: float, open_low: bool = False, whole: bool = False) -> None:
+    if isinstance(value, str | bool):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    if not _is_number(value):  # None, or an array or tracer
+        return
+    inside = (low < value if open_low else low <= value) and value <= high
+    if not inside or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} is {value}; it must be {kind} {'over' if open_low else 'from'} {low:g} to {high:g}")
+
+
+GREEDY = Sampling(temperature=None)
+PAPER = Sampling(top_k=10)  # arXiv 1911.00536, section 3.3: top-k sampling, k = 10
+
+
+def top_k_bucket(sampling: Sampling, vocab_size: int) -> int | None:
+    """How many of the best tokens a program takes: static, the next of `TOP_K_BUCKETS` above the largest `top_k`.
+
+    Above, not at: a tie with the last of the k is then seen, and stays, as in transformers.
+    """
+    if sampling.temperature is None or sampling.top_k is None:
+        return None
+    if isinstance(sampling.top_k, jax.core.Tracer):
+        return min(TOP_K_BUCKETS[-1], vocab_size)
+    largest = int(jnp.max(jnp.asarray(sampling.top_k)))
+    return min(next((b for b in TOP_K_BUCKETS if b > largest), TOP_K_BUCKETS[-1]), vocab_size)
+
+
+def as_arrays(sampling: Sampling) -> Sampling:
+    """The same with every number a float32 array, so that 1 and 1.0 are one program."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sampling)
+
+
+def repeat_rows(sampling: Sampling, times: int) -> Sampling:
+    """The sampling of B rows as that of B·N: values given per row are repeated."""
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0) if jnp.ndim(x) else x, sampling)
+
+
+def penalize(logits_MV: jax.Array, seen_MV: jax.Array, penalty: Number) -> jax.Array:
+    """Makes seen tokens less likely (a penalty over 1), whatever the sign of their logit."""
+    lower_MV = jnp.where(logits_MV > 0, logits_MV / _column(penalty), logits_MV * _column(penalty))
+    return jnp.where(seen_MV, lower_MV, logits_MV)
+
+
+def forbid_early_end(logits_MV: jax.Array, counts_M: jax.Array, minimum: Number, eos: int) -> jax.Array:
+    """No EOS while the reply has fewer than `minimum` tokens."""
+    early_M1 = counts_M[:, None] < _column(minimum)
+    return jnp.where(early_M1 & (jnp.arange(logits_MV.shape[1])[None] == eos), -jnp.inf, logits_MV)
+
+
+def keep_top_k(best_MK: jax.Array, top_k: Number) -> jax.Array:
+    """Of logits in falling order, those at least as high as the k-th; the others −inf."""
+    last_M1 = jnp.clip(jnp.broadcast_to(_column(top_k), (best_MK.shape[0], 1)).astype(jnp.int32), 1, best_MK.shape[1])
+    return jnp.where(best_MK >= jnp.take_along_axis(best_MK, last_M1 - 1, axis=1), best_MK, -jnp.inf)
+
+
+def keep_nucleus_sorted(best_MK: jax.Array, top_p: Number) -> jax.Array:
+    """Of logits in falling order, each whose better ones together hold less than `top_p`; the others −inf."""
+    probs_MK = jax.nn.softmax(best_MK, axis=-1)
+    before_MK = jnp.cumsum(probs_MK, axis=-1) - probs_MK
+    first_K = jnp.arange(best_MK.shape[1])[None] == 0  # rounding may not take the best away
+    return jnp.where((before_MK < _column(top_p)) | (_column(top_p) >= 1) | first_K, best_MK, -jnp.inf)
+
+
+def keep_nucleus(logits_MV: jax.Array, top_p: Number) -> jax.Array:
+    """The same over the whole vocabulary in any order: bisects for the highest threshold whose tokens hold `top_p`.
+
+    Tokens as probable as the last one kept are all kept.
+    """
+    logprobs_MV = jax.nn.log_softmax(logits_MV, axis=-1)
+    probs_MV = jnp.exp(logprobs_MV)
+    best_M1 = logprobs_MV.max(axis=-1, keepdims=True)
+    goal_M1 = jnp.broadcast_to(_column(top_p), best_M1.shape)
+
+    def halve(_, bounds):
+        low_M1, high_M1 = bounds  # tokens over `low` hold top_p, those over `high` do not
+        middle_M1 = (low_M1 + high_M1) / 2
+        held_M1 = jnp.sum(jnp.where(logprobs_MV >= middle_M1, probs_MV, 0.0), axis=-1, keepdims=True)
+        enough_M1 = held_M1 >= goal_M1
+        return jnp.where(enough_M1, middle_M1, low_M1), jnp.where(enough_M1, high_M1, middle_M1)
+
+    low_M1, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (best_M1 - 40.0, best_M1 + 1e-3))
+    return jnp.where((logprobs_MV >= jnp.minimum(low_M1, best_M1)) | (goal_M1 >= 1), logits_MV, -jnp.inf)
+
+
+def keep_min_p(logits_MX: jax.Array, min_p: Number) -> jax.Array:
+    """Tokens at least `min_p` times as probable as the best; the others −inf."""
+    floor_M1 = logits_MX.max(axis=-1, keepdims=True) + jnp.log(_column(min_p))
+    return jnp.where(logits_MX >= floor_M1, logits_MX, -jnp.inf)
+
+
+def draw(logits_MX: jax.Array, uniforms_M: jax.Array) -> jax.Array:
+    """One index a row with the softmax's probabilities: the first whose cumulative probability passes the uniform.
+
+    An index of probability 0 is never drawn, however the cumulative sum rounds.
+    """
+    probs_MX = jax.nn.softmax(logits_MX, axis=-1)
+    upto_MX = jnp.cumsum(probs_MX, axis=-1)
+    passed_MX = (upto_MX > uniforms_M[:, None] * upto_MX[:, -1:]) & (probs_MX > 0)
+    return jnp.where(passed_MX.any(axis=-1), passed_MX.argmax(axis=-1), probs_MX.argmax(axis=-1)).astype(jnp.int32)
+
+
+def choose(
+    logits_MV: jax.Array,
+    uniforms_M: jax.Array,
+    counts_M: jax.Array,
+    seen_MV: jax.Array | None,
+    *,
+    sampling: Sampling,
+    bucket: int | None,
+    eos: int,
+) -> jax.Array:
+    """The next token of each row, int32.
+
+    Args:
+      logits_MV: the model's, float32; −inf is never chosen.
+      uniforms_M: in [0, 1), one a row; greedy does not look at them.
+      counts_M: tokens that the reply has so far.
+      seen_MV: bool, for the repetition penalty; `None` where there is none.
+      sampling: numbers are traced.
+      bucket: of `top_k_bucket`.
+      eos: the id that ends a reply.
+    """
+    if sampling.repetition_penalty is not None and seen_MV is not None:
+        logits_MV = penalize(logits_MV, seen_MV, sampling.repetition_penalty)
+    if sampling.min_new_tokens is not None:
+        logits_MV = forbid_early_end(logits_MV, counts_M, sampling.min_new_tokens, eos)
+    if sampling.temperature is None:
+        return logits_MV.argmax(axis=-1).astype(jnp.int32)
+    logits_MV = logits_MV / _column(sampling.temperature)
+    if bucket is None:
+        if sampling.top_p is not None:
+            logits_MV = keep_nucleus(logits_MV, sampling.top_p)
+        if sampling.min_p is not None:
+            logits_MV = keep_min_p(logits_MV, sampling.min_p)
+        return draw(logits_MV, uniforms_M)
+    best_MK, ids_MK = jax.lax.top_k(logits_MV, bucket)
+    best_MK = keep_top_k(best_MK, sampling.top_k)
+    if sampling.top_p is not None:
+        best_MK = keep_nucleus_sorted(best_MK, sampling.top_p)
+    if sampling.min_p is not None:
+        best_MK = keep_min_p(best_MK, sampling.min_p)
+    return jnp.take_along_axis(ids_MK, draw(best_MK, uniforms_M)[:, None], axis=1)[:, 0].astype(jnp.int32)
+
+
+def _column(value: Number) -> jax.Array:
+    """A scalar as (1, 1), a value per row as (M, 1)."""
+    return jnp.asarray(value, jnp.float32).reshape(-1, 1)
+
+
+def describe(sampling: Sampling) -> str:
+    """The settings that are on, for a person: `temperature 0.8, top_k 50`."""
+    if sampling.temperature is None:
+        on = ["greedy"]
+    else:
+        on = []
+    for field in dataclasses.fields(sampling):
+        value = getattr(sampling, field.name)
+        if value not in (None, False) and not (field.name == "min_new_tokens" and value == 1):
+            on.append(f"{field.name} {value:g}" if _is_number(value) else f"{field.name} {value}")
+    return ", ".join(on)

@@ -1,0 +1,323 @@
+"""A model directory in and out: Hugging Face's layout, so that transformers and CTranslate2 read what this writes.
+
+    config.json, a weight file ─load_params→ params, config
+    params, config, tokenizer ─write_directory→ config.json, model.safetensors, tokenizer files
+
+A directory is written beside its place and moved there when it is whole: nobody sees half of one.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from dialogpt_jax.config import ConfigError, GPT2Config
+from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, Report, from_params, to_params
+from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
+from dialogpt_jax.weights import hub
+
+CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
+SAFETENSORS_FILE = "model.safetensors"
+# The order in which weights are looked for: the safest and fastest to read first.
+WEIGHT_FILES = (
+    SAFETENSORS_FILE,
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+)
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pkl", "*.pt", "*.pth", "*.msgpack")
+NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt")
+# What one write replaces in a directory that is already a model's; anything else in it is the user's and stays.
+OURS = (CONFIG_FILE, GENERATION_FILE, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
+OURS += ("added_tokens.json", "model*.safetensors*", "pytorch_model*.bin*", "flax_model*.msgpack*", "tf_model.h5")
+MAX_SHARD_BYTES = 5_000_000_000  # transformers' own limit for a long time; larger files trouble some stores
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ModelDirectoryError(ValueError):
+    """A directory that is not a model's, or a broken file in one; the message names it."""
+
+
+def load_params(
+    path: str | os.PathLike[str], dtype: Any = None, revision: str | None = None
+) -> tuple[dict[str, Any], GPT2Config]:
+    """Reads a model directory, or a model on the Hub: (params as jax arrays, config).
+
+    Args:
+      path: a directory with `config.json` and weights, or a name such as `microsoft/DialoGPT-small`.
+      dtype: "float32", "bfloat16", "float16" or a numpy or jax dtype. `None` is float32, whatever the file holds: the
+        model computes in its parameters' dtype, and Microsoft's own files are half precision, meant to be trained in
+        float32.
+      revision: a branch, tag or commit on the Hub.
+
+    Warns:
+      NonFiniteWeights: NaN or infinity among the weights.
+
+    Raises:
+      ValueError: an unknown dtype; a broken or missing file (`ModelDirectoryError`, `ReadError`); a config that no
+        GPT-2 has (`ConfigError`); tensors that do not fit it (`MappingError`); a name the Hub cannot give (`HubError`).
+    """
+    wanted = parse_dtype("float32" if dtype is None else dtype)
+    folder = hub.resolve(path, revision=revision)
+    params, report = read_directory(folder)
+    return cast(params, wanted), report.config
+
+
+def read_directory(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Report]:
+    """The NumPy parameters of a model directory in the file's dtypes, and the converter's report with the config.
+
+    Raises:
+      ValueError: see `load_params`.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ModelDirectoryError(
+            f"{folder}: a file, where a model directory is wanted; `dialogpt convert {folder} DIR` makes one"
+        )
+    if not folder.is_dir():
+        raise ModelDirectoryError(f"{folder}: no such directory")
+    config, weights = read_config(folder), find_weights(folder)
+    try:
+        return to_params(_read(weights), config)
+    except MappingError as error:
+        raise MappingError(f"{weights}: {error}") from None
+
+
+def _read(weights):  # until convert/read.py is here
+    try:
+        from dialogpt_jax.convert.read import read
+    except ImportError:
+        from safetensors.numpy import load_file
+
+        return load_file(weights)
+    return read(weights).tensors
+
+
+def read_config(folder: str | os.PathLike[str]) -> GPT2Config:
+    """The config in a model directory.
+
+    Raises:
+      ModelDirectoryError: no `config.json`, or not JSON.
+      ConfigError: a field that no GPT-2 has.
+    """
+    return read_config_file(Path(folder) / CONFIG_FILE)
+
+
+def read_config_file(file: str | os.PathLike[str]) -> GPT2Config:
+    """`read_config` of a file under any name."""
+    try:
+        fields = json.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelDirectoryError(f"{file}: not found; a model directory has one") from None
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise ModelDirectoryError(f"{file}: not JSON ({error})") from None
+    try:
+        return GPT2Config.from_hf(fields)
+    except (ConfigError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def find_weights(folder: str | os.PathLike[str]) -> Path:
+    """The weight file of a model directory: the first of `WEIGHT_FILES`, or the only other one.
+
+    Raises:
+      ModelDirectoryError: there is none, or several of unknown names.
+    """
+    folder = Path(folder)
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(file for pattern in OTHER_WEIGHTS for file in folder.glob(pattern) if file.name not in NOT_WEIGHTS)
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ", ".join(file.name for file in others)
+        raise ModelDirectoryError(f"{folder}: which of these is the model? {names}; `dialogpt convert` takes one file")
+    raise ModelDirectoryError(f"{folder}: no weights here; expected one of {', '.join(WEIGHT_FILES)}")
+
+
+def write_directory(
+    path: str | os.PathLike[str],
+    params: Mapping[str, Any],
+    config: GPT2Config,
+    tokenizer: Tokenizer,
+    *,
+    dtype: Any = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Writes a model directory, whole or not at all, and returns its path.
+
+    Files: `config.json`, `generation_config.json`, `model.safetensors` (or shards of at most `max_shard_bytes` and
+    their index), `tokenizer.json`, `vocab.json`, `merges.txt`, `tokenizer_config.json`.
+
+    Args:
+      path: a directory that does not exist, is empty, or is a model directory: then its model is replaced and other
+        files in it stay.
+      params: the model's parameters.
+      config: its sizes.
+      tokenizer: its tokenizer.
+      dtype: of the weights in the file, as for `load_params`; `None` keeps the parameters' own.
+      max_shard_bytes: the size over which weights are split into several files.
+
+    Raises:
+      ModelDirectoryError: `path` holds something else.
+      MappingError: the parameters are not the config's.
+      OSError: it cannot be written. What was there before is still there.
+    """
+    target = Path(path).expanduser().resolve()
+    check_target(target)
+    if dtype is not None:
+        params = cast(params, parse_dtype(dtype), to=np.asarray)
+    tensors = from_params(params, config)
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        aside.mkdir(parents=True)
+        _write_files(aside, tensors, config, tokenizer, max_shard_bytes)
+        _move(aside, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Passes if `write_directory` may write there.
+
+    Raises:
+      ModelDirectoryError: a file, or a directory that holds something and no `config.json`.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise ModelDirectoryError(f"{target}: a file is in the way")
+    if target.is_dir() and any(target.iterdir()) and not (target / CONFIG_FILE).is_file():
+        raise ModelDirectoryError(
+            f"{target}: holds other files and is no model directory; choose a new or an empty one"
+        )
+
+
+def parse_dtype(dtype: Any) -> np.dtype:
+    """A dtype as the user names it.
+
+    Raises:
+      ValueError: not one of `DTYPES`.
+    """
+    try:
+        parsed = jnp.dtype(dtype)
+    except TypeError:
+        parsed = None
+    if dtype is None or parsed is None or parsed.name not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+    return parsed
+
+
+def cast(params: Any, dtype: np.dtype, *, to=lambda x: jnp.array(x, copy=True)) -> Any:
+    """Every array in `dtype`, made by `to`: jax arrays by default, copied, for the file may be mapped into memory.
+
+    Warns:
+      NonFiniteWeights: a finite weight is out of the new dtype's range.
+    """
+    lost = 0
+
+    def one(leaf):
+        nonlocal lost
+        old = np.asarray(leaf)
+        if old.dtype == dtype:
+            return to(old)
+        with np.errstate(over="ignore", invalid="ignore"):
+            new = old.astype(dtype)
+        if dtype == jnp.float16 or old.dtype.itemsize == 8:  # the only ways to a smaller range
+            lost += int(np.count_nonzero(np.isfinite(old) & ~np.isfinite(new)))
+        return to(new)
+
+    out = jax.tree.map(one, params)
+    if lost:
+        warnings.warn(f"{lost} weights are out of {dtype}'s range and became infinite", NonFiniteWeights, stacklevel=2)
+    return out
+
+
+def _write_files(folder: Path, tensors, config: GPT2Config, tokenizer: Tokenizer, max_shard_bytes: int) -> None:
+    dtype = tensors["transformer.wte.weight"].dtype.name
+    # transformers 5 reads `dtype`, earlier ones `torch_dtype`.
+    _write_json(folder / CONFIG_FILE, config.to_hf() | {"dtype": dtype, "torch_dtype": dtype})
+    ends = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
+    _write_json(folder / GENERATION_FILE, ends)
+    tokenizer.save(folder)
+    _write_json(folder / TOKENIZER_CONFIG_FILE, _tokenizer_config(config, tokenizer))
+    _write_weights(folder, tensors, max_shard_bytes)
+
+
+def _tokenizer_config(config: GPT2Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # runs tokenizer.json as it stands
+        "model_max_length": config.n_positions,
+        "clean_up_tokenization_spaces": False,
+        # Without this the class makes token types, whose zeros GPT-2 would add as embeddings of the token `!`.
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    if tokenizer.end_of_text_id is not None:
+        fields |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    return fields
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> None:
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + array.nbytes > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    if len(shards) == 1:
+        _save(folder / SAFETENSORS_FILE, shards[0])
+        return
+    places = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save(folder / name, shard)
+        places |= dict.fromkeys(shard, name)
+    total = sum(array.nbytes for array in tensors.values())
+    _write_json(folder / f"{SAFETENSORS_FILE}.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _save(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without the format
+    except SafetensorError as error:
+        raise OSError(None, str(error), str(file)) from None
+
+
+def _write_json(file: Path, fields: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _move(new: Path, target: Path) -> None:
+    """Puts the finished directory in its place; what was there and is not a model's moves into it."""
+    if not target.exists():
+        new.rename(target)
+        return
+    old = new.with_name(new.name + ".old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    for file in old.iterdir():
+        if not any(file.match(pattern) for pattern in OURS):
+            with contextlib.suppress(OSError):
+                file.rename(target / file.name)
+    shutil.rmtree(old, ignore_errors=True)

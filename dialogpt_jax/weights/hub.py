@@ -1,0 +1,143 @@
+"""A model's name in, a local directory out: the Hub through `huggingface_hub`, which caches, resumes, works offline.
+
+Only the files of one model are fetched: config, tokenizer, and one form of the weights: safetensors where there are
+any, `.bin` otherwise (what microsoft/DialoGPT-* have beside Flax's and TensorFlow's), Flax's msgpack at last.
+`huggingface_hub` is imported when a name is asked for, and reads its environment then: `HF_HOME` (where the cache is),
+`HF_ENDPOINT` (another server), `HF_HUB_OFFLINE=1` (the cache only), `HF_TOKEN`.
+"""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+SMALL_FILES = (CONFIG_FILE, "generation_config.json", "added_tokens.json", *TOKENIZER_FILES)
+# What to look for, in order: (the file, and a pattern of the shards that it lists).
+WEIGHT_FORMS = (
+    ("model.safetensors", None),
+    ("model.safetensors.index.json", r"model-\d+-of-\d+\.safetensors"),
+    ("pytorch_model.bin", None),
+    ("pytorch_model.bin.index.json", r"pytorch_model-\d+-of-\d+\.bin"),
+    ("flax_model.msgpack", None),
+)
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Not the network's fault: the disk's. These go to the caller as they are.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+
+
+class HubError(ValueError):
+    """The Hub, or the cache of it, cannot give this model; the message says what to do next."""
+
+
+def resolve(path: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """What exists at `path` as it is; otherwise the model of that name on the Hub, fetched.
+
+    Args:
+      path: a file or directory, or a name: `microsoft/DialoGPT-small`, `gpt2`.
+      revision: a branch, tag or commit on the Hub.
+
+    Raises:
+      FileNotFoundError: it can only be a path, and nothing is there.
+      HubError: the Hub cannot give it.
+    """
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if not isinstance(path, str) or not _NAME.fullmatch(path):
+        raise FileNotFoundError(errno.ENOENT, "no such model directory", str(path))
+    return fetch(path, revision)
+
+
+def fetch(name: str, revision: str | None = None, offline: bool | None = None) -> Path:
+    """The local directory of a model on the Hub, downloaded where it is not yet.
+
+    Whole files are kept when a download breaks off, and the next call goes on with the others. Without a network the
+    cache answers.
+
+    Args:
+      name: `organisation/model`, or one of the old single names.
+      revision: a branch, tag or commit; the main branch by default.
+      offline: true asks the cache only; `None` does what `HF_HUB_OFFLINE` says.
+
+    Raises:
+      HubError: unknown name or revision, no access, no network, no weights in a form that is read here; one line.
+      OSError: the disk is full or not writable.
+    """
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
+    label = name if revision is None else f"{name} at revision {revision}"
+    if constants.HF_HUB_OFFLINE if offline is None else offline:
+        return _from_cache(name, revision, f"{label}: not in the cache, and HF_HUB_OFFLINE or --offline forbids to ask")
+    try:
+        info = HfApi(endpoint=endpoint).model_info(name, revision=revision)
+        files = choose_files((file.rfilename for file in info.siblings or ()), name)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files, endpoint=endpoint))
+    except errors.HFValidationError:
+        raise HubError(f"{name}: not a name on the Hub, and no such directory") from None
+    except errors.GatedRepoError:
+        raise HubError(
+            f"{name}: gated; accept its conditions at {endpoint}/{name}, then log in with `hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(
+            f"{name}: no such directory here, and no such model on {endpoint}, or it is private: check the name, or "
+            "log in with `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise HubError(f"{name}: no revision {revision}; {endpoint}/{name}/commits/main lists them") from None
+    except (OSError, errors.HTTPError) as error:  # requests' errors are OSErrors, httpx's are HTTPErrors
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        advice = f"{label}: {endpoint} cannot be reached or broke off ({problem}); try again, or give a local directory"
+        return _from_cache(name, revision, advice)
+
+
+def choose_files(files: Iterable[str], name: str) -> list[str]:
+    """The files of a repository that make one model.
+
+    Args:
+      files: all its files.
+      name: the repository, for the error.
+
+    Raises:
+      HubError: no `config.json`, or no weights that this package reads.
+    """
+    files = sorted(files)
+    if CONFIG_FILE not in files:
+        raise HubError(f"{name}: has no {CONFIG_FILE}, so it is not a transformers model; convert its file by hand")
+    small = [file for file in files if file in SMALL_FILES]
+    for weights, shards in WEIGHT_FORMS:
+        if weights in files:
+            return [*small, weights, *(file for file in files if shards and re.fullmatch(shards, file))]
+    known = ", ".join(weights for weights, _ in WEIGHT_FORMS)
+    raise HubError(f"{name}: has none of {known}; its files: {', '.join(files)}")
+
+
+def _from_cache(name: str, revision: str | None, advice: str) -> Path:
+    """The directory in the cache if a whole model is there; else `advice` is the error."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(name, CONFIG_FILE, revision=revision)
+    except errors.HFValidationError:
+        raise HubError(f"{name}: not a name on the Hub, and no such directory") from None
+    if isinstance(config, str) and _is_whole(Path(config).parent, name):
+        return Path(config).parent
+    raise HubError(advice) from None
+
+
+def _is_whole(folder: Path, name: str) -> bool:
+    """Whether weights are there, with all the shards that an index names."""
+    try:
+        weights = choose_files((file.name for file in folder.iterdir()), name)
+        indexes = [file for file in weights if file.endswith(".index.json")]
+        wanted = [json.loads((folder / file).read_text(encoding="utf-8"))["weight_map"].values() for file in indexes]
+    except (ValueError, KeyError, TypeError, AttributeError):  # HubError too: it is a ValueError
+        return False
+    return all((folder / str(shard)).is_file() for shards in wanted for shard in shards)

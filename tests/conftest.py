@@ -1,0 +1,23 @@
+"""Strict JAX for every test: silent broadcasting is an error, warnings are errors, and the CPU shows eight devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real Hub; those of hub.py start a server of their own
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the checkout; a test that needs it is skipped where it is not."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder of reference data beside the checkout (GPT-2's vocabulary, the 6k replies)")
+    return SHARED

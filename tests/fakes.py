@@ -1,0 +1,40 @@
+"""Small models with every parameter drawn, so that a wrong one shows.
+
+On the usual initialisation most wrong programs pass: biases are zero, gains are one, and swapping two norms changes
+nothing. Here biases are N(0, 0.1), gains 1 + N(0, 0.2), and matrices ten times the usual scale.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.model import init_params
+
+TINY = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4, eos_token_id=60)
+ODD = GPT2Config(
+    vocab_size=131, n_positions=37, n_embd=30, n_layer=2, n_head=3, n_inner=50, eos_token_id=7, tie_word_embeddings=False
+)
+
+
+def draw_params(config: GPT2Config, seed: int = 0, scale: float = 10.0, dtype=jnp.float32):
+    """Parameters with every tensor drawn; `scale` multiplies the block matrices of the usual initialisation."""
+    params = init_params(config, jax.random.key(seed))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    drawn = []
+    for index, (path, leaf) in enumerate(leaves):
+        name, key = path[-1].key, jax.random.fold_in(jax.random.key(seed + 1), index)
+        noise = jax.random.normal(key, leaf.shape)
+        if name == "bias":
+            leaf = 0.1 * noise
+        elif name == "scale":
+            leaf = 1.0 + 0.2 * noise
+        elif name == "kernel" and path[0].key != "lm_head":
+            leaf = leaf * scale
+        drawn.append(leaf.astype(dtype))
+    return jax.tree_util.tree_unflatten(tree, drawn)
+
+
+def no_dropout(config: GPT2Config) -> GPT2Config:
+    return dataclasses.replace(config, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
