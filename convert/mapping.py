@@ -22,10 +22,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from dialogpt_jax.convert.names import EMBEDDING, HEAD, MappingError, Tensors, by_kind, normalise, same_bits
 
 from dialogpt_jax.config import GPT2Config
-
-Tensors = Mapping[str, np.ndarray]
 
 # Hugging Face's name | our path | the pattern. {i} stands for each layer.
 TABLE = (
@@ -48,17 +47,7 @@ TABLE = (
     ("lm_head.weight", "lm_head.kernel", "V D -> V D"),
 )
 
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 GPT2_HEAD_DIM = 64  # of every released GPT-2 and DialoGPT; the number of heads is not in the shapes
-
-_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
-_BARE = re.compile(r"(wte|wpe|ln_f)\.|h\.\d+\.")
-_FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-_OLD_NORM = re.compile(r"(ln_\w+)\.(gamma|beta)$")
-
-
-class MappingError(ValueError):
-    """Tensors that do not fit the config. The message shows the whole difference: `-` expected, `+` found."""
 
 
 class NonFiniteWeights(UserWarning):
@@ -115,21 +104,13 @@ class Report:
 
     def lines(self) -> list[str]:
         """For a person: alike names together, the layers' numbers as `*`."""
-        out = _classes(f"renamed  {old} -> {new}" for old, new in self.renamed)
-        out += _classes(f"dropped  {name} ({why})" for name, why in self.dropped)
-        out += _classes(f"transposed  {name}" for name in self.transposed)
+        out = by_kind(f"renamed  {old} -> {new}" for old, new in self.renamed)
+        out += by_kind(f"dropped  {name} ({why})" for name, why in self.dropped)
+        out += by_kind(f"transposed  {name}" for name in self.transposed)
         out += [f"not finite  {name}: {count} values" for name, count in self.nonfinite]
         if self.untied:
             out.append("head  lm_head.weight differs from the token embedding: kept, tie_word_embeddings is now false")
         return out
-
-
-class Normalised(NamedTuple):
-    """Tensors under Hugging Face's names, and what was renamed and dropped on the way."""
-
-    tensors: dict[str, np.ndarray]
-    renamed: tuple[tuple[str, str], ...]
-    dropped: tuple[tuple[str, str], ...]
 
 
 def rows(config: GPT2Config) -> list[Row]:
@@ -141,7 +122,7 @@ def rows(config: GPT2Config) -> list[Row]:
         if name == HEAD and config.tie_word_embeddings:
             continue
         theirs, ours = pattern.split(" -> ")
-        groups = [group.split() for group in re.findall(r"\(([^)]*)\)|(\S+)", theirs) for group in group if group]
+        groups = [(inner or single).split() for inner, single in re.findall(r"\(([^)]*)\)|(\S+)", theirs)]
         letters = [letter for group in groups for letter in group]
         for i in range(config.n_layer) if "{i}" in name else [0]:
             out.append(
@@ -155,62 +136,6 @@ def rows(config: GPT2Config) -> list[Row]:
                 )
             )
     return out
-
-
-def normalise(tensors: Tensors) -> Normalised:
-    """Names of every origin made Hugging Face's; Flax kernels turned to torch's (in, out); buffers dropped.
-
-    Taken away: `module.` and `_orig_mod.` (torch's wrappers), a doubled `transformer.` (DialogRPT). Added: a missing
-    `transformer.`. Read anew: `lm_head.decoder.weight`, `gamma` and `beta`, Flax names joined by `/`.
-
-    Raises:
-      MappingError: two names of the file mean the same tensor and their contents differ.
-    """
-    out: dict[str, np.ndarray] = {}
-    origins: dict[str, str] = {}
-    renamed, dropped = [], []
-    for original, array in tensors.items():
-        name, array = _normalise_one(original, array)
-        if _is_buffer(name, array):
-            dropped.append((original, "causal mask, computed"))
-            continue
-        if name in out:
-            if not same_bits(out[name], array):
-                raise MappingError(f"{original} and {origins[name]} are both {name} and differ; which one is meant?")
-            dropped.append((original, f"same as {origins[name]}"))
-            continue
-        if name != original:
-            renamed.append((original, name))
-        out[name], origins[name] = array, original
-    return Normalised(out, tuple(renamed), tuple(dropped))
-
-
-def _normalise_one(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    if "/" in name:  # Flax
-        name = name.removeprefix("params/").replace("/", ".")
-        stem, _, leaf = name.rpartition(".")
-        if leaf in _FLAX_LEAVES:
-            name = f"{stem}.{_FLAX_LEAVES[leaf]}"
-        array = array.T if leaf == "kernel" else array
-    while name.startswith(("module.", "_orig_mod.")):
-        name = name.partition(".")[2]
-    if name.startswith(("transformer.transformer.", "transformer.lm_head.")):
-        name = name.removeprefix("transformer.")
-    if _BARE.match(name):
-        name = f"transformer.{name}"
-    if name == "lm_head.decoder.weight":
-        name = HEAD
-    name = _OLD_NORM.sub(lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", name)
-    return name, array
-
-
-def _is_buffer(name: str, array: np.ndarray) -> bool:
-    found = _BUFFER.fullmatch(name)
-    if not found:
-        return False
-    if found[1] == "masked_bias":
-        return array.size == 1
-    return array.ndim >= 2 and array.shape[-1] == array.shape[-2] and array.size == array.shape[-1] ** 2
 
 
 def infer_config(tensors: Tensors, *, n_head: int | None = None) -> GPT2Config:
@@ -271,7 +196,7 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Rep
         else:
             config, untied = dataclasses.replace(config, tie_word_embeddings=False), True
     table = rows(config)
-    expected = {row.name: row.shape for row in table}
+    expected = {row.name: f"{row.shape}" for row in table}
     _compare(expected, {name: _described(array) for name, array in found.items()}, config)
 
     params: dict[str, Any] = {}
@@ -300,24 +225,17 @@ def from_params(params: Mapping[str, Any], config: GPT2Config) -> dict[str, np.n
     """
     table = rows(config)
     ours = {".".join(path): np.asarray(leaf) for path, leaf in _leaves(params)}
-    expected = {".".join(row.path): row.our_shape(config.padded_vocab_size) for row in table}
+    expected = {".".join(row.path): f"{row.our_shape(config.padded_vocab_size)}" for row in table}
     _compare(expected, {name: _described(array) for name, array in ours.items()}, config)
     return {row.name: row.to_theirs(ours[".".join(row.path)]) for row in table}
 
 
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal shape, dtype and bytes; NaN equals itself, 0.0 is not -0.0."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return bool(np.array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8)))
-
-
-def _described(array: np.ndarray) -> tuple:
+def _described(array: np.ndarray) -> str:
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return array.shape if floating else (*array.shape, array.dtype.name)
+    return f"{array.shape}" if floating else f"{array.shape} {array.dtype.name}"
 
 
-def _compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], config: GPT2Config) -> None:
+def _compare(expected: Mapping[str, str], found: Mapping[str, str], config: GPT2Config) -> None:
     if expected == found:
         return
     lines, wrong = [], 0
@@ -346,12 +264,3 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tup
             yield from _leaves(child, (*path, name))
         else:
             yield (*path, name), child
-
-
-def _classes(lines: Iterable[str]) -> list[str]:
-    """Lines that differ only in a layer's number, as one line with their count."""
-    counts: dict[str, int] = {}
-    for line in lines:
-        kind = re.sub(r"(?<=\bh[./])\d+", "*", line)
-        counts[kind] = counts.get(kind, 0) + 1
-    return [kind if count == 1 else f"{kind}  × {count}" for kind, count in counts.items()]

@@ -153,7 +153,9 @@ class GPT2Config:
         if isinstance(chosen.get("eos_token_id"), list):  # transformers allows several; GPT-2's have one
             chosen["eos_token_id"] = chosen["eos_token_id"][0] if chosen["eos_token_id"] else None
         vocab = chosen.get("vocab_size", cls.vocab_size)
-        if chosen.get("eos_token_id") is None and isinstance(vocab, int):  # else the constructor complains of vocab_size
+        if chosen.get("eos_token_id") is None and isinstance(
+            vocab, int
+        ):  # else the constructor complains of vocab_size
             chosen["eos_token_id"] = vocab - 1  # the last, as in GPT-2's vocabulary
         return cls(**chosen)
 

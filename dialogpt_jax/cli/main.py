@@ -15,6 +15,7 @@ COMMANDS = {
     "reply": "one reply to a dialogue, for scripts",
     "inspect": "say what a weight file or model directory is",
     "convert": "turn a checkpoint into a model directory, or back into Microsoft's layout",
+    "eval": "the paper's measures, from files or from a model",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 TOP_K_BUCKETS = (16, 64, 256, 1024)
@@ -90,7 +91,7 @@ def top_k_bucket(sampling: Sampling, vocab_size: int) -> int | None:
         return None
     if isinstance(sampling.top_k, jax.core.Tracer):
         return min(TOP_K_BUCKETS[-1], vocab_size)
-    largest = int(jnp.max(jnp.asarray(sampling.top_k)))
+    largest = int(np.max(np.asarray(sampling.top_k)))
     return min(next((b for b in TOP_K_BUCKETS if b > largest), TOP_K_BUCKETS[-1]), vocab_size)
 
 

@@ -13,7 +13,7 @@ rows. So a resampled corpus costs one product of matrices. What the script does,
   weighed as a single word would be, against the number of all words. The scores are kept comparable: so it is here.
 
 The script wants the same number of references for every line. Here a line may have any number from one up: the mean
-length is each line's own. `repeat_references` fills up to one number, as the DSTC-7 evaluation does.
+length is each line's own. `files.repeat_references` fills up to one number, as the DSTC-7 evaluation does.
 
 Letters: B lines, R reference texts of all lines together, N orders, G n-grams, K different n-grams; … any leading axes.
 """
@@ -60,11 +60,6 @@ def tokenize(text: str) -> list[str]:
     for pattern, spaced in _RULES:
         text = pattern.sub(spaced, text)
     return text.split()
-
-
-def repeat_references(references: Sequence[Sequence[str]], count: int) -> list[list[str]]:
-    """Exactly `count` references a line: the first ones, again from the first where there are fewer."""
-    return [[line[i % len(line)] for i in range(count)] for line in references]
 
 
 def count_overlap(hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, orders: int = ORDERS) -> Overlap:

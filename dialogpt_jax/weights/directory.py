@@ -30,13 +30,7 @@ from dialogpt_jax.weights import hub
 CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
 SAFETENSORS_FILE = "model.safetensors"
 # The order in which weights are looked for: the safest and fastest to read first.
-WEIGHT_FILES = (
-    SAFETENSORS_FILE,
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "flax_model.msgpack",
-)
+WEIGHT_FILES = tuple(file for file, _ in hub.WEIGHT_FORMS)
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pkl", "*.pt", "*.pth", "*.msgpack")
 NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt")
 # What one write replaces in a directory that is already a model's; anything else in it is the user's and stays.

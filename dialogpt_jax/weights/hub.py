@@ -45,7 +45,7 @@ def resolve(path: str | os.PathLike[str], *, revision: str | None = None) -> Pat
       HubError: the Hub cannot give it.
     """
     local = Path(path).expanduser()
-    if local.exists():
+    if str(path) and local.exists():  # "" would be the current directory
         return local
     if not isinstance(path, str) or not _NAME.fullmatch(path):
         raise FileNotFoundError(errno.ENOENT, "no such model directory", str(path))
@@ -69,7 +69,7 @@ def fetch(name: str, revision: str | None = None, offline: bool | None = None) -
     """
     from huggingface_hub import HfApi, constants, errors, snapshot_download
 
-    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     label = name if revision is None else f"{name} at revision {revision}"
     if constants.HF_HUB_OFFLINE if offline is None else offline:
         return _from_cache(name, revision, f"{label}: not in the cache, and HF_HUB_OFFLINE or --offline forbids to ask")

@@ -1,0 +1,106 @@
+"""Names of every origin in, Hugging Face's names out: the step before the table of `mapping.py`.
+
+    {"module.h.0.ln_1.weight": …, "h.0.attn.bias": …} ─normalise→ {"transformer.h.0.ln_1.weight": …}
+
+It renames, turns Flax's kernels, and drops what is computed and not learned; and it keeps a list of all it did.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+Tensors = Mapping[str, np.ndarray]
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+
+_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+_BARE = re.compile(r"(wte|wpe|ln_f)\.|h\.\d+\.")
+_FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+_OLD_NORM = re.compile(r"(ln_\w+)\.(gamma|beta)$")
+
+
+class MappingError(ValueError):
+    """Tensors that do not fit the config. The message shows the whole difference: `-` expected, `+` found."""
+
+
+class Normalised(NamedTuple):
+    """Tensors under Hugging Face's names, and what was renamed and dropped on the way."""
+
+    tensors: dict[str, np.ndarray]
+    renamed: tuple[tuple[str, str], ...]
+    dropped: tuple[tuple[str, str], ...]
+
+
+def normalise(tensors: Tensors) -> Normalised:
+    """Names of every origin made Hugging Face's; Flax kernels turned to torch's (in, out); buffers dropped.
+
+    Taken away: `module.` and `_orig_mod.` (torch's wrappers), a doubled `transformer.` (DialogRPT). Added: a missing
+    `transformer.`. Read anew: `lm_head.decoder.weight`, `gamma` and `beta`, Flax names joined by `/`.
+
+    Raises:
+      MappingError: two names of the file mean the same tensor and their contents differ.
+    """
+    out: dict[str, np.ndarray] = {}
+    origins: dict[str, str] = {}
+    renamed, dropped = [], []
+    for original, array in tensors.items():
+        name, array = _normalise_one(original, array)
+        if _is_buffer(name, array):
+            dropped.append((original, "causal mask, computed"))
+            continue
+        if name in out:
+            if not same_bits(out[name], array):
+                raise MappingError(f"{original} and {origins[name]} are both {name} and differ; which one is meant?")
+            dropped.append((original, f"same as {origins[name]}"))
+            continue
+        if name != original:
+            renamed.append((original, name))
+        out[name], origins[name] = array, original
+    return Normalised(out, tuple(renamed), tuple(dropped))
+
+
+def _normalise_one(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    if "/" in name:  # Flax
+        name = name.removeprefix("params/").replace("/", ".")
+        stem, _, leaf = name.rpartition(".")
+        if leaf in _FLAX_LEAVES:
+            name = f"{stem}.{_FLAX_LEAVES[leaf]}"
+        array = array.T if leaf == "kernel" else array
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
+    if name.startswith(("transformer.transformer.", "transformer.lm_head.")):
+        name = name.removeprefix("transformer.")
+    if _BARE.match(name):
+        name = f"transformer.{name}"
+    if name == "lm_head.decoder.weight":
+        name = HEAD
+    name = _OLD_NORM.sub(lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", name)
+    return name, array
+
+
+def _is_buffer(name: str, array: np.ndarray) -> bool:
+    found = _BUFFER.fullmatch(name)
+    if not found:
+        return False
+    if found[1] == "masked_bias":
+        return array.size == 1
+    return array.ndim >= 2 and array.shape[-1] == array.shape[-2] and array.size == array.shape[-1] ** 2
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal shape, dtype and bytes; NaN equals itself, 0.0 is not -0.0."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    a, b = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (a, b))
+    return bool(np.array_equal(a, b))
+
+
+def by_kind(lines: Iterable[str]) -> list[str]:
+    """Lines that differ only in a layer's number, as one line with their count."""
+    counts: dict[str, int] = {}
+    for line in lines:
+        kind = re.sub(r"(?<=\bh[./])\d+", "*", line)
+        counts[kind] = counts.get(kind, 0) + 1
+    return [kind if count == 1 else f"{kind}  × {count}" for kind, count in counts.items()]

@@ -1,0 +1,246 @@
+"""The few objects that a torch file of tensors is made of, as inert records.
+
+What flows in: the names and arguments that a pickle stream carries. What flows out: `Storage` and `Tensor` records,
+which say where the numbers lie, and the state dict among whatever else was saved. No number is read here, and nothing
+of torch is imported; the functions of the same names in torch's `_utils.py` say what the arguments mean.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dialogpt_jax.convert.checkpoint import BFLOAT16, ReadError, show
+from dialogpt_jax.convert.unpickle import Allowed, Builder, Global
+
+STORAGES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": BFLOAT16,
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+DTYPES = {
+    "float64": np.dtype("<f8"),
+    "double": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "half": np.dtype("<f2"),
+    "bfloat16": BFLOAT16,
+    "int64": np.dtype("<i8"),
+    "long": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "short": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "uint16": np.dtype("<u2"),
+    "uint32": np.dtype("<u4"),
+    "uint64": np.dtype("<u8"),
+    "bool": np.dtype("?"),
+}
+# What people name the state dict when they save it beside an epoch and an optimizer; "module" is DeepSpeed's.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+MAX_NESTING = 4
+
+
+class Storage(NamedTuple):
+    """A block of numbers: its key in the file, dtype (None: bytes, the tensor says which), and count.
+
+    `start` and `length` select a view of the block, which old files can have; None is all of it.
+    """
+
+    key: str
+    dtype: np.dtype | None
+    count: int
+    start: int = 0
+    length: int | None = None
+
+
+class Tensor(NamedTuple):
+    """A tensor before its numbers are looked at; sizes, strides and offset, in elements, are still unchecked."""
+
+    storage: Storage
+    dtype: np.dtype
+    offset: Any
+    shape: tuple
+    strides: tuple
+
+
+def find_storage(saved_id: Any) -> Storage:
+    """The storage that a persistent id stands for.
+
+    The forms are ('storage', type, key, location, count), and with view metadata behind it, None or (key, start,
+    length), in the older format. The location, a device, does not matter.
+
+    Raises:
+      ReadError: any other persistent id.
+    """
+    match saved_id:
+        case ("storage", Global() as kind, str(key), _, int(count)) if _is_storage(kind):
+            return _checked(Storage(key, STORAGES.get(kind.name), count))
+        case ("storage", Global() as kind, str(key), _, int(count), None) if _is_storage(kind):
+            return _checked(Storage(key, STORAGES.get(kind.name), count))
+        case ("storage", Global() as kind, str(key), _, int(count), (_, int(start), int(length))) if _is_storage(kind):
+            return _checked(Storage(key, STORAGES.get(kind.name), count, start, length))
+        case ("module", Global() as kind, *_):
+            raise ReadError(f"holds a whole module, {show(kind.name)}; save its state_dict() instead")
+    raise ReadError("the pickle stream refers to something that is no storage of numbers; it is damaged")
+
+
+def _is_storage(kind: Global) -> bool:
+    return kind.name in STORAGES or kind.name == "UntypedStorage"
+
+
+def _checked(storage: Storage) -> Storage:
+    length = storage.count if storage.length is None else storage.length
+    if not 0 <= storage.count < 2**59 or storage.start < 0 or length < 0 or storage.start + length > storage.count:
+        raise ReadError(
+            f"storage {show(storage.key)} claims {show(storage.count)} elements, of which {show(length)} from "
+            f"{show(storage.start)} on are used; the file is damaged"
+        )
+    return storage
+
+
+def _misuse(name: str, arguments: tuple) -> ReadError:
+    return ReadError(f"the pickle calls {name} with {len(arguments)} arguments that make no tensor; it is damaged")
+
+
+def _rebuild_tensor(arguments: tuple) -> Tensor:
+    match arguments:
+        case (Storage(dtype=np.dtype() as dtype) as storage, offset, tuple(shape), tuple(strides)):
+            return Tensor(storage, dtype, offset, shape, strides)
+    raise _misuse("_rebuild_tensor", arguments)
+
+
+def _rebuild_tensor_v2(arguments: tuple) -> Tensor:
+    match arguments:
+        case (storage, offset, shape, strides, _, _) | (storage, offset, shape, strides, _, _, None):
+            return _rebuild_tensor((storage, offset, shape, strides))
+        case (storage, offset, shape, strides, _, _, dict(marks)) if not any(map(bool, marks.values())):
+            return _rebuild_tensor((storage, offset, shape, strides))
+        case (_, _, _, _, _, _, dict()):
+            raise ReadError("holds a tensor whose signs or conjugates are still to be applied; save a .clone() of it")
+    raise _misuse("_rebuild_tensor_v2", arguments)
+
+
+def _rebuild_tensor_v3(arguments: tuple) -> Tensor:
+    # The storage is bytes, and the dtype is the seventh argument: torch's form for dtypes without a storage class.
+    match arguments:
+        case (Storage(dtype=None) as storage, offset, tuple(shape), tuple(strides), _, _, Global(name=name), *rest):
+            if name in DTYPES and not any(rest):
+                return Tensor(storage, DTYPES[name], offset, shape, strides)
+    raise _misuse("_rebuild_tensor_v3", arguments)
+
+
+def _rebuild_parameter(arguments: tuple) -> Tensor:
+    if len(arguments) in (3, 4) and type(arguments[0]) is Tensor:  # 4: with a state of Python attributes
+        return arguments[0]
+    raise _misuse("_rebuild_parameter", arguments)
+
+
+def _rebuild_from_type(arguments: tuple) -> Tensor:
+    # (function, class, arguments, attributes): a Parameter or a tensor with attributes; those are dropped.
+    match arguments:
+        case (Global(build=build), Global(build=None), tuple(inner), _) if build in _REBUILDERS.values():
+            return build(inner)
+    raise _misuse("_rebuild_from_type", arguments)
+
+
+def _ordered_dict(arguments: tuple) -> dict:
+    # Python 2 saved an OrderedDict as a list of [key, value] pairs; Python 3 fills an empty one.
+    match arguments:
+        case ():
+            return {}
+        case (list(pairs),) if all(type(p) in (list, tuple) and len(p) == 2 and type(p[0]) is str for p in pairs):
+            if len({pair[0] for pair in pairs}) == len(pairs):
+                return dict(pairs)
+    raise ReadError("the pickle makes an OrderedDict of something that is no list of names and values; it is damaged")
+
+
+def _size(arguments: tuple) -> tuple:
+    match arguments:
+        case (tuple(sizes),) | (list(sizes),):
+            return tuple(sizes)
+    raise _misuse("torch.Size", arguments)
+
+
+_REBUILDERS: dict[str, Callable[[tuple], Tensor]] = {
+    "_rebuild_tensor": _rebuild_tensor,
+    "_rebuild_tensor_v2": _rebuild_tensor_v2,
+    "_rebuild_tensor_v3": _rebuild_tensor_v3,
+    "_rebuild_parameter": _rebuild_parameter,
+    "_rebuild_parameter_with_state": _rebuild_parameter,
+}
+
+
+def _list_allowed() -> Allowed:
+    allowed: dict[tuple[str, str], Builder | None] = {("collections", "OrderedDict"): _ordered_dict}
+    allowed |= {("torch._utils", name): build for name, build in _REBUILDERS.items()}
+    allowed |= {("torch._tensor", f"_rebuild_from_type{version}"): _rebuild_from_type for version in ("", "_v2")}
+    allowed[("torch", "Size")] = _size
+    allowed |= dict.fromkeys([("torch", "Tensor"), ("torch", "device"), ("torch.nn.parameter", "Parameter")])
+    allowed |= dict.fromkeys([("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage")])
+    allowed |= dict.fromkeys((module, name) for module in ("torch", "torch.cuda") for name in STORAGES)
+    allowed |= dict.fromkeys(("torch", name) for name in DTYPES)
+    return allowed
+
+
+# Everything that may be named in a file, and what stands in for it when it is called.
+ALLOWED: Allowed = _list_allowed()
+
+
+def find_state_dict(value: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The dict of tensors in what was saved, and what stands beside the tensors as plain values.
+
+    A state dict may be the top level, or lie in it under a name of `WRAPPERS` or as the only dict that holds tensors.
+
+    Raises:
+      ReadError: no dict of tensors, several, or one with names or values that are not a state dict's.
+    """
+    state, metadata = value, {}
+    for _ in range(MAX_NESTING):
+        if type(state) is not dict:
+            raise ReadError(f"holds a {type(state).__name__}, not a dict of tensors; save a model's state_dict()")
+        metadata |= {k: v for k, v in state.items() if type(k) is str and type(v) in (str, int, float, bool, type(None))}
+        chosen = _choose(state)
+        if chosen is None:
+            return {name: _named(name, tensor) for name, tensor in state.items() if name not in metadata}, metadata
+        state = state[chosen]
+    raise ReadError(f"holds no dict of tensors within {MAX_NESTING} levels; save a model's state_dict() alone")
+
+
+def _choose(state: dict) -> Any:
+    """The key under which to look further, or None where the dict itself is the state dict."""
+    dicts = {key: value for key, value in state.items() if type(value) is dict}
+    holding = [key for key, value in dicts.items() if _has_tensors(value)]
+    preferred = [key for key in holding if key in WRAPPERS]
+    if len(preferred) == 1:
+        return preferred[0]
+    if _has_tensors(state) and not preferred:
+        return None
+    deeper = [key for key in dicts if key in WRAPPERS] or list(dicts)
+    candidates = preferred or holding or deeper
+    if len(candidates) == 1:
+        return candidates[0]
+    what = "several dicts of tensors" if holding else "no dict of tensors"
+    raise ReadError(f"holds {what} under {show(list(state))}; save the model's state_dict() alone")
+
+
+def _has_tensors(value: dict) -> bool:
+    return any(type(entry) is Tensor for entry in value.values())
+
+
+def _named(name: Any, tensor: Any) -> Tensor:
+    if type(name) is not str or type(tensor) is not Tensor:
+        raise ReadError(
+            f"the dict of tensors holds {show(name)}, a {type(tensor).__name__}; save the model's state_dict() alone"
+        )
+    return tensor

@@ -1,0 +1,321 @@
+"""A model one can talk with: dialogues of text in, replies of text out.
+
+`load` is the edge where files are read; a `Bot` is a value after that: parameters, config and tokenizer, and functions of
+them. What draws is given by `seed`, the row's place in the caller's list and the number of turns, so a call repeats.
+
+Letters: B rows, T prompt tokens, N candidates.
+"""
+
+import dataclasses
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates
+from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.model import Params
+from dialogpt_jax.text.dialogue import DialogueError, Turns, as_turns, encode
+from dialogpt_jax.text.tokenizer import Tokenizer
+
+DEFAULT_SAMPLING = Sampling(temperature=0.7, top_k=50, top_p=0.9)
+DEFAULT_MAX_NEW_TOKENS = 40
+DEFAULT_ROWS = 32
+
+_log = logging.getLogger("dialogpt_jax")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """One of several replies.
+
+    Attributes:
+      text: the reply.
+      tokens: int32, its ids, EOS included where it ended.
+      logprobs: float32, the model's own log-probability of each.
+      logprob: their sum.
+      finished: it ended by itself.
+    """
+
+    text: str
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    logprob: float
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bot:
+    """A dialogue model with its tokenizer; get one from `dialogpt_jax.load`.
+
+    Every method that replies takes `sampling` (default `Sampling(temperature=0.7, top_k=50, top_p=0.9)`), `seed` (default
+    0: a call repeats; `None` draws one and logs it) and `max_new_tokens` (default 40, EOS included). A dialogue is a
+    text, a list of texts or chat messages; the context is its newest turns, dropped by whole turns where they do not fit.
+
+    Attributes:
+      params: the parameters; the computation has their dtype.
+      config: the sizes.
+      tokenizer: text to ids.
+    """
+
+    params: Params
+    config: GPT2Config
+    tokenizer: Tokenizer
+
+    def reply(
+        self,
+        turns: Turns,
+        *,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        seed: int | None = 0,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> str:
+        """The reply to a dialogue.
+
+        Raises:
+          DialogueError: no turn, or nothing in the newest; a plain text is a dialogue of one turn.
+        """
+        return self.candidates(turns, n=1, sampling=sampling, seed=seed, max_new_tokens=max_new_tokens)[0].text
+
+    def candidates(
+        self,
+        turns: Turns,
+        n: int = 16,
+        *,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        seed: int | None = 0,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> list[Candidate]:
+        """`n` replies to one dialogue, drawn together on a shared prefix; the first is what `reply` gives."""
+        if n < 1:
+            raise ValueError(f"n is {n}; it must be at least 1")
+        turns, length = as_turns(turns), _checked_length(max_new_tokens)
+        context = self.encode(turns, max_new_tokens=length)
+        out = generate_candidates(
+            self.params,
+            self.config,
+            np.array([context], np.int32),
+            np.array([len(context)], np.int32),
+            candidates=n,
+            sampling=sampling,
+            max_new_tokens=length,
+            keys=row_keys(seed_or_drawn(seed), [0], [len(turns)]),
+        )
+        out = jax.device_get(out)
+        return [self._candidate(out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i]) for i in range(n)]
+
+    def replies(
+        self,
+        dialogues: Sequence[Turns],
+        *,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        seed: int | None = 0,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        batch_size: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """A reply to each of many dialogues, in their order, in compiled batches of similar length.
+
+        Args:
+          dialogues: each a list of texts or of messages. A plain text is refused here, since a list of texts could mean
+            one dialogue or several.
+          batch_size: rows in a batch; by default 32, or what a quarter of the memory at hand holds.
+          progress: called with (done, all) after each batch.
+        """
+        checked = _as_dialogues(dialogues)
+        length, seed = _checked_length(max_new_tokens), seed_or_drawn(seed)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        contexts = [self.encode(turns, max_new_tokens=length) for turns in checked]
+        rows = batch_size or self._rows_that_fit(len(contexts), max(map(len, contexts), default=1), length)
+        order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+        texts = [""] * len(contexts)
+        for begin in range(0, len(order), rows):
+            chosen = order[begin : begin + rows]
+            # A last, smaller batch is filled with its own first row: one shape, one program.
+            filled = chosen + [chosen[0]] * (rows - len(chosen))
+            lengths_B = np.array([len(contexts[i]) for i in filled], np.int32)
+            tokens_BT = np.zeros((rows, few_buckets(int(lengths_B.max()), self.config.n_positions)), np.int32)
+            for row, i in enumerate(filled):
+                tokens_BT[row, : len(contexts[i])] = contexts[i]
+            out = generate(
+                self.params,
+                self.config,
+                tokens_BT,
+                lengths_B,
+                sampling=sampling,
+                max_new_tokens=length,
+                keys=row_keys(seed, filled, [len(checked[i]) for i in filled]),
+            )
+            tokens_BR, counts_B = jax.device_get((out.tokens, out.lengths))
+            for row, i in enumerate(chosen):
+                texts[i] = self.tokenizer.decode(tokens_BR[row, : counts_B[row]])
+            if progress is not None:
+                progress(begin + len(chosen), len(order))
+        return texts
+
+    def stream(
+        self,
+        turns: Turns,
+        *,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        seed: int | None = 0,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> Iterator[str]:
+        """The reply in pieces of text, as it is drawn; joined they are what `reply` gives. Pieces are whole characters."""
+        from dialogpt_jax.chat.session import Chat  # it is built on Bot
+
+        *before, newest = as_turns(turns)
+        seed, length = seed_or_drawn(seed), _checked_length(max_new_tokens)
+        chat = Chat(self, seed=seed, sampling=sampling, max_new_tokens=length, turns=before)
+        return chat.stream(newest)
+
+    def chat(
+        self,
+        *,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        seed: int | None = 0,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> Any:
+        """A conversation, `dialogpt_jax.Chat`, that keeps its turns and, between them, the cache."""
+        from dialogpt_jax.chat.session import Chat
+
+        seed, length = seed_or_drawn(seed), _checked_length(max_new_tokens)
+        return Chat(self, seed=seed, sampling=sampling, max_new_tokens=length)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes a model directory that this package, transformers and CTranslate2 load."""
+        from dialogpt_jax.weights.directory import write_directory
+
+        write_directory(directory, self.params, self.config, self.tokenizer)
+
+    def encode(self, turns: Sequence[str], *, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> list[int]:
+        """The context ids of a reply to `turns` (`text.dialogue.encode`)."""
+        config = self.config
+        return encode(
+            self.tokenizer,
+            turns,
+            eos=config.eos_token_id,
+            n_positions=config.n_positions,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def _candidate(self, tokens, logprobs, length) -> Candidate:
+        tokens, logprobs = tokens[:length], logprobs[:length]
+        finished = bool(length) and int(tokens[-1]) == self.config.eos_token_id
+        return Candidate(self.tokenizer.decode(tokens), tokens, logprobs, float(logprobs.sum()), finished)
+
+    def _rows_that_fit(self, dialogues: int, context: int, reply: int) -> int:
+        config = self.config
+        slots = few_buckets(context, config.n_positions) + bucket_of(reply)
+        size = self.params["wte"]["embedding"].dtype.itemsize
+        cache = 2 * config.n_layer * config.n_embd * size * slots
+        logits = 4 * 4 * config.padded_vocab_size  # a few float32 copies of a row's logits are alive at once
+        rows = min(DEFAULT_ROWS, 1 << (max(dialogues, 1) - 1).bit_length())
+        while rows > 1 and rows * (cache + logits) > _memory() / 4:
+            rows //= 2
+        return rows
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+) -> Bot:
+    """A bot from a model.
+
+    Args:
+      model: `None` for the small model that ships with the package; a model directory; or a name on the Hub, such as
+        "microsoft/DialoGPT-medium".
+      dtype: "float32" (the default, whatever the file holds), "bfloat16" or "float16".
+      revision: of a Hub repository: a branch, tag or commit.
+    """
+    from dialogpt_jax.weights.directory import load_params
+    from dialogpt_jax.weights.hub import resolve
+
+    folder = bundled_directory() if model is None else resolve(model, revision=revision)
+    params, config = load_params(folder, dtype=dtype)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model a vocabulary of {config.vocab_size}"
+        )
+    return Bot(params, config, tokenizer)
+
+
+def bundled_directory() -> Path:
+    """The model directory that ships with the package."""
+    return Path(__file__).resolve().parents[1] / "bundled" / "model"
+
+
+def few_buckets(size: int, most: int) -> int:
+    """16, 64, 256, 1024 …: a chat's and a batch's lengths, coarser than `bucket_of`, for each is a program."""
+    bucket = 16
+    while bucket < size:
+        bucket *= 4
+    return min(bucket, most)
+
+
+def seed_or_drawn(seed: int | None) -> int:
+    """The seed, or one drawn by the system and logged, so that the call can be repeated."""
+    if seed is None:
+        seed = secrets.randbits(32)
+        _log.warning("drew seed %d; give seed=%d to repeat this", seed, seed)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 to 2^63 − 1, or None")
+    return seed
+
+
+def row_keys(seed: int, places: Sequence[int], turns: Sequence[int], attempts: Sequence[int] | None = None) -> jax.Array:
+    """One key a row: of the seed, its place in the caller's list, the turns of its dialogue, and which try this is."""
+    words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+    attempts = [0] * len(places) if attempts is None else attempts
+    return _row_keys(words, *(np.array(x, np.uint32) for x in (places, turns, attempts)))
+
+
+@jax.jit
+def _row_keys(words, places_B, turns_B, attempts_B):
+    base = jax.random.fold_in(jax.random.key(words[0]), words[1])
+
+    def fold(place, turn, attempt):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base, place), turn), attempt)
+
+    return jax.vmap(fold)(places_B, turns_B, attempts_B)
+
+
+def _as_dialogues(dialogues: Sequence[Turns]) -> list[list[str]]:
+    if isinstance(dialogues, str) or any(isinstance(d, str) or hasattr(d, "get") for d in dialogues):
+        raise DialogueError(
+            "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply"
+        )
+    checked = []
+    for number, dialogue in enumerate(dialogues):
+        try:
+            checked.append(as_turns(dialogue))
+        except DialogueError as error:
+            raise DialogueError(f"dialogue {number}: {error}") from None
+    return checked
+
+
+def _checked_length(max_new_tokens: int) -> int:
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, at least 1")
+    return max_new_tokens
+
+
+def _memory() -> float:
+    """Bytes of the memory that the default device computes in."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return 4e9

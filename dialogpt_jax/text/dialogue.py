@@ -1,0 +1,95 @@
+"""Turns to token ids: what a caller calls a dialogue in, the context that fits the model out.
+
+A dialogue is one text, its turns joined and ended by EOS (arXiv 1911.00536, section 3.1):
+
+    "Hi!", "Hello."      →      [17250 0] EOS [15496 13] EOS
+
+What does not fit is left out by whole turns, the oldest first. The newest turn always stays, and is cut from its start if
+it alone is too long.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dialogpt_jax.text.tokenizer import Tokenizer
+
+# One text; its turns; or chat messages, {"role": …, "content": …}
+Turns = str | Sequence[str] | Sequence[Mapping[str, Any]]
+
+
+class DialogueError(ValueError):
+    """What was given is no dialogue to reply to."""
+
+
+class TruncationWarning(UserWarning):
+    """The newest turn alone is longer than the context, and lost its start."""
+
+
+def as_turns(dialogue: Turns) -> list[str]:
+    """The texts of a dialogue's turns, the newest last: from one text, a list of texts, or chat messages.
+
+    Raises:
+      DialogueError: no turn, a turn that is not text, or a newest turn with nothing in it.
+    """
+    if isinstance(dialogue, str):
+        dialogue = [dialogue]
+    if not isinstance(dialogue, Sequence) or isinstance(dialogue, bytes):
+        raise DialogueError(f"a dialogue is a text, a list of texts or of messages; got {type(dialogue).__name__}")
+    turns = []
+    for number, turn in enumerate(dialogue, start=1):
+        text = turn.get("content") if isinstance(turn, Mapping) else turn
+        if not isinstance(text, str):
+            what = f"content of message {number}" if isinstance(turn, Mapping) else f"turn {number}"
+            raise DialogueError(f"{what} is {type(text).__name__}; expected text")
+        turns.append(text)
+    if not turns:
+        raise DialogueError("the dialogue has no turn; give at least one text to reply to")
+    if not turns[-1].strip():
+        raise DialogueError(f"turn {len(turns)}, the one to reply to, is empty; write something")
+    return turns
+
+
+def context_limit(n_positions: int, max_new_tokens: int) -> int:
+    """The most context tokens that leave room for a reply; at least half of the positions are the context's."""
+    return max(n_positions - max_new_tokens, n_positions // 2, 1)
+
+
+def window_start(lengths: Sequence[int], *, limit: int, target: int) -> int:
+    """The first turn of the context, after a conversation whose turns have these lengths in tokens, EOS included.
+
+    It is a function of the lengths alone, so that a kept chat, one that was undone and a fresh call agree. It follows the
+    conversation from its beginning: whenever the turns up to a reply exceed `limit`, the oldest go until `target` is kept.
+    So a long chat computes its window anew once in many turns, not at each.
+
+        lengths 4 4 4 4 4, limit 13, target 8:    after turn 1: 0    after turn 3: 0    after turn 5: 20 > 13, so 3
+    """
+    start, last = 0, len(lengths) - 1
+    for newest in range(last % 2, last + 1, 2):  # the turns that were replied to, as two speakers alternate
+        if sum(lengths[start : newest + 1]) > limit:
+            while start < newest and sum(lengths[start : newest + 1]) > target:
+                start += 1
+    return start
+
+
+def encode(
+    tokenizer: Tokenizer, turns: Sequence[str], *, eos: int, n_positions: int, max_new_tokens: int
+) -> list[int]:
+    """The context of a reply to the last of `turns`: ids, each turn ended by EOS, at most `context_limit` of them.
+
+    Warns:
+      TruncationWarning: the newest turn alone is too long and was cut from its start.
+    """
+    limit = context_limit(n_positions, max_new_tokens)
+    ended = [[*ids, eos] for ids in tokenizer.encode_batch(turns)]
+    start = window_start([len(ids) for ids in ended], limit=limit, target=n_positions // 2)
+    context = [token for ids in ended[start:] for token in ids]
+    if len(context) > limit:
+        warnings.warn(
+            f"the last turn has {len(context)} tokens; its first {len(context) - limit} were left out "
+            f"(n_positions is {n_positions})",
+            TruncationWarning,
+            stacklevel=2,
+        )
+        context = context[-limit:]
+    return context
