@@ -1,7 +1,7 @@
 """What every reader shares: the error, the result, the dtypes, and one checked view into a mapped file.
 
-What flows in: a path, or bytes with sizes, strides and offsets that a file claims. What flows out: read-only arrays that
-look into the mapped file (nothing is copied until someone copies), or a `ReadError` that says what is wrong.
+What flows in: a path, or bytes with sizes, strides and offsets that a file claims. What flows out: read-only arrays
+that look into the mapped file (nothing is copied until someone copies), or a `ReadError` that says what is wrong.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 
 MAX_DIMS = 32  # numpy 1's limit; GPT-2's tensors have at most 4
 
+_SCALARS = (str, bytes, int, float, bool, type(None))
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -42,7 +43,13 @@ class Checkpoint(NamedTuple):
 
 def show(value: Any) -> str:
     """A value from a file, fit for one line of an error: escaped, and cut at 80 characters."""
-    text = repr(value)
+    if isinstance(value, list):
+        # Not repr of the whole: a hostile list may be nested a million deep, or hold itself.
+        parts = [show(item) if isinstance(item, _SCALARS) else f"<{type(item).__name__}>" for item in value[:8]]
+        return "[" + ", ".join(parts + ["..."] * (len(value) > 8)) + "]"
+    if not isinstance(value, _SCALARS):
+        return f"<{type(value).__name__}>"
+    text = repr(value[:80] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -126,7 +133,7 @@ def view(
         )
     # A size of 1 makes its stride meaningless, and a file may put anything there; numpy wants it to fit 64 bits.
     steps = [stride * dtype.itemsize if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)]
-    array = np.ndarray(tuple(shape), dtype, buffer=data, offset=offset * dtype.itemsize, strides=steps)  # type: ignore
+    array = np.ndarray(tuple(shape), dtype, buffer=data.data, offset=offset * dtype.itemsize, strides=steps)
     if dtype == np.bool_ and array.view(np.uint8).max() > 1:
         raise ReadError(f"tensor {show(name)} is boolean, but holds bytes other than 0 and 1; the file is damaged")
     return array

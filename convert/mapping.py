@@ -114,28 +114,31 @@ class Report:
 
 
 def rows(config: GPT2Config) -> list[Row]:
-    """The table written out: a row per tensor of this config, `lm_head` only where it is separate."""
+    """The table written out, in the order of the network: a row per tensor, `lm_head` only where it is separate."""
     sizes = {"V": config.vocab_size, "P": config.n_positions, "D": config.n_embd, "F": config.mlp_dim}
     sizes |= {"3": 3, "H": config.n_head, "K": config.head_dim}
-    out = []
-    for name, path, pattern in TABLE:
-        if name == HEAD and config.tie_word_embeddings:
-            continue
-        theirs, ours = pattern.split(" -> ")
-        groups = [(inner or single).split() for inner, single in re.findall(r"\(([^)]*)\)|(\S+)", theirs)]
-        letters = [letter for group in groups for letter in group]
-        for i in range(config.n_layer) if "{i}" in name else [0]:
-            out.append(
-                Row(
-                    name.format(i=i),
-                    tuple(path.format(i=i).split(".")),
-                    tuple(math.prod(sizes[letter] for letter in group) for group in groups),
-                    tuple(sizes[letter] for letter in letters),
-                    tuple(letters.index(letter) for letter in ours.split()),
-                    letters[0] == "V",
-                )
-            )
-    return out
+    block = [index for index, (name, *_) in enumerate(TABLE) if "{i}" in name]
+    before, after = TABLE[: block[0]], TABLE[block[-1] + 1 :]
+    if config.tie_word_embeddings:
+        after = tuple(row for row in after if row[0] != HEAD)
+    out = [_row(row, 0, sizes) for row in before]
+    out += [_row(TABLE[index], layer, sizes) for layer in range(config.n_layer) for index in block]
+    return out + [_row(row, 0, sizes) for row in after]
+
+
+def _row(row: tuple[str, str, str], layer: int, sizes: Mapping[str, int]) -> Row:
+    name, path, pattern = row
+    theirs, ours = pattern.split(" -> ")
+    groups = [(inner or single).split() for inner, single in re.findall(r"\(([^)]*)\)|(\S+)", theirs)]
+    letters = [letter for group in groups for letter in group]
+    return Row(
+        name.format(i=layer),
+        tuple(path.format(i=layer).split(".")),
+        shape=tuple(math.prod(sizes[letter] for letter in group) for group in groups),
+        split=tuple(sizes[letter] for letter in letters),
+        order=tuple(letters.index(letter) for letter in ours.split()),
+        vocabulary=letters[0] == "V",
+    )
 
 
 def infer_config(tensors: Tensors, *, n_head: int | None = None) -> GPT2Config:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dialogpt_jax.config import GPT2Config
+
 Tensors = Mapping[str, np.ndarray]
 
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
@@ -86,7 +88,22 @@ def _is_buffer(name: str, array: np.ndarray) -> bool:
         return False
     if found[1] == "masked_bias":
         return array.size == 1
-    return array.ndim >= 2 and array.shape[-1] == array.shape[-2] and array.size == array.shape[-1] ** 2
+    return array.ndim >= 2 and array.shape[-1] == array.shape[-2]
+
+
+def to_microsoft(tensors: Tensors, config: GPT2Config) -> dict[str, np.ndarray]:
+    """Hugging Face's names → those of Microsoft's own `.pkl`: a head always, and the causal masks as buffers.
+
+    The sum of bytes is then 2·P + 2·L·n² + 2·V·D in half precision, as in their files (n = 1024): a check of size.
+    """
+    n, dtype = config.n_positions, tensors[EMBEDDING].dtype
+    out: dict[str, np.ndarray] = {}
+    for name, array in tensors.items():
+        if name.endswith(".attn.c_attn.weight"):
+            out[name.replace("c_attn.weight", "bias")] = np.tril(np.ones((1, 1, n, n), dtype))
+        out["lm_head.decoder.weight" if name == HEAD else name] = array
+    out.setdefault("lm_head.decoder.weight", tensors[EMBEDDING].copy())  # a copy: theirs shares no memory either
+    return out
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

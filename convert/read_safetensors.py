@@ -11,7 +11,6 @@ import json
 from typing import Any
 
 import numpy as np
-
 from dialogpt_jax.convert.checkpoint import BFLOAT16, Checkpoint, ReadError, count_elements, show, view
 
 DTYPES = {
@@ -40,11 +39,11 @@ def load_json(text: bytes, what: str) -> Any:
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ReadError(f"{what} has the name {show(twice)} twice; it is damaged or made to mislead")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ReadError(f"{what} has the name {show(name)} twice; it is damaged or made to mislead")
+            found[name] = value
         return found
 
     try:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-
 from dialogpt_jax.convert.checkpoint import Checkpoint, ReadError, show, view
 from dialogpt_jax.convert.torch_objects import ALLOWED, Storage, Tensor, find_state_dict, find_storage
 from dialogpt_jax.convert.unpickle import MAX_STREAM, unpickle
@@ -50,7 +49,7 @@ def read_zip(data: np.ndarray) -> Checkpoint:
         if order != b"little":
             raise ReadError(f"has the byte order {show(order)}; save it on a little-endian machine")
     storages: dict[str, Storage] = {}
-    stream = memoryview(read_record(data, records[pickles[0]], max_size=MAX_STREAM))
+    stream = read_record(data, records[pickles[0]], max_size=MAX_STREAM).data
     value, _ = unpickle(stream, allowed=ALLOWED, persistent=lambda saved: _remember(storages, saved))
 
     def load(storage: Storage) -> np.ndarray:
@@ -68,7 +67,7 @@ def read_legacy(data: np.ndarray) -> Checkpoint:
     Raises:
       ReadError: damaged, truncated, big-endian, not written by torch, or reaching for code.
     """
-    stream, storages = memoryview(data), {}
+    stream, storages = data.data, {}
 
     def refuse(_: Any) -> None:
         raise ReadError("the pickle stream refers to a storage before the tensors; the file is damaged")
@@ -82,9 +81,7 @@ def read_legacy(data: np.ndarray) -> Checkpoint:
     machine, position = unpickle(stream, position, allowed=ALLOWED, persistent=refuse)
     if type(machine) is not dict or machine.get("little_endian") is not True:
         raise ReadError("was not saved on a little-endian machine, or its header is damaged; save it on one that is")
-    value, position = unpickle(
-        stream, position, allowed=ALLOWED, persistent=lambda saved: _remember(storages, saved)
-    )
+    value, position = unpickle(stream, position, allowed=ALLOWED, persistent=lambda saved: _remember(storages, saved))
     keys, position = unpickle(stream, position, allowed=ALLOWED, persistent=refuse)
     blocks = _list_blocks(data, position, keys, storages)
 
@@ -100,7 +97,7 @@ def _remember(storages: dict[str, Storage], saved_id: Any) -> Storage:
     """Notes a storage under its key; tensors that share it must agree on what it holds."""
     storage = find_storage(saved_id)
     first = storages.setdefault(storage.key, storage)
-    if (first.dtype, first.count) != (storage.dtype, storage.count):
+    if (first.dtype, first.elements) != (storage.dtype, storage.elements):
         raise ReadError(f"two tensors disagree about the type or size of storage {show(storage.key)}; damaged")
     return storage
 
@@ -115,9 +112,11 @@ def _list_blocks(data: np.ndarray, position: int, keys: Any, storages: Mapping[s
             raise ReadError(f"holds a storage {show(key)} that no tensor uses; the file is damaged")
         if position + 8 > len(data):
             raise ReadError(f"ends at byte {len(data)}, before storage {show(key)}; it is truncated, copy it again")
-        (count,) = struct.unpack_from("<q", data, position)
-        if count != storages[key].count:
-            raise ReadError(f"storage {show(key)} has {count} elements, and its tensors expect {storages[key].count}")
+        (count,) = struct.unpack_from("<q", data.data, position)
+        if count != storages[key].elements:
+            raise ReadError(
+                f"storage {show(key)} has {count} elements, and its tensors expect {storages[key].elements}"
+            )
         dtype = storages[key].dtype
         size = count * (1 if dtype is None else dtype.itemsize)
         if position + 8 + size > len(data):
@@ -155,7 +154,7 @@ def _assemble(
 
 
 def _count_bytes(storage: Storage) -> int:
-    return storage.count * (1 if storage.dtype is None else storage.dtype.itemsize)
+    return storage.elements * (1 if storage.dtype is None else storage.dtype.itemsize)
 
 
 def _claim_bytes(tensor: Tensor) -> int:
@@ -166,8 +165,6 @@ def _claim_bytes(tensor: Tensor) -> int:
 def _look(name: str, tensor: Tensor, block: np.ndarray) -> np.ndarray:
     storage = tensor.storage
     if storage.length is not None:  # a view of a storage, in old files; it has the storage's dtype
-        size = _count_bytes(storage) // storage.count if storage.count else 1
+        size = _count_bytes(storage) // storage.elements if storage.elements else 1
         block = block[storage.start * size : (storage.start + storage.length) * size]
-    return view(
-        block, tensor.dtype, name, shape=tensor.shape, strides=tensor.strides, offset=tensor.offset
-    )
+    return view(block, tensor.dtype, name, shape=tensor.shape, strides=tensor.strides, offset=tensor.offset)

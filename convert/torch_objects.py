@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from dialogpt_jax.convert.checkpoint import BFLOAT16, ReadError, show
 from dialogpt_jax.convert.unpickle import Allowed, Builder, Global
 
@@ -49,17 +48,18 @@ DTYPES = {
 # What people name the state dict when they save it beside an epoch and an optimizer; "module" is DeepSpeed's.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 MAX_NESTING = 4
+PLAIN = (str, int, float, bool, type(None))
 
 
 class Storage(NamedTuple):
-    """A block of numbers: its key in the file, dtype (None: bytes, the tensor says which), and count.
+    """A block of numbers: its key in the file, dtype (None: bytes, the tensor says which), and number of elements.
 
     `start` and `length` select a view of the block, which old files can have; None is all of it.
     """
 
     key: str
     dtype: np.dtype | None
-    count: int
+    elements: int
     start: int = 0
     length: int | None = None
 
@@ -100,10 +100,15 @@ def _is_storage(kind: Global) -> bool:
 
 
 def _checked(storage: Storage) -> Storage:
-    length = storage.count if storage.length is None else storage.length
-    if not 0 <= storage.count < 2**59 or storage.start < 0 or length < 0 or storage.start + length > storage.count:
+    length = storage.elements if storage.length is None else storage.length
+    if (
+        not 0 <= storage.elements < 2**59
+        or storage.start < 0
+        or length < 0
+        or storage.start + length > storage.elements
+    ):
         raise ReadError(
-            f"storage {show(storage.key)} claims {show(storage.count)} elements, of which {show(length)} from "
+            f"storage {show(storage.key)} claims {show(storage.elements)} elements, of which {show(length)} from "
             f"{show(storage.start)} on are used; the file is damaged"
         )
     return storage
@@ -172,6 +177,10 @@ def _size(arguments: tuple) -> tuple:
     raise _misuse("torch.Size", arguments)
 
 
+def _device(arguments: tuple) -> None:
+    """Where something lay; stands among the options of a training run, and says nothing here."""
+
+
 _REBUILDERS: dict[str, Callable[[tuple], Tensor]] = {
     "_rebuild_tensor": _rebuild_tensor,
     "_rebuild_tensor_v2": _rebuild_tensor_v2,
@@ -185,8 +194,8 @@ def _list_allowed() -> Allowed:
     allowed: dict[tuple[str, str], Builder | None] = {("collections", "OrderedDict"): _ordered_dict}
     allowed |= {("torch._utils", name): build for name, build in _REBUILDERS.items()}
     allowed |= {("torch._tensor", f"_rebuild_from_type{version}"): _rebuild_from_type for version in ("", "_v2")}
-    allowed[("torch", "Size")] = _size
-    allowed |= dict.fromkeys([("torch", "Tensor"), ("torch", "device"), ("torch.nn.parameter", "Parameter")])
+    allowed |= {("torch", "Size"): _size, ("torch", "device"): _device}
+    allowed |= dict.fromkeys([("torch", "Tensor"), ("torch.nn.parameter", "Parameter")])
     allowed |= dict.fromkeys([("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage")])
     allowed |= dict.fromkeys((module, name) for module in ("torch", "torch.cuda") for name in STORAGES)
     allowed |= dict.fromkeys(("torch", name) for name in DTYPES)
@@ -209,10 +218,12 @@ def find_state_dict(value: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for _ in range(MAX_NESTING):
         if type(state) is not dict:
             raise ReadError(f"holds a {type(state).__name__}, not a dict of tensors; save a model's state_dict()")
-        metadata |= {k: v for k, v in state.items() if type(k) is str and type(v) in (str, int, float, bool, type(None))}
+        metadata = {
+            name: plain for name, plain in state.items() if type(name) is str and type(plain) in PLAIN
+        } | metadata
         chosen = _choose(state)
         if chosen is None:
-            return {name: _named(name, tensor) for name, tensor in state.items() if name not in metadata}, metadata
+            return _keep_tensors(state), metadata
         state = state[chosen]
     raise ReadError(f"holds no dict of tensors within {MAX_NESTING} levels; save a model's state_dict() alone")
 
@@ -220,7 +231,9 @@ def find_state_dict(value: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _choose(state: dict) -> Any:
     """The key under which to look further, or None where the dict itself is the state dict."""
     dicts = {key: value for key, value in state.items() if type(value) is dict}
-    holding = [key for key, value in dicts.items() if _has_tensors(value)]
+    # By identity: a hostile file can name one large dict a million times.
+    having = {id(value) for value in {id(value): value for value in dicts.values()}.values() if _has_tensors(value)}
+    holding = [key for key, value in dicts.items() if id(value) in having]
     preferred = [key for key in holding if key in WRAPPERS]
     if len(preferred) == 1:
         return preferred[0]
@@ -238,9 +251,24 @@ def _has_tensors(value: dict) -> bool:
     return any(type(entry) is Tensor for entry in value.values())
 
 
-def _named(name: Any, tensor: Any) -> Tensor:
-    if type(name) is not str or type(tensor) is not Tensor:
-        raise ReadError(
-            f"the dict of tensors holds {show(name)}, a {type(tensor).__name__}; save the model's state_dict() alone"
-        )
-    return tensor
+def _keep_tensors(state: dict) -> dict[str, Tensor]:
+    """The tensors of a state dict; what cannot hold one may stand beside them, a tensor elsewhere may not be lost."""
+    seen: set[int] = set()
+    for name, value in state.items():
+        if type(value) is Tensor and type(name) is not str:
+            raise ReadError(f"the dict of tensors has the name {show(name)}, which is no text; save a state_dict()")
+        if type(value) is not Tensor and _reaches_tensor(value, seen):
+            raise ReadError(f"holds tensors, and more of them inside {show(name)}; save the model's state_dict() alone")
+    return {name: value for name, value in state.items() if type(value) is Tensor}
+
+
+def _reaches_tensor(value: Any, seen: set[int]) -> bool:
+    waiting = [value]  # a stack and not recursion: a hostile file may nest deeply, or in a circle
+    while waiting:
+        item = waiting.pop()
+        if type(item) is Tensor or type(item) is Storage:
+            return True
+        if type(item) in (dict, list, tuple) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item.values() if type(item) is dict else item)
+    return False

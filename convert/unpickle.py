@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from dialogpt_jax.convert.checkpoint import ReadError, show
 
 # The stream of a GPT-2 large is about 60 KB. One byte can build an empty dict of 64, so this bounds the memory, too.
-MAX_STREAM = 16 * 2**20
+MAX_STREAM = 8 * 2**20
 MAX_LONG = 32  # bytes of an integer; torch's magic number has 10
 MAX_LINE = 1000  # bytes of a module's or a function's name
 
@@ -29,7 +29,7 @@ Allowed = Mapping[tuple[str, str], Builder | None]
 
 
 class Global(NamedTuple):
-    """The name of a class or function; only a name. `build` is this package's stand-in, None where none may be called."""
+    """The name of a class or function, only a name; `build` is what REDUCE calls instead, None where nothing may be."""
 
     module: str
     name: str
@@ -51,6 +51,7 @@ _LONGS = {pickle.LONG1: 1, pickle.LONG4: 4}
 _TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 _PUTS = {pickle.BINPUT: 1, pickle.LONG_BINPUT: 4}
 _GETS = {pickle.BINGET: 1, pickle.LONG_BINGET: 4}
+_NAMES = {code.code.encode("latin-1"): code.name for code in pickletools.opcodes}
 _EXTENSIONS = {pickle.EXT1: 1, pickle.EXT2: 2, pickle.EXT4: 4}
 
 
@@ -264,8 +265,7 @@ class _Machine:
 
     def refuse(self, opcode: bytes) -> None:
         """The error for an opcode that reaches for code, or that no writer of checkpoints uses."""
-        known = pickletools.code2op.get(opcode.decode("latin-1"))
-        subject = f"the opcode {known.name if known else show(opcode)}"
+        subject = f"the opcode {_NAMES.get(opcode, show(opcode))}"
         if opcode in _EXTENSIONS:
             subject += f" (code {self.take_int(_EXTENSIONS[opcode])} of the extension registry)"
         elif opcode == pickle.INST:

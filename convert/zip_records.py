@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Mapping
 
 import numpy as np
-
 from dialogpt_jax.convert.checkpoint import ReadError, show
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
@@ -28,7 +27,7 @@ class _MappedFile(io.RawIOBase):
     """The mapped bytes as a file that zipfile can read: a read is cut at the end before anything is allocated."""
 
     def __init__(self, data: np.ndarray) -> None:
-        self.data, self.position = memoryview(data), 0
+        self.data, self.position = data.data, 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self.position = offset + (0, self.position, len(self.data))[whence]
@@ -62,11 +61,11 @@ def list_records(data: np.ndarray) -> Mapping[str, zipfile.ZipInfo]:
         records = zipfile.ZipFile(_MappedFile(data)).infolist()  # type: ignore[arg-type]
     except Exception as error:  # what zipfile raises on hostile bytes has no common class: struct, unicode, EOF, …
         raise ReadError(f"is a zip file that is damaged or truncated ({error}); download or copy it again") from None
-    names = [record.filename for record in records]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise ReadError(f"is a zip file with two records {show(twice[0])}; it is damaged or made to mislead")
-    return {record.filename: record for record in records}
+    found: dict[str, zipfile.ZipInfo] = {}
+    for record in records:
+        if found.setdefault(record.filename, record) is not record:
+            raise ReadError(f"is a zip file with two records {show(record.filename)}; it is damaged or made to mislead")
+    return found
 
 
 def read_record(data: np.ndarray, record: zipfile.ZipInfo, *, max_size: int | None = None) -> np.ndarray:
@@ -81,7 +80,7 @@ def read_record(data: np.ndarray, record: zipfile.ZipInfo, *, max_size: int | No
     start = record.header_offset
     if start < 0 or start + _LOCAL_HEADER.size > len(data):
         raise ReadError(f"record {name} begins at byte {start} of {len(data)}; the file is damaged or truncated")
-    magic, _, flags, method, *_, name_length, extra_length = _LOCAL_HEADER.unpack_from(data, start)
+    magic, _, flags, method, *_, name_length, extra_length = _LOCAL_HEADER.unpack_from(data.data, start)
     start += _LOCAL_HEADER.size + name_length + extra_length
     end = start + record.compress_size
     written = bytes(data[start - name_length - extra_length : start - extra_length])
@@ -98,7 +97,7 @@ def read_record(data: np.ndarray, record: zipfile.ZipInfo, *, max_size: int | No
         raise ReadError(f"record {name} is compressed by method {method}; save it with torch, which stores it plainly")
     if len(content) != record.file_size:
         raise ReadError(f"record {name} has {len(content)} bytes, and the directory says {record.file_size}; damaged")
-    if zlib.crc32(memoryview(content)) != record.CRC:
+    if zlib.crc32(content.data) != record.CRC:
         raise ReadError(f"record {name} does not match its CRC; the file is damaged: download or copy it again")
     return content
 
@@ -115,7 +114,7 @@ def _inflate(packed: np.ndarray, record: zipfile.ZipInfo, *, limit: int) -> np.n
             "no weights do: the file is damaged or made to fill the memory"
         )
     try:
-        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(memoryview(packed), record.file_size + 1)
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed.data, record.file_size + 1)
     except zlib.error as error:
         raise ReadError(f"record {show(record.filename)} cannot be unpacked ({error}); the file is damaged") from None
     return np.frombuffer(unpacked, np.uint8)

@@ -171,7 +171,7 @@ def _prefix_part(cache, layer, k_BTHK, v_BTHK, positions_BT):
     rows, heads = k_BTHK.shape[0], k_BTHK.shape[2]
     slots_GT = jnp.repeat(positions_BT, heads, axis=0)
     k_GSK, v_GSK = write(cache.layers[layer], _merged(k_BTHK, rows), _merged(v_BTHK, rows), slots_GT)
-    cache = cache.replace(layers=_with(cache.layers, layer, (k_GSK, v_GSK)))
+    cache = KVCache(_with(cache.layers, layer, (k_GSK, v_GSK)))
     visible_BTS = jnp.arange(k_GSK.shape[1])[None, None, :] <= positions_BT[:, :, None]
     return [(k_GSK, v_GSK, visible_BTS[:, None, None])], cache
 
@@ -183,12 +183,12 @@ def _reply_parts(cache, layer, k_BTHK, v_BTHK, positions_BT):
     slots_BHNT = jnp.repeat(slots_BNT[:, None], heads, axis=1)
     slots_GT = slots_BHNT.reshape(-1, slots_BHNT.shape[-1])
     k_GRK, v_GRK = write(cache.reply.layers[layer], _merged(k_BTHK, rows), _merged(v_BTHK, rows), slots_GT)
-    reply = cache.reply.replace(layers=_with(cache.reply.layers, layer, (k_GRK, v_GRK)))
+    reply = KVCache(_with(cache.reply.layers, layer, (k_GRK, v_GRK)))
     k_GSK, v_GSK = cache.prefix.layers[layer]
     before_BS = jnp.arange(k_GSK.shape[1])[None, :] < cache.lengths_B[:, None]
     own_BNTR = jnp.arange(k_GRK.shape[1])[None, None, None, :] <= slots_BNT[..., None]
     parts = [(k_GSK, v_GSK, before_BS[:, None, None, None]), (k_GRK, v_GRK, own_BNTR[:, None])]
-    return parts, cache.replace(reply=reply)
+    return parts, ReplyCache(cache.prefix, cache.lengths_B, reply)
 
 
 def _heads_first(x_BTHK, rows: int):
@@ -329,7 +329,8 @@ def hidden(
         reply, 2 tokens:    positions [3], then [4]               → slots 3, 4
         turn 2, 2 tokens:   positions [5 6]                       → slots 5, 6, seeing 0..6
     """
-    return GPT2(config).apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key)
+    x_BTD, cache = GPT2(config).apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key)  # type: ignore[misc]
+    return x_BTD, cache
 
 
 def logits(params: Params, config: GPT2Config, x: jax.Array) -> jax.Array:

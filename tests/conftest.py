@@ -21,3 +21,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the folder of reference data beside the checkout (GPT-2's vocabulary, the 6k replies)")
     return SHARED
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With DIALOGPT_TESTS_NO_SKIP set, a test that skips has failed: what must be seen was not seen."""
+    report = (yield).get_result()
+    if report.skipped and os.environ.get("DIALOGPT_TESTS_NO_SKIP"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where a skip is a failure: {report.longrepr}"

@@ -9,12 +9,21 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.model import init_params
+from dialogpt_jax.text.tokenizer import Tokenizer
 
 TINY = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4, eos_token_id=60)
 ODD = GPT2Config(
-    vocab_size=131, n_positions=37, n_embd=30, n_layer=2, n_head=3, n_inner=50, eos_token_id=7, tie_word_embeddings=False
+    vocab_size=131,
+    n_positions=37,
+    n_embd=30,
+    n_layer=2,
+    n_head=3,
+    n_inner=50,
+    eos_token_id=7,
+    tie_word_embeddings=False,
 )
 
 
@@ -38,3 +47,46 @@ def draw_params(config: GPT2Config, seed: int = 0, scale: float = 10.0, dtype=jn
 
 def no_dropout(config: GPT2Config) -> GPT2Config:
     return dataclasses.replace(config, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+
+
+# What the fake tokenizer learns its merges from: ASCII only, so that every other character is several tokens.
+SENTENCES = (
+    "Hello, how are you today?",
+    "I am fine, thanks. And you?",
+    "What are you doing this evening?",
+    "Nothing much, reading the news.",
+    "Do you like the rain in the evening?",
+    "No, the rain is not for me.",
+)
+
+
+def tiny_tokenizer(vocab_size: int = 320) -> Tokenizer:
+    """A byte-level BPE with about 60 merges; `<|endoftext|>` is its last id."""
+    return Tokenizer.train(SENTENCES, vocab_size)
+
+
+def tiny_bot(seed: int = 0, *, n_positions: int = 96, end: float = 7.0) -> Bot:
+    """A bot whose replies are noise that ends: EOS gets `end` added to its logit at every step.
+
+    Drawn weights hardly ever give one chosen id. So the first channel of the last norm is made constant, and only EOS
+    reads it.
+    """
+    tokenizer = tiny_tokenizer()
+    eos = tokenizer.end_of_text_id
+    assert eos is not None
+    config = no_dropout(
+        GPT2Config(
+            vocab_size=tokenizer.vocab_size,
+            n_positions=n_positions,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            eos_token_id=eos,
+            tie_word_embeddings=False,
+        )
+    )
+    params = draw_params(config, seed)
+    norm, head_VD = params["ln_f"], params["lm_head"]["kernel"] * 20.0
+    params["ln_f"] = {"scale": norm["scale"].at[0].set(0.0), "bias": norm["bias"].at[0].set(1.0)}
+    params["lm_head"] = {"kernel": head_VD.at[:, 0].set(0.0).at[eos, 0].set(end)}
+    return Bot(params, config, tokenizer)

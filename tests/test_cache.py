@@ -13,22 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from fakes import ODD, draw_params
+from checkpoints import as_params, draw_tensors
+from fakes import ODD
 from fakes import TINY as THREE_LAYERS
 from reference import relative_error
 
 from dialogpt_jax import cache as caches
 from dialogpt_jax import model
 from dialogpt_jax.cache import KVCache, init_cache, init_reply, keep_reply
-from dialogpt_jax.convert.mapping import from_params
 
 # float32: sums over other numbers of slots round differently, by about 1e-6 of the largest logit.
 TOLERANCE = 1e-5
 
 TINY = dataclasses.replace(THREE_LAYERS, n_layer=2)  # compiles faster, and a second layer is enough to go wrong in
 LENGTHS = np.array([9, 4, 13])
-PARAMS = draw_params(TINY)
-WEIGHTS = reference.checkpoint(from_params(PARAMS, TINY))
+TENSORS = draw_tensors(TINY)
+PARAMS, WEIGHTS = as_params(TENSORS, TINY), reference.checkpoint(TENSORS)
 
 
 @jax.jit
@@ -119,8 +119,9 @@ def test_pads_past_the_last_slot_are_dropped():
 
 
 def test_pads_past_the_last_position_are_harmless():
+    # More slots than positions, so that what such a pad writes stays: were it NaN, 0 · NaN would spoil the row.
     texts = [draw_tokens(TINY.n_positions, seed=5), draw_tokens(44, seed=6)]
-    _, cache = feed(init_cache(TINY, 2, TINY.n_positions, jnp.float32), [0, 0], [text[:41] for text in texts])
+    _, cache = feed(init_cache(TINY, 2, 64, jnp.float32), [0, 0], [text[:41] for text in texts])
     got, _ = feed(cache, [41, 41], [text[41:] for text in texts], width=16)  # columns stand at positions 41..56 of 48
     for row, text in enumerate(texts):
         assert relative_error(got[row], alone(text)[41:]) < TOLERANCE

@@ -1,9 +1,10 @@
 """Makes the bundled model: a folder of dialogues in, a training run and at its end a model directory out.
 
-    python -m dialogpt_jax.bundled.make --corpus DIR --run DIR
+    python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL
 
-`DIR` of the corpus holds `train.jsonl.gz` and `valid.jsonl.gz`, a dialogue a line: `{"turns": [text, …]}`. A run that was
-stopped goes on when the command is given again. The numbers below are the model's: change them and it is another one.
+CORPUS holds `train.jsonl.gz` and `valid.jsonl.gz`, a dialogue a line: `{"turns": [text, …]}`. A run that was
+stopped goes on when the command is given again. MODEL gets the model directory, its weights in float16, and its card, whose
+figures are measured on what was written. The numbers below are the model's: change them and it is another one.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from dialogpt_jax.bundled.card import read_curve, write_card
+from dialogpt_jax.chat.bot import load
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batches
 from dialogpt_jax.data.examples import examples
@@ -20,28 +23,41 @@ from dialogpt_jax.data.formats import read_dialogues
 from dialogpt_jax.evaluation.perplexity import bits_per_byte
 from dialogpt_jax.model import init_params
 from dialogpt_jax.text.tokenizer import JSON_FILE, Tokenizer
-from dialogpt_jax.training.loop import fit
+from dialogpt_jax.training.loop import METRICS, fit
 from dialogpt_jax.training.optim import muon_and_adam
 from dialogpt_jax.training.step import init_state
+from dialogpt_jax.weights.directory import write_directory
 
 VOCAB_SIZE = 8192
-SIZES = {"n_positions": 256, "n_embd": 256, "n_layer": 4, "n_head": 4}
-NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}  # hardly more than an epoch: nothing to overfit
+CONFIG = GPT2Config(
+    vocab_size=VOCAB_SIZE,
+    eos_token_id=VOCAB_SIZE - 1,
+    n_positions=256,
+    n_embd=256,
+    n_layer=4,
+    n_head=4,
+    embd_pdrop=0.0,  # less than an epoch: nothing to overfit
+    attn_pdrop=0.0,
+    resid_pdrop=0.0,
+)
 BUCKETS, TOKENS_PER_BATCH = (64, 128, 192, 256), 8192
-RATES = {"warmup": 60, "muon_rate": 0.02, "adam_rate": 0.004, "clip": 1.0}
+STEPS, DECAY, WARMUP = 1100, 400, 60
+MUON_RATE, ADAM_RATE, CLIP = 0.02, 0.004, 1.0
 VALID_WHILE_TRAINING = 100  # dialogues
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dialogpt_jax.bundled.make", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m dialogpt_jax.bundled.make",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--decay", type=int, default=600, help="the rates fall to 0 over the last DECAY steps")
-    parser.add_argument("--stop", type=int, help="end after this step; a later call goes on")
+    parser.add_argument("--run", type=Path, required=True, help="checkpoint and metrics")
+    parser.add_argument("--export", type=Path, help="where the model directory goes when training is done")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--decay", type=int, default=DECAY, help="the rates fall to 0 over the last DECAY steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--muon-rate", type=float, default=RATES["muon_rate"])
-    parser.add_argument("--adam-rate", type=float, default=RATES["adam_rate"])
     args = parser.parse_args(argv)
     args.run.mkdir(parents=True, exist_ok=True)
 
@@ -50,34 +66,40 @@ def main(argv: list[str] | None = None) -> int:
     if not (args.run / JSON_FILE).exists():
         Tokenizer.train((turn for turns in train for turn in turns), VOCAB_SIZE).save(args.run)
     tokenizer = Tokenizer.load(args.run)
-    eos = tokenizer.end_of_text_id
-    assert eos == VOCAB_SIZE - 1
-    config = GPT2Config(vocab_size=VOCAB_SIZE, eos_token_id=eos, **SIZES, **NO_DROPOUT)
 
     encoded = (tokenizer.encode_batch(turns) for turns in train)
     batches = Batches(
-        examples(encoded, eos=eos, max_length=config.n_positions),
+        examples(encoded, eos=CONFIG.eos_token_id, max_length=CONFIG.n_positions),
         lengths=BUCKETS,
         tokens_per_batch=TOKENS_PER_BATCH,
         seed=args.seed,
     )
-    print(f"{config.num_parameters:,} parameters; {batches.per_epoch} batches in an epoch", flush=True)
-    rates = RATES | {"muon_rate": args.muon_rate, "adam_rate": args.adam_rate}
-    optimizer = muon_and_adam(steps=args.steps, decay=args.decay, **rates)
+    print(f"{CONFIG.num_parameters:,} parameters; {batches.per_epoch} batches in an epoch", flush=True)
+    optimizer = muon_and_adam(
+        steps=args.steps, warmup=WARMUP, decay=args.decay, muon_rate=MUON_RATE, adam_rate=ADAM_RATE, clip=CLIP
+    )
     key = jax.random.key(args.seed)
-    state = init_state(init_params(config, key), optimizer, key)
     state = fit(
-        state,
+        init_state(init_params(CONFIG, key), optimizer, key),
         batches,
-        config=config,
+        config=CONFIG,
         optimizer=optimizer,
-        steps=min(args.steps, args.stop or args.steps),
+        steps=args.steps,
         out=args.run,
         compute_dtype=jnp.bfloat16,
-        evaluate=lambda params: bits_per_byte(params, config, tokenizer, valid[:VALID_WHILE_TRAINING]),
+        evaluate=lambda params: bits_per_byte(params, CONFIG, tokenizer, valid[:VALID_WHILE_TRAINING]),
         report=lambda line: print(line, flush=True),
     )
+    if args.export:
+        write_directory(args.export, state.params, CONFIG, tokenizer, dtype="float16")
+        write_card(args.export, load(args.export), valid, curve=read_curve(args.run / METRICS), command=_command(args))
+        print(f"wrote {args.export}", flush=True)
     return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    flags = f"--steps {args.steps} --decay {args.decay} --seed {args.seed}"
+    return f"python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL {flags}"
 
 
 if __name__ == "__main__":

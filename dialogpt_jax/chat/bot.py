@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Bot:
         """`n` replies to one dialogue, drawn together on a shared prefix; the first is what `reply` gives."""
         if n < 1:
             raise ValueError(f"n is {n}; it must be at least 1")
-        turns, length = as_turns(turns), _checked_length(max_new_tokens)
+        turns, length = as_turns(turns), min(checked_length(max_new_tokens), self.config.n_positions)
         context = self.encode(turns, max_new_tokens=length)
         out = generate_candidates(
             self.params,
@@ -128,14 +128,35 @@ class Bot:
           batch_size: rows in a batch; by default 32, or what a quarter of the memory at hand holds.
           progress: called with (done, all) after each batch.
         """
+        found = self.answers(
+            dialogues,
+            sampling=sampling,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return [answer.text for answer in found]
+
+    def answers(
+        self,
+        dialogues: Sequence[Turns],
+        *,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        seed: int | None = 0,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        batch_size: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Candidate]:
+        """`replies` with what is known of each: tokens, log-probabilities, whether it ended by itself."""
         checked = _as_dialogues(dialogues)
-        length, seed = _checked_length(max_new_tokens), seed_or_drawn(seed)
+        length, seed = min(checked_length(max_new_tokens), self.config.n_positions), seed_or_drawn(seed)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         contexts = [self.encode(turns, max_new_tokens=length) for turns in checked]
         rows = batch_size or self._rows_that_fit(len(contexts), max(map(len, contexts), default=1), length)
         order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-        texts = [""] * len(contexts)
+        found: dict[int, Candidate] = {}
         for begin in range(0, len(order), rows):
             chosen = order[begin : begin + rows]
             # A last, smaller batch is filled with its own first row: one shape, one program.
@@ -153,12 +174,12 @@ class Bot:
                 max_new_tokens=length,
                 keys=row_keys(seed, filled, [len(checked[i]) for i in filled]),
             )
-            tokens_BR, counts_B = jax.device_get((out.tokens, out.lengths))
+            out = jax.device_get(out)
             for row, i in enumerate(chosen):
-                texts[i] = self.tokenizer.decode(tokens_BR[row, : counts_B[row]])
+                found[i] = self._candidate(out.tokens[row], out.logprobs[row], out.lengths[row])
             if progress is not None:
                 progress(begin + len(chosen), len(order))
-        return texts
+        return [found[i] for i in range(len(contexts))]
 
     def stream(
         self,
@@ -172,7 +193,7 @@ class Bot:
         from dialogpt_jax.chat.session import Chat  # it is built on Bot
 
         *before, newest = as_turns(turns)
-        seed, length = seed_or_drawn(seed), _checked_length(max_new_tokens)
+        seed, length = seed_or_drawn(seed), checked_length(max_new_tokens)
         chat = Chat(self, seed=seed, sampling=sampling, max_new_tokens=length, turns=before)
         return chat.stream(newest)
 
@@ -186,7 +207,7 @@ class Bot:
         """A conversation, `dialogpt_jax.Chat`, that keeps its turns and, between them, the cache."""
         from dialogpt_jax.chat.session import Chat
 
-        seed, length = seed_or_drawn(seed), _checked_length(max_new_tokens)
+        seed, length = seed_or_drawn(seed), checked_length(max_new_tokens)
         return Chat(self, seed=seed, sampling=sampling, max_new_tokens=length)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -213,7 +234,7 @@ class Bot:
 
     def _rows_that_fit(self, dialogues: int, context: int, reply: int) -> int:
         config = self.config
-        slots = few_buckets(context, config.n_positions) + bucket_of(reply)
+        slots = few_buckets(context, config.n_positions) + bucket_of(reply, config.n_positions)
         size = self.params["wte"]["embedding"].dtype.itemsize
         cache = 2 * config.n_layer * config.n_embd * size * slots
         logits = 4 * 4 * config.padded_vocab_size  # a few float32 copies of a row's logits are alive at once
@@ -273,7 +294,9 @@ def seed_or_drawn(seed: int | None) -> int:
     return seed
 
 
-def row_keys(seed: int, places: Sequence[int], turns: Sequence[int], attempts: Sequence[int] | None = None) -> jax.Array:
+def row_keys(
+    seed: int, places: Sequence[int], turns: Sequence[int], attempts: Sequence[int] | None = None
+) -> jax.Array:
     """One key a row: of the seed, its place in the caller's list, the turns of its dialogue, and which try this is."""
     words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
     attempts = [0] * len(places) if attempts is None else attempts
@@ -290,8 +313,11 @@ def _row_keys(words, places_B, turns_B, attempts_B):
     return jax.vmap(fold)(places_B, turns_B, attempts_B)
 
 
-def _as_dialogues(dialogues: Sequence[Turns]) -> list[list[str]]:
-    if isinstance(dialogues, str) or any(isinstance(d, str) or hasattr(d, "get") for d in dialogues):
+def _as_dialogues(dialogues: Iterable[Turns]) -> list[list[str]]:
+    if not isinstance(dialogues, Iterable):
+        raise DialogueError(f"replies takes a list of dialogues; got {type(dialogues).__name__}")
+    dialogues = list(dialogues)
+    if any(isinstance(d, str | Mapping) for d in dialogues):
         raise DialogueError(
             "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply"
         )
@@ -304,7 +330,8 @@ def _as_dialogues(dialogues: Sequence[Turns]) -> list[list[str]]:
     return checked
 
 
-def _checked_length(max_new_tokens: int) -> int:
+def checked_length(max_new_tokens: int) -> int:
+    """`max_new_tokens`, found sound."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, at least 1")
     return max_new_tokens

@@ -5,10 +5,11 @@ from the context it wants. So undo, retry, a dropped window, an abandoned stream
 own, and every reply equals that of a fresh prefill.
 """
 
+import contextlib
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dialogpt_jax.chat.bot import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, Bot,
 from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.decoding.generate import bucket_of
 from dialogpt_jax.decoding.logits import Sampling, as_arrays, top_k_bucket
-from dialogpt_jax.text.dialogue import as_turns
+from dialogpt_jax.text.dialogue import Turns, as_turns, texts_of
 
 FORMAT = "dialogpt_jax chat 1"
 
@@ -46,15 +47,15 @@ class Chat:
         seed: int = 0,
         sampling: Sampling = DEFAULT_SAMPLING,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
-        turns: Sequence[str] = (),
+        turns: Turns = (),
     ):
         self.seed, self.sampling, self.max_new_tokens = seed, sampling, max_new_tokens
         self.finished, self.context_tokens = True, 0
-        self._bot, self._turns, self._attempt = bot, list(turns), 0
+        self._bot, self._turns, self._attempt = bot, texts_of(turns), 0
         self._cache: Any = None
         self._cached: list[int] = []
         # Weak, so that a stream which its reader drops is closed at once, and recorded.
-        self._running: Callable[[], Iterator[str] | None] = lambda: None
+        self._running: Callable[[], Generator[str, None, None] | None] = lambda: None
 
     @property
     def turns(self) -> list[str]:
@@ -65,10 +66,10 @@ class Chat:
         """The reply to the next turn."""
         return "".join(self.stream(text))
 
-    def stream(self, text: str) -> Iterator[str]:
+    def stream(self, text: str) -> Generator[str, None, None]:
         """The reply in pieces. Left before its end, what was said by then is the reply; an error takes the turn back."""
         self._settle()
-        as_turns([*self._turns, text])
+        text = as_turns([*self._turns, text])[-1]
         return self._run(self._turns, text, attempt=0)
 
     def undo(self) -> str:
@@ -84,7 +85,7 @@ class Chat:
         """Another reply to the last turn."""
         return "".join(self.retry_stream())
 
-    def retry_stream(self) -> Iterator[str]:
+    def retry_stream(self) -> Generator[str, None, None]:
         """`retry` in pieces; the old reply stays until the new one has begun to be said."""
         self._settle()
         if not self._turns:
@@ -108,12 +109,15 @@ class Chat:
             "sampling": dict(vars(self.sampling)),
         }
         path = Path(path)
-        part = path.with_name(path.name + ".part")
+        part = path.parent / (path.name + ".part")
         try:
             part.write_text(json.dumps(state, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(part, path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], bot: Bot) -> "Chat":
@@ -130,10 +134,14 @@ class Chat:
             if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns) or len(turns) % 2:
                 raise ValueError("its turns are not pairs of texts")
             seed, attempt, length = state["seed"], state["attempt"], state["max_new_tokens"]
-            if not all(isinstance(n, int) and n >= 0 for n in (seed, attempt, length)) or length < 1:
-                raise ValueError("its numbers are out of range")
+            "".join(turns).encode()  # a lone surrogate would break every later turn
+            for number, least, most in ((seed, 0, 2**63), (attempt, 0, 2**32), (length, 1, 2**31)):
+                if isinstance(number, bool) or not isinstance(number, int) or not least <= number < most:
+                    raise ValueError(f"its numbers are out of range: {number!r}")
             sampling = Sampling(**state["sampling"])
-        except (ValueError, KeyError, TypeError) as error:
+            if any(isinstance(value, list | dict) for value in vars(sampling).values()):
+                raise ValueError("its sampling holds no numbers")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ChatError(f"{path}: not a saved chat ({error})") from None
         chat = cls(bot, seed=seed, sampling=sampling, max_new_tokens=length, turns=turns)
         chat._attempt = attempt
@@ -145,12 +153,12 @@ class Chat:
         if running is not None:
             running.close()
 
-    def _run(self, before: list[str], text: str, *, attempt: int) -> Iterator[str]:
+    def _run(self, before: list[str], text: str, *, attempt: int) -> Generator[str, None, None]:
         pieces = self._stream(before, text, attempt)
         self._running = weakref.ref(pieces)
         return pieces
 
-    def _stream(self, before: list[str], text: str, attempt: int) -> Iterator[str]:
+    def _stream(self, before: list[str], text: str, attempt: int) -> Generator[str, None, None]:
         tokenizer, eos = self._bot.tokenizer, self._bot.config.eos_token_id
         context = self._bot.encode([*before, text], max_new_tokens=self.max_new_tokens)
         keys_B = row_keys(self.seed, [0], [len(before) + 1], [attempt])
@@ -200,7 +208,7 @@ class Chat:
             keys_B,
             sampling,
             self._seen(context),
-            slots=bucket_of(self.max_new_tokens),
+            slots=bucket_of(self.max_new_tokens, config.n_positions),
             bucket=bucket,
         )
         ids, done = [], False

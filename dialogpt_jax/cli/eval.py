@@ -9,6 +9,7 @@ leaving out each line.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_human,
         default=-1,
         metavar="PLACE",
-        help="which reference of a file with tabs is the human reply, taken out for every system: `last` (default; the 6k "
-        "test), its place from 1 (2 in DSTC-7), or `none`",
+        help="which reference of a file with tabs is the human reply, taken out for every system: `last` (default; the "
+        "6k test), its place from 1 (2 in DSTC-7), or `none`",
     )
     from_files.add_argument(
         "--reference-sets",
@@ -60,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--clean",
         action="store_true",
-        help="first clean replies and references as DSTC-7 does: lower case, `http…` to `__url__`, only letters, digits "
-        "and ():,.!?\"' kept, signs apart, `don't` to `do n't`",
+        help="first clean replies and references as DSTC-7 does: lower case, `http…` to `__url__`, only letters, "
+        "digits and ():,.!?\"' kept, signs apart, `don't` to `do n't`",
     )
     from_files.add_argument("--meteor-jar", metavar="PATH", help="meteor-1.5.jar, for METEOR 1.5; needs Java")
     shown = parser.add_argument_group("results")
@@ -73,7 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resampled sets of lines (default 1000; 0: no such intervals)",
     )
     shown.add_argument("--seed", type=_count, default=0, help="of the resampling (default 0)")
-    shown.add_argument("--beside", choices=tuple(tables.PUBLISHED), help="a row of DialoGPT's tables, as a column")
+    shown.add_argument(
+        "--beside",
+        choices=tuple(tables.PUBLISHED),
+        metavar="ROW",
+        help=f"a row of DialoGPT's tables as a column: {', '.join(tables.PUBLISHED)}",
+    )
     layout = shown.add_mutually_exclusive_group()
     layout.add_argument("--markdown", action="store_true", help="a Markdown table")
     layout.add_argument("--json", action="store_true", help="JSON, in full precision")
@@ -94,7 +100,9 @@ def run_files(args: argparse.Namespace) -> int:
     references = args.references and files.read_references(args.references, human=args.human, sets=args.reference_sets)
     keys = args.keys and files.read_lines(args.keys)
     paths = [args.hypotheses, *([args.compare] if args.compare else [])]
-    names = paths if len(set(paths)) == len(paths) else [f"{path} ({i + 1})" for i, path in enumerate(paths)]
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path} ({i + 1})" for i, path in enumerate(paths)]
     systems: dict[str, list[Estimate]] = {}
     num = 0
     for name, path in zip(names, paths, strict=True):
@@ -111,7 +119,7 @@ def run_files(args: argparse.Namespace) -> int:
         systems[name] = measure_files(texts, wanted, args)
     differences = [compare(*pair) for pair in zip(*systems.values(), strict=True)] if args.compare else []
     if args.json:
-        shown = ("references", "human", "reference_sets", "keys", "bootstrap", "seed")
+        shown = ("hypotheses", "compare", "references", "human", "reference_sets", "keys", "bootstrap", "seed")
         settings = {"lines": num, "words": "clean" if args.clean else "raw", **{k: getattr(args, k) for k in shown}}
         print(tables.as_json(systems, differences, beside=args.beside, settings=settings))
     elif args.markdown:

@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dialogpt_jax.errors import one_line
+
 COMMANDS = {
     "chat": "talk with a model",
     "reply": "one reply to a dialogue, for scripts",
@@ -38,21 +40,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             chosen.set_defaults(run=module.run)
     args = parser.parse_args(words)
     try:
-        return args.run(args)
+        status = args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what goes wrong is told
+        return status
+    except BrokenPipeError:  # the reader of our output has left, as `| head -1` does
+        _drop_output()
+        return 141
     except (ValueError, OSError) as error:
         if os.environ.get("DIALOGPT_TRACEBACK"):
             raise
         print(f"dialogpt {args.command}: {one_line(error)}", file=sys.stderr)
+        _drop_output()
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def one_line(error: BaseException) -> str:
-    """An error as the line a person reads: its message; for the system's errors, the file and what went wrong."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
+def _drop_output() -> None:
+    """What stdout still holds and cannot write must not fail once more when Python exits."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ class Batches:
         self.per_epoch = sum(len(members) // rows for _, rows, members in self._buckets)
         if self.per_epoch == 0:
             raise ValueError(f"{len(examples)} examples do not fill one batch of {tokens_per_batch} tokens")
-        self._epoch, self._plan = -1, []
+        self._epoch = -1
+        self._plan: list[tuple[int, np.ndarray]] = []
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""

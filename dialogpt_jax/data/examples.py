@@ -53,7 +53,8 @@ def windows(
         while begin > 0 and sum(map(len, ended[begin - 1 : first])) <= context:
             begin -= 1
         before = [token for turn in ended[begin:first] for token in turn]
-        stop, targets = first, []
+        targets: list[int] = []
+        stop = first
         while stop < len(ended) and len(before) + len(targets) + len(ended[stop]) <= max_length:
             targets += ended[stop]
             stop += 1

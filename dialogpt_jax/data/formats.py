@@ -18,8 +18,7 @@ def read_dialogues(path: str | os.PathLike[str]) -> Iterator[list[str]]:
       DataError: a line is not JSON, or has no list of texts under `turns`.
     """
     path = Path(path)
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 turns = json.loads(line)["turns"]

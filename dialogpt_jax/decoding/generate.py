@@ -9,9 +9,10 @@ the reply's own tokens; so a row draws the same alone, in a batch, streamed or i
 Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, R reply slots, V vocabulary (padded).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -99,9 +100,9 @@ def prefill(
     """
     starts_B = jnp.zeros_like(lengths_B) if starts_B is None else starts_B
     positions_BT = starts_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
-    x_BTD, cache = model.hidden(params, config, tokens_BT, positions_BT, cache)
+    x_BTD, written = model.hidden(params, config, tokens_BT, positions_BT, cache)
     last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-    return model.logits(params, config, last_BD), cache
+    return model.logits(params, config, last_BD), cast(KVCache, written)
 
 
 def begin(
@@ -150,7 +151,7 @@ def advance(
     """
     positions_M = lengths_M + jnp.maximum(state.counts_M - 1, 0)
     logits_MV, cache = step_fn(state.last_M, positions_M, state.cache)
-    return _record(state.replace(cache=cache), logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos)
+    return _record(dataclasses.replace(state, cache=cache), logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos)
 
 
 def decode(
@@ -188,7 +189,8 @@ def _record(state, logits_MV, keys_M, *, sampling, bucket, eos):
     seen_MV = state.seen_MV
     if seen_MV is not None:
         seen_MV = seen_MV.at[rows_M, jnp.where(going_M, drawn_M, logits_MV.shape[1])].set(True, mode="drop")
-    return state.replace(
+    return dataclasses.replace(
+        state,
         tokens_MR=state.tokens_MR.at[rows_M, slot_M].set(drawn_M, mode="drop"),
         logprobs_MR=state.logprobs_MR.at[rows_M, slot_M].set(logprob_M, mode="drop"),
         counts_M=state.counts_M + going_M,
@@ -262,28 +264,40 @@ def generate_candidates(
     Raises:
       ValueError: as `generate`, or `candidates` under 1.
     """
-    if candidates < 1:
-        raise ValueError(f"candidates is {candidates}; it must be at least 1")
-    tokens_BT, lengths_B = _checked(config, tokens_BT, lengths_B, max_new_tokens, keys)
+    out = _replies(params, config, tokens_BT, lengths_B, candidates, sampling, max_new_tokens, keys)
+    return jax.device_put(out)
+
+
+def _replies(params, config, tokens_BT, lengths_B, candidates, sampling, max_new_tokens, keys) -> Generated:
+    """As NumPy arrays (B, N, …): cut on the host, another `max_new_tokens` of the same bucket compiles nothing."""
+    _check_whole("candidates", candidates)
+    _check_whole("max_new_tokens", max_new_tokens)
+    tokens_BT, lengths_B = _checked(config, tokens_BT, lengths_B, keys)
     rows, length = tokens_BT.shape
+    _check_sampling(sampling, rows)
     padded = np.pad(tokens_BT, ((0, 0), (0, bucket_of(length, config.n_positions) - length)))
     out = _generate(
         params,
         config,
-        jnp.asarray(padded),
-        jnp.asarray(lengths_B),
-        jnp.asarray(np.minimum(max_new_tokens, config.n_positions - lengths_B), jnp.int32),
+        padded,
+        lengths_B,
+        np.minimum(max_new_tokens, config.n_positions - lengths_B).astype(np.int32),
         keys,
         as_arrays(sampling),
         candidates=candidates,
-        slots=bucket_of(max_new_tokens),
+        slots=bucket_of(max_new_tokens, config.n_positions),
         bucket=top_k_bucket(sampling, config.vocab_size),
     )
+
+    def shaped(x_MR, pad):
+        x_BNR = np.asarray(x_MR).reshape(rows, candidates, -1)[..., :max_new_tokens]
+        return np.pad(x_BNR, ((0, 0), (0, 0), (0, max_new_tokens - x_BNR.shape[2])), constant_values=pad)
+
     return Generated(
-        tokens=out.tokens.reshape(rows, candidates, -1)[..., :max_new_tokens],
-        lengths=out.lengths.reshape(rows, candidates),
-        finished=out.finished.reshape(rows, candidates),
-        logprobs=out.logprobs.reshape(rows, candidates, -1)[..., :max_new_tokens],
+        tokens=shaped(out.tokens, config.eos_token_id),
+        lengths=np.asarray(out.lengths).reshape(rows, candidates),
+        finished=np.asarray(out.finished).reshape(rows, candidates),
+        logprobs=shaped(out.logprobs, 0.0),
     )
 
 
@@ -313,13 +327,23 @@ def generate(
     Raises:
       ValueError: shapes, lengths, ids or keys do not fit; the message has the numbers.
     """
-    out = generate_candidates(
-        params, config, tokens_BT, lengths_B, candidates=1, sampling=sampling, max_new_tokens=max_new_tokens, keys=keys
-    )
-    return jax.tree.map(lambda x: x[:, 0], out)
+    out = _replies(params, config, tokens_BT, lengths_B, 1, sampling, max_new_tokens, keys)
+    return jax.device_put(jax.tree.map(lambda x: x[:, 0], out))
 
 
-def _checked(config, tokens_BT, lengths_B, max_new_tokens, keys) -> tuple[np.ndarray, np.ndarray]:
+def _check_whole(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+
+
+def _check_sampling(sampling: Sampling, rows: int) -> None:
+    for field in dataclasses.fields(sampling):
+        shape = np.shape(getattr(sampling, field.name))
+        if shape not in ((), (rows,)):
+            raise ValueError(f"{field.name} has the shape {shape}; expected one number, or one for each of {rows} rows")
+
+
+def _checked(config, tokens_BT, lengths_B, keys) -> tuple[np.ndarray, np.ndarray]:
     """The prompts on the host, as int32, found sound."""
     tokens_BT, lengths_B = np.asarray(tokens_BT), np.asarray(lengths_B)
     if tokens_BT.ndim != 2 or 0 in tokens_BT.shape:
@@ -328,10 +352,12 @@ def _checked(config, tokens_BT, lengths_B, max_new_tokens, keys) -> tuple[np.nda
         if not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"{name} are {array.dtype}; expected integers")
     rows, length = tokens_BT.shape
+    if not isinstance(keys, jax.Array) or not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"keys are {getattr(keys, 'dtype', type(keys).__name__)}; expected an array of `jax.random.key`s"
+        )
     if lengths_B.shape != (rows,) or keys.shape != (rows,):
         raise ValueError(f"{rows} rows of tokens, lengths of shape {lengths_B.shape} and keys of shape {keys.shape}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if lengths_B.min() < 1 or lengths_B.max() > length:
         raise ValueError(f"lengths run from {lengths_B.min()} to {lengths_B.max()}; each must be 1 to {length}")
     if lengths_B.max() > config.n_positions:

@@ -20,6 +20,8 @@ from flax import struct
 TOP_K_BUCKETS = (16, 64, 256, 1024)
 # Halvings of a log-probability interval 40 wide: the threshold is known to 4e-8, float32's own precision near 1.
 _BISECTIONS = 30
+# A colder temperature is taken for this: no logit over it is beyond float32, and a lead of 1e-6 decides.
+_COLDEST = 1e-8
 
 Number = float | int | jax.Array | None
 
@@ -64,12 +66,14 @@ class Sampling:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _check(name: str, value: Any, *, low: float, high: float, open_low: bool = False, whole: bool = False) -> None:
     if isinstance(value, str | bool):
         raise ValueError(f"{name} is {value!r}; it must be a number")
+    if isinstance(value, list | tuple):  # a pytree of its own, not one leaf
+        raise ValueError(f"{name} is {value!r}; for one number a row, give an array")
     if not _is_number(value):  # None, or an array or tracer
         return
     inside = (low < value if open_low else low <= value) and value <= high
@@ -97,7 +101,13 @@ def top_k_bucket(sampling: Sampling, vocab_size: int) -> int | None:
 
 def as_arrays(sampling: Sampling) -> Sampling:
     """The same with every number a float32 array, so that 1 and 1.0 are one program."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sampling)
+
+    def as_array(x):
+        if isinstance(x, jax.Array):
+            return x.astype(jnp.float32)
+        return jax.device_put(np.asarray(x, np.float32))  # converted on the host, which compiles nothing
+
+    return jax.tree.map(as_array, sampling)
 
 
 def repeat_rows(sampling: Sampling, times: int) -> Sampling:
@@ -196,7 +206,9 @@ def choose(
         logits_MV = forbid_early_end(logits_MV, counts_M, sampling.min_new_tokens, eos)
     if sampling.temperature is None:
         return logits_MV.argmax(axis=-1).astype(jnp.int32)
-    logits_MV = logits_MV / _column(sampling.temperature)
+    # The best is put at 0 first: divided by a tiny temperature, its rounding alone would overflow the softmax.
+    logits_MV = logits_MV - logits_MV.max(axis=-1, keepdims=True)
+    logits_MV = logits_MV / jnp.maximum(_column(sampling.temperature), _COLDEST)
     if bucket is None:
         if sampling.top_p is not None:
             logits_MV = keep_nucleus(logits_MV, sampling.top_p)
@@ -219,12 +231,11 @@ def _column(value: Number) -> jax.Array:
 
 def describe(sampling: Sampling) -> str:
     """The settings that are on, for a person: `temperature 0.8, top_k 50`."""
-    if sampling.temperature is None:
-        on = ["greedy"]
-    else:
-        on = []
+    on = ["greedy"] if sampling.temperature is None else []
     for field in dataclasses.fields(sampling):
         value = getattr(sampling, field.name)
-        if value not in (None, False) and not (field.name == "min_new_tokens" and value == 1):
+        if value is None or value is False:
+            continue
+        if field.name != "min_new_tokens" or not _is_number(value) or value != 1:
             on.append(f"{field.name} {value:g}" if _is_number(value) else f"{field.name} {value}")
     return ", ".join(on)

@@ -3,7 +3,8 @@
 Lower case; a word from `http` on becomes `__url__`, and `[text] ( __url__ )` its text; every sign but letters, digits
 and `( ) : , . ! ? " '` becomes a space; words and signs stand apart; `don't` is `do n't`, `it's` is `it 's`, `can't` is
 `can n't` and `won't` is `will n't`. The evaluation's script leaves the splitting to nltk's TweetTokenizer; these rules
-are our own, without nltk: they differ on bare web addresses (`foo.com` is `foo . com`) and on telephone numbers: about 1 line in 2,000 of Reddit text.
+are our own, without nltk: they differ on bare web addresses (`foo.com` is `foo . com`) and on telephone numbers, in
+about 1 line of 2,000 of Reddit's.
 """
 
 import re

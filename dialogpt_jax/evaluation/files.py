@@ -6,8 +6,8 @@ Three layouts, told apart by the first line:
     key ⇥ … ⇥ reply                                          hypotheses with keys, such as DSTC-7's seven columns
     key ⇥ 12|reference ⇥ 7|reference ⇥ …                     all references of a key, with or without their scores
 
-The last is that of the 6k test (the key is the context) and of DSTC-7. One of its references is the human reply that the
-published human row scores; it is taken out for every system, so that all are measured against the same texts.
+The last is that of the 6k test (the key is the context) and of DSTC-7. One of its references is the human reply, which
+the published human row scores; it is taken out for every system, so that all are measured against the same texts.
 """
 
 import os
@@ -83,8 +83,8 @@ def read_references(
 
     Args:
       paths: several files of as many lines each, or one.
-      human: in a file of all references, the human reply's place among them, to be taken out: −1 the last (the 6k test),
-        1 the second (DSTC-7), None where none is. A line without that place keeps all it has.
+      human: in a file of all references, the human reply's place among them, to be taken out: −1 the last (6k test), 1
+        the second (DSTC-7), None where none is. A line without that place keeps all it has.
       sets: exactly so many references a line, by `repeat_references`; None as many as there are.
 
     Raises:
@@ -125,8 +125,8 @@ def read_references(
 def repeat_references(references: Sequence[str], sets: int | None, *, human: int | None = None) -> list[str]:
     """The references without the human reply; with `sets`, exactly so many, as the DSTC-7 evaluation chooses them.
 
-    That is: the first ones, again from the first where there are fewer; and where the human reply's turn would come, the
-    next one in its place, once more. So with human = 1 the references a b c d of a line become, for sets = 5, a c c d a.
+    That is: the first ones, again from the first where there are fewer; and where the human reply's turn would come,
+    the next one in its place, once more. So with human = 1 and sets = 5 the references a b c d become a c c d a.
     Repeated references change NIST, through the mean length and the information of n-grams, but not BLEU.
     """
     if sets is None:
@@ -141,6 +141,8 @@ def align(
     """Each reference line's reply: by key where both have keys, else by line number.
 
     Args:
+      hypotheses: of `read_hypotheses`.
+      references: of `read_references`.
       keys: the references to score, by their keys; all by default. Replies to other keys are not scored.
 
     Returns:

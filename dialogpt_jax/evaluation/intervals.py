@@ -107,8 +107,8 @@ def compare(first: Estimate, second: Estimate) -> Difference:
     """The difference of two systems on the same lines, drawn by the same seed.
 
     p: for a bootstrap, how often |difference − mean difference| of the resamples reaches the difference that was seen
-    (the null hypothesis moves their centre to 0; one is added above and below, so p is never 0); for the jackknife, that
-    of a normal distribution with its standard error.
+    (the null hypothesis moves their centre to 0; one is added above and below, so p is never 0); for the jackknife,
+    that of a normal distribution with its standard error.
     """
     value = first.value - second.value
     if "none" in (first.method, second.method):

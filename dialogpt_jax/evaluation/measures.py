@@ -1,4 +1,4 @@
-"""Replies, and references where there are any, flow in; the paper's measures come out, each with what its interval needs.
+"""Replies, and references if there are any, flow in; the paper's measures come out, each with what its interval needs.
 
 The order is that of the paper's tables: NIST, BLEU, METEOR, Ent, Dist, length; and the repetition rate.
 """

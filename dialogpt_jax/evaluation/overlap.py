@@ -40,8 +40,8 @@ _RULES = (
 class Overlap(NamedTuple):
     """What BLEU and NIST need to know of each line; all are sums, so rows can be added and weighed.
 
-    matches_BN: clipped matches; totals_BN: the reply's n-grams; information_BN: bits of the matches, weighed over the
-    whole corpus' references; closest_B: the reference length nearest to the reply's; references_B: the mean one. float64.
+    All float64. matches_BN: clipped matches; totals_BN: the reply's n-grams; information_BN: bits of the matches, from
+    all references; closest_B: the reference length nearest to the reply's; references_B: the mean one.
     """
 
     matches_BN: np.ndarray

@@ -35,7 +35,9 @@ def bits_per_byte(
     longest = config.n_positions
     encoded = [tokenizer.encode_batch(turns) for turns in dialogues]
     examples = [
-        e for turns in encoded for e in windows(turns, eos=config.eos_token_id, max_length=longest, context=longest // 2)
+        e
+        for turns in encoded
+        for e in windows(turns, eos=config.eos_token_id, max_length=longest, context=longest // 2)
     ]
     num_bytes = sum(len(turn.encode()) for turns in dialogues for turn in turns[1:])
     nats = tokens = 0.0

@@ -12,7 +12,7 @@ from dialogpt_jax.evaluation.intervals import Difference, Estimate, interval
 
 _DIGITS = {"Dist": 6, "length": 6, "repetition": 6}  # all others 4
 
-_NAMES_6K = tuple("NIST-2 NIST-4 BLEU-2 BLEU-4 METEOR Ent-4 Dist-1 Dist-2 length".split())
+_NAMES_6K = ("NIST-2", "NIST-4", "BLEU-2", "BLEU-4", "METEOR", "Ent-4", "Dist-1", "Dist-2", "length")
 _PERCENT = ("BLEU", "METEOR", "Dist")
 
 
@@ -24,7 +24,8 @@ def _row(printed: str) -> dict[str, float]:
 
 # microsoft/DialoGPT, README.md, "Evaluations": N2 N4 B2 B4 METEOR E4 D1 D2 length, as printed there.
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
-    "6k-human": _row("3.41 4.25 17.90 7.48 10.64 11 14.50 63.00 13.1"),
+    "6k-human": _row("3.41 4.25 17.90 7.48 10.64 11 14.50 63.00 13.1")
+    | {"NIST-1": 2.99, "NIST-3": 3.83, "BLEU-1": 0.3961, "BLEU-3": 0.1071},  # from a comment of that file
     "6k-small": _row("2.39 2.41 10.54 1.55 7.53 10.78 8.60 39.90 12.8"),
     "6k-medium": _row("3 3.06 16.96 4.56 9.81 9.13 6.80 26.30 12.2"),
     "6k-large": _row("2.84 2.9 18.66 5.25 9.66 9.72 7.76 29.93 11.2"),
@@ -108,7 +109,7 @@ def _cells(
             row += ["–" if math.isnan(found.p) else f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"]
         if beside:
             published = PUBLISHED[beside].get("METEOR" if name.startswith("METEOR") else name)
-            row += ["" if published is None else f"{published:.4f}".rstrip("0").rstrip(".")]
+            row += ["" if published is None else f"{published:.4f}" if name.startswith(_PERCENT) else f"{published:g}"]
         rows.append(row)
     return rows
 

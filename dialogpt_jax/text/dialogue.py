@@ -32,6 +32,16 @@ def as_turns(dialogue: Turns) -> list[str]:
     Raises:
       DialogueError: no turn, a turn that is not text, or a newest turn with nothing in it.
     """
+    turns = texts_of(dialogue)
+    if not turns:
+        raise DialogueError("the dialogue has no turn; give at least one text to reply to")
+    if not turns[-1].strip():
+        raise DialogueError(f"turn {len(turns)}, the one to reply to, is empty; write something")
+    return turns
+
+
+def texts_of(dialogue: Turns) -> list[str]:
+    """`as_turns` of what may be empty, or end with an empty reply: the past of a conversation."""
     if isinstance(dialogue, str):
         dialogue = [dialogue]
     if not isinstance(dialogue, Sequence) or isinstance(dialogue, bytes):
@@ -43,10 +53,6 @@ def as_turns(dialogue: Turns) -> list[str]:
             what = f"content of message {number}" if isinstance(turn, Mapping) else f"turn {number}"
             raise DialogueError(f"{what} is {type(text).__name__}; expected text")
         turns.append(text)
-    if not turns:
-        raise DialogueError("the dialogue has no turn; give at least one text to reply to")
-    if not turns[-1].strip():
-        raise DialogueError(f"turn {len(turns)}, the one to reply to, is empty; write something")
     return turns
 
 

@@ -47,7 +47,7 @@ class Tokenizer:
             try:
                 return cls(tokenizers.Tokenizer.from_str((folder / JSON_FILE).read_text(encoding="utf-8")))
             except Exception as error:  # the library raises bare Exception
-                raise TokenizerError(f"{folder / JSON_FILE}: not a tokenizer file ({error})") from None
+                raise TokenizerError(f"{folder / JSON_FILE}: not a tokenizer file ({_line(error)})") from None
         if (folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
             return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE)
         raise TokenizerError(f"{folder}: no tokenizer here; expected {JSON_FILE}, or {VOCAB_FILE} and {MERGES_FILE}")
@@ -66,7 +66,7 @@ class Tokenizer:
             pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line)]
             backend = _byte_level(models.BPE(tokens, pairs))
         except Exception as error:  # a missing file, JSON, UTF-8, or the library's bare Exception on a bad merge
-            raise TokenizerError(f"{vocab}, {merges}: not GPT-2's vocabulary and merges ({error})") from None
+            raise TokenizerError(f"{vocab}, {merges}: not GPT-2's vocabulary and merges ({_line(error)})") from None
         return cls(backend)
 
     @classmethod
@@ -141,3 +141,8 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     if backend.token_to_id(END_OF_TEXT) is not None:
         backend.add_special_tokens([END_OF_TEXT])
     return backend
+
+
+def _line(error: Exception) -> str:
+    """The library's messages run over several lines."""
+    return " ".join(str(error).split())

@@ -4,6 +4,7 @@ A checkpoint is one file, replaced whole, so that a killed run goes on from the 
 (seed, step) and a step's key of (key, step), it ends where an unbroken run would have ended.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -101,4 +102,4 @@ def restore(state: TrainState, folder: Path) -> TrainState:
         return state
     arrays = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     arrays = serialization.from_bytes(arrays, (folder / CHECKPOINT).read_bytes())
-    return state.replace(**jax.tree.map(jax.numpy.asarray, arrays))
+    return dataclasses.replace(state, **jax.tree.map(jax.numpy.asarray, arrays))

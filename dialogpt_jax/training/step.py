@@ -1,4 +1,4 @@
-"""One training step, pure: state and batch in, state and metrics out. The caller applies jit, donation and shardings."""
+"""One training step, pure: state and batch in, state and metrics out. The caller applies jit, donation, shardings."""
 
 from typing import Any
 
@@ -70,5 +70,5 @@ def train_step(
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
     )
-    state = state.replace(step=state.step + 1, params=kept[0], opt_state=kept[1])
+    state = TrainState(state.step + 1, *kept, state.key)
     return state, {"loss": value, "targets": targets, "grad_norm": grad_norm, "finite": finite}

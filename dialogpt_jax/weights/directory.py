@@ -11,21 +11,20 @@ import json
 import os
 import secrets
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from dialogpt_jax.config import ConfigError, GPT2Config
-from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, Report, from_params, to_params
+from dialogpt_jax.convert.mapping import MappingError, Report, from_params, to_params
+from dialogpt_jax.convert.read import read
 from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
 from dialogpt_jax.weights import hub
+from dialogpt_jax.weights.dtypes import cast, parse_dtype
 
 CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
 SAFETENSORS_FILE = "model.safetensors"
@@ -37,7 +36,6 @@ NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.
 OURS = (CONFIG_FILE, GENERATION_FILE, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
 OURS += ("added_tokens.json", "model*.safetensors*", "pytorch_model*.bin*", "flax_model*.msgpack*", "tf_model.h5")
 MAX_SHARD_BYTES = 5_000_000_000  # transformers' own limit for a long time; larger files trouble some stores
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class ModelDirectoryError(ValueError):
@@ -84,19 +82,9 @@ def read_directory(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Repo
         raise ModelDirectoryError(f"{folder}: no such directory")
     config, weights = read_config(folder), find_weights(folder)
     try:
-        return to_params(_read(weights), config)
+        return to_params(read(weights).tensors, config)
     except MappingError as error:
         raise MappingError(f"{weights}: {error}") from None
-
-
-def _read(weights):  # until convert/read.py is here
-    try:
-        from dialogpt_jax.convert.read import read
-    except ImportError:
-        from safetensors.numpy import load_file
-
-        return load_file(weights)
-    return read(weights).tensors
 
 
 def read_config(folder: str | os.PathLike[str]) -> GPT2Config:
@@ -187,59 +175,44 @@ def write_directory(
     return target
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
+def check_target(path: str | os.PathLike[str], *, replace: bool = True) -> None:
     """Passes if `write_directory` may write there.
 
+    Args:
+      path: the directory to be.
+      replace: whether a model that is there may be replaced.
+
     Raises:
-      ModelDirectoryError: a file, or a directory that holds something and no `config.json`.
+      ModelDirectoryError: a file; a directory that holds something and is no model directory; a model, if it may not be
+        replaced.
+    """
+    target = Path(path).expanduser()
+    if target.exists() and not target.is_dir():
+        raise ModelDirectoryError(f"{path}: a file is in the way")
+    if target.is_dir() and any(target.iterdir()):
+        if not (target / CONFIG_FILE).is_file():
+            raise ModelDirectoryError(f"{path}: holds other files and is no model directory; choose a new or empty one")
+        if not replace:
+            raise ModelDirectoryError(f"{path}: a model is there already; --force replaces it")
+
+
+def check_new_file(path: str | os.PathLike[str], *, replace: bool = False) -> None:
+    """Passes if a file may be written there.
+
+    Args:
+      path: the file to be.
+      replace: whether a file that is there may be replaced.
+
+    Raises:
+      ModelDirectoryError: a directory; a file, if it may not be replaced; no directory to put it in.
     """
     target = Path(path)
-    if target.exists() and not target.is_dir():
-        raise ModelDirectoryError(f"{target}: a file is in the way")
-    if target.is_dir() and any(target.iterdir()) and not (target / CONFIG_FILE).is_file():
-        raise ModelDirectoryError(
-            f"{target}: holds other files and is no model directory; choose a new or an empty one"
-        )
-
-
-def parse_dtype(dtype: Any) -> np.dtype:
-    """A dtype as the user names it.
-
-    Raises:
-      ValueError: not one of `DTYPES`.
-    """
-    try:
-        parsed = jnp.dtype(dtype)
-    except TypeError:
-        parsed = None
-    if dtype is None or parsed is None or parsed.name not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; known: {', '.join(DTYPES)}")
-    return parsed
-
-
-def cast(params: Any, dtype: np.dtype, *, to=lambda x: jnp.array(x, copy=True)) -> Any:
-    """Every array in `dtype`, made by `to`: jax arrays by default, copied, for the file may be mapped into memory.
-
-    Warns:
-      NonFiniteWeights: a finite weight is out of the new dtype's range.
-    """
-    lost = 0
-
-    def one(leaf):
-        nonlocal lost
-        old = np.asarray(leaf)
-        if old.dtype == dtype:
-            return to(old)
-        with np.errstate(over="ignore", invalid="ignore"):
-            new = old.astype(dtype)
-        if dtype == jnp.float16 or old.dtype.itemsize == 8:  # the only ways to a smaller range
-            lost += int(np.count_nonzero(np.isfinite(old) & ~np.isfinite(new)))
-        return to(new)
-
-    out = jax.tree.map(one, params)
-    if lost:
-        warnings.warn(f"{lost} weights are out of {dtype}'s range and became infinite", NonFiniteWeights, stacklevel=2)
-    return out
+    if target.is_dir():
+        raise ModelDirectoryError(f"{path}: a directory is in the way; name a file")
+    if target.exists() and not replace:
+        raise ModelDirectoryError(f"{path}: a file is there already; --force replaces it")
+    if not target.parent.is_dir():
+        raise ModelDirectoryError(f"{path}: {target.parent} is no directory")
 
 
 def _write_files(folder: Path, tensors, config: GPT2Config, tokenizer: Tokenizer, max_shard_bytes: int) -> None:

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CONFIG_FILE = "config.json"
@@ -44,12 +44,23 @@ def resolve(path: str | os.PathLike[str], *, revision: str | None = None) -> Pat
       FileNotFoundError: it can only be a path, and nothing is there.
       HubError: the Hub cannot give it.
     """
+    return _local(path) or fetch(_as_name(path), revision)
+
+
+def resolve_tokenizer(path: str | os.PathLike[str]) -> Path:
+    """`resolve`, but of a model on the Hub only the tokenizer is fetched."""
+    return _local(path) or fetch_tokenizer(_as_name(path))
+
+
+def _local(path: str | os.PathLike[str]) -> Path | None:
     local = Path(path).expanduser()
-    if str(path) and local.exists():  # "" would be the current directory
-        return local
+    return local if os.fspath(path) and local.exists() else None  # "" would be the current directory
+
+
+def _as_name(path: str | os.PathLike[str]) -> str:
     if not isinstance(path, str) or not _NAME.fullmatch(path):
         raise FileNotFoundError(errno.ENOENT, "no such model directory", str(path))
-    return fetch(path, revision)
+    return path
 
 
 def fetch(name: str, revision: str | None = None, offline: bool | None = None) -> Path:
@@ -67,15 +78,37 @@ def fetch(name: str, revision: str | None = None, offline: bool | None = None) -
       HubError: unknown name or revision, no access, no network, no weights in a form that is read here; one line.
       OSError: the disk is full or not writable.
     """
+    return _fetch(name, revision, offline, choose_files)
+
+
+def fetch_tokenizer(name: str, revision: str | None = None, offline: bool | None = None) -> Path:
+    """`fetch` of the tokenizer's files alone.
+
+    Args:
+      name: as for `fetch`.
+      revision: as for `fetch`.
+      offline: as for `fetch`.
+
+    Raises:
+      HubError, OSError: as for `fetch`.
+    """
+    return _fetch(name, revision, offline, choose_tokenizer_files)
+
+
+Chooser = Callable[[Iterable[str], str], list[str]]
+
+
+def _fetch(name: str, revision: str | None, offline: bool | None, choose: Chooser) -> Path:
     from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     label = name if revision is None else f"{name} at revision {revision}"
     if constants.HF_HUB_OFFLINE if offline is None else offline:
-        return _from_cache(name, revision, f"{label}: not in the cache, and HF_HUB_OFFLINE or --offline forbids to ask")
+        advice = f"{label}: not in the cache, and offline; unset HF_HUB_OFFLINE, or give a local directory"
+        return _from_cache(name, revision, choose, advice)
     try:
         info = HfApi(endpoint=endpoint).model_info(name, revision=revision)
-        files = choose_files((file.rfilename for file in info.siblings or ()), name)
+        files = choose((file.rfilename for file in info.siblings or ()), name)
         return Path(snapshot_download(name, revision=revision, allow_patterns=files, endpoint=endpoint))
     except errors.HFValidationError:
         raise HubError(f"{name}: not a name on the Hub, and no such directory") from None
@@ -90,12 +123,13 @@ def fetch(name: str, revision: str | None = None, offline: bool | None = None) -
         ) from None
     except errors.RevisionNotFoundError:
         raise HubError(f"{name}: no revision {revision}; {endpoint}/{name}/commits/main lists them") from None
-    except (OSError, errors.HTTPError) as error:  # requests' errors are OSErrors, httpx's are HTTPErrors
+    # Without a network: an OSError where the library stands on requests, an HTTPError where on httpx.
+    except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
         if isinstance(error, OSError) and error.errno in _DISK:
             raise
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         advice = f"{label}: {endpoint} cannot be reached or broke off ({problem}); try again, or give a local directory"
-        return _from_cache(name, revision, advice)
+        return _from_cache(name, revision, choose, advice)
 
 
 def choose_files(files: Iterable[str], name: str) -> list[str]:
@@ -119,24 +153,32 @@ def choose_files(files: Iterable[str], name: str) -> list[str]:
     raise HubError(f"{name}: has none of {known}; its files: {', '.join(files)}")
 
 
-def _from_cache(name: str, revision: str | None, advice: str) -> Path:
-    """The directory in the cache if a whole model is there; else `advice` is the error."""
+def choose_tokenizer_files(files: Iterable[str], name: str) -> list[str]:
+    """The files of a repository that make its tokenizer; arguments and error as for `choose_files`."""
+    chosen = [file for file in sorted(files) if file in (CONFIG_FILE, *TOKENIZER_FILES)]
+    if CONFIG_FILE in chosen and ("tokenizer.json" in chosen or {"vocab.json", "merges.txt"} <= set(chosen)):
+        return chosen
+    raise HubError(f"{name}: has no tokenizer that this package reads: tokenizer.json, or vocab.json and merges.txt")
+
+
+def _from_cache(name: str, revision: str | None, choose: Chooser, advice: str) -> Path:
+    """The directory in the cache if all that is wanted is there; else `advice` is the error."""
     from huggingface_hub import errors, try_to_load_from_cache
 
     try:
         config = try_to_load_from_cache(name, CONFIG_FILE, revision=revision)
     except errors.HFValidationError:
         raise HubError(f"{name}: not a name on the Hub, and no such directory") from None
-    if isinstance(config, str) and _is_whole(Path(config).parent, name):
+    if isinstance(config, str) and _is_whole(Path(config).parent, name, choose):
         return Path(config).parent
     raise HubError(advice) from None
 
 
-def _is_whole(folder: Path, name: str) -> bool:
-    """Whether weights are there, with all the shards that an index names."""
+def _is_whole(folder: Path, name: str, choose: Chooser) -> bool:
+    """Whether what is chosen is there, with all the shards that an index names."""
     try:
-        weights = choose_files((file.name for file in folder.iterdir()), name)
-        indexes = [file for file in weights if file.endswith(".index.json")]
+        chosen = choose((file.name for file in folder.iterdir()), name)
+        indexes = [file for file in chosen if file.endswith(".index.json")]
         wanted = [json.loads((folder / file).read_text(encoding="utf-8"))["weight_map"].values() for file in indexes]
     except (ValueError, KeyError, TypeError, AttributeError):  # HubError too: it is a ValueError
         return False

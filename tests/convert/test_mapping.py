@@ -113,15 +113,15 @@ def test_there_and_back_is_bit_for_bit(config, dtype):
     tensors = draw_checkpoint(config, dtype)
     tensors["transformer.wte.weight"][3, 4] = -0.0
     params, report = to_params(tensors, config)
-    back = from_params(params, report.config)
-    assert_same(back, tensors)
-    assert all(array.flags.c_contiguous for array in back.values())
+    assert_same(from_params(params, report.config), tensors)
 
 
 @pytest.mark.parametrize("config", [TINY, ODD], ids=["tiny", "odd"])
 def test_back_and_there_is_bit_for_bit(config):
     params = draw_ours(config)
-    there, _ = to_params(from_params(params, config), config)
+    theirs = from_params(params, config)
+    assert all(array.flags.c_contiguous for array in theirs.values())  # or a writer would save it scrambled
+    there, _ = to_params(theirs, config)
     assert jax.tree.structure(there) == jax.tree.structure(params)
     for name, leaf in (("wte", "embedding"), ("lm_head", "kernel")):  # the pad comes back as zeros
         if name in params:
@@ -195,10 +195,12 @@ def test_a_head_equal_to_the_embedding_is_tied(name):
     assert_same(from_params(params, TINY), tensors)
 
 
-def test_a_head_that_differs_is_kept_and_the_config_follows():
+@pytest.mark.parametrize("value", [1.0, -0.0])
+def test_a_head_that_differs_is_kept_and_the_config_follows(value):
     tensors = draw_checkpoint(TINY)
+    tensors["transformer.wte.weight"][-1, -1] = 0.0
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
-    tensors["lm_head.weight"][-1, -1] += 1
+    tensors["lm_head.weight"][-1, -1] = value
     params, report = to_params(tensors, TINY)
     assert report.untied
     assert report.config == dataclasses.replace(TINY, tie_word_embeddings=False)

@@ -1,14 +1,23 @@
 """The Hub, against a local server that speaks its protocol: what is fetched, cached, resumed, and how it fails."""
 
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from dialogpt_jax.convert.mapping import rows
+from dialogpt_jax.convert.read import read
+from dialogpt_jax.convert.write_torch import write_torch
 from weights.hub_server import Hub, serve
 
+from dialogpt_jax.cli.main import main
+from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights import hub as hub_module
-from dialogpt_jax.weights.hub import HubError, choose_files, fetch, resolve
+from dialogpt_jax.weights.directory import load_params
+from dialogpt_jax.weights.hub import HubError, choose_files, fetch, fetch_tokenizer, resolve, resolve_tokenizer
 
 SMALL = {"config.json": b"{}", "vocab.json": b'{"a": 0}', "merges.txt": b"#version: 0.2\n"}
 OTHER = {"README.md": b"hello", "tf_model.h5": b"t" * 5000, "rust_model.ot": b"o" * 5000}
@@ -156,6 +165,43 @@ def test_a_full_disk_is_not_called_a_network_problem(server, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
     with pytest.raises(OSError, match="No space left"):
         fetch(MICROSOFT)
+
+
+def test_a_tokenizer_is_fetched_without_the_weights(server):
+    folder = fetch_tokenizer(MICROSOFT)
+    assert contents(folder) == SMALL
+    assert sorted(server.downloads()) == sorted(SMALL)
+    assert fetch_tokenizer(MICROSOFT, offline=True) == folder == resolve_tokenizer(MICROSOFT)
+    with pytest.raises(HubError, match="not in the cache"):
+        fetch(MICROSOFT, offline=True)
+    server.repos["some/wordless"] = {"main": {"config.json": b"{}", "vocab.json": b"{}", **SAFE}}
+    with pytest.raises(HubError, match="has no tokenizer that this package reads"):
+        fetch_tokenizer("some/wordless")
+
+
+def test_load_params_and_the_converter_take_a_name(server, tmp_path, capsys):
+    """A repository as Microsoft's: `.bin` in half precision, vocab.json and merges.txt."""
+    config = GPT2Config(vocab_size=257, n_positions=8, n_embd=64, n_layer=1, n_head=1, eos_token_id=256)
+    rng = np.random.default_rng(0)
+    tensors = {row.name: rng.normal(size=row.shape).astype(np.float16) for row in rows(config)}
+    write_torch(tmp_path / "pytorch_model.bin", tensors)
+    Tokenizer.train(["bytes"], 257).save(tmp_path)
+    files = {name: (tmp_path / name).read_bytes() for name in ("pytorch_model.bin", "vocab.json", "merges.txt")}
+    server.repos["some/small"] = {"main": {**files, "config.json": json.dumps(config.to_hf()).encode()}}
+    params, found = load_params("some/small")
+    assert found == config
+    np.testing.assert_array_equal(params["ln_f"]["bias"], tensors["transformer.ln_f.bias"].astype(np.float32))
+    assert main(["convert", "some/small", str(tmp_path / "a")]) == 0
+    assert main(["convert", str(tmp_path / "pytorch_model.bin"), str(tmp_path / "b"), "--tokenizer", "some/small"]) == 0
+    assert read(tmp_path / "a" / "model.safetensors").tensors.keys() == tensors.keys()
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(["inspect", "some/small", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == [
+        "the name says small; the shapes are no released model's (1 layers, width 64)"
+    ]
+    assert main(["convert", "some/absent", str(tmp_path / "c")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_existing_directory_wins_over_a_name(server, tmp_path, monkeypatch):

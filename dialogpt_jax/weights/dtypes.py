@@ -1,0 +1,52 @@
+"""A dtype as a user names it in, a NumPy dtype out; a tree of arrays in, the same in another dtype out."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dialogpt_jax.convert.mapping import NonFiniteWeights
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def parse_dtype(dtype: Any) -> np.dtype:
+    """A dtype as the user names it.
+
+    Raises:
+      ValueError: not one of `DTYPES`.
+    """
+    try:
+        parsed = jnp.dtype(dtype)
+    except TypeError:
+        parsed = None
+    if dtype is None or parsed is None or parsed.name not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+    return parsed
+
+
+def cast(params: Any, dtype: np.dtype, *, to=lambda x: jnp.array(x, copy=True)) -> Any:
+    """Every array in `dtype`, made by `to`: jax arrays by default, copied, for the file may be mapped into memory.
+
+    Warns:
+      NonFiniteWeights: a finite weight is out of the new dtype's range.
+    """
+    lost = 0
+
+    def one(leaf):
+        nonlocal lost
+        old = np.asarray(leaf)
+        if old.dtype == dtype:
+            return to(old)
+        with np.errstate(over="ignore", invalid="ignore"):
+            new = old.astype(dtype)
+        if dtype == jnp.float16 or old.dtype.itemsize == 8:  # the only ways to a smaller range
+            lost += int(np.count_nonzero(np.isfinite(old) & ~np.isfinite(new)))
+        return to(new)
+
+    out = jax.tree.map(one, params)
+    if lost:
+        warnings.warn(f"{lost} weights are out of {dtype}'s range and became infinite", NonFiniteWeights, stacklevel=2)
+    return out

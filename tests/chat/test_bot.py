@@ -1,0 +1,284 @@
+"""The bot: what it takes as turns, that a call repeats, and that a row is the same alone, in a batch and streamed.
+
+Tokens are compared exactly: in float32 two batch shapes differ by rounding only, and a draw by one uniform changes only
+where it falls into such a difference.
+"""
+
+import dataclasses
+import json
+import logging
+import re
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compile_counter import count_compilations
+
+import dialogpt_jax as dg
+from dialogpt_jax.chat.bot import row_keys
+from dialogpt_jax.chat.session import Chat
+from dialogpt_jax.text.dialogue import TruncationWarning
+
+WORDS = ("Hello", "how are you", "reading the news", "☕", "do you like rain?", "no", "And the evening?")
+
+
+@pytest.fixture(scope="module")
+def bot():
+    return fakes.tiny_bot()
+
+
+def drawn_dialogues(count, most=5):
+    rng = np.random.default_rng(count)
+    return [[f"{WORDS[rng.integers(7)]} {i}" for _ in range(rng.integers(1, most + 1))] for i in range(count)]
+
+
+def test_the_fake_is_worth_testing_with(bot):
+    found = [bot.candidates(turns, n=1, seed=i)[0] for i, turns in enumerate(drawn_dialogues(20))]
+    lengths = {len(c.tokens) for c in found}
+    assert len(lengths) > 4
+    assert sum(c.finished for c in found) > 10
+    assert len({c.text for c in found}) > 15
+    assert any("\ufffd" in c.text for c in found)  # bytes that are no character are there too
+
+
+def test_a_text_a_list_and_messages_are_the_same_dialogue(bot):
+    messages = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]
+    assert bot.reply("Hi!") == bot.reply(["Hi!"]) == bot.reply(messages[:1])
+    assert bot.reply(messages) == bot.reply(["Hi!", "Hello."])
+    assert "".join(bot.stream(messages)) == bot.reply(messages)
+    assert bot.replies([messages, ["Hi!"]]) == bot.replies([["Hi!", "Hello."], messages[:1]])
+
+
+def test_a_reply_depends_on_every_turn_of_its_context(bot):
+    turns = ["Hello", "how are you", "reading the news"]
+    others = [["Hallo", *turns[1:]], [turns[0], "how are we", turns[2]], [*turns[:2], "reading the rain"], turns[2:]]
+    assert bot.reply(turns, seed=4) not in [bot.reply(other, seed=4) for other in others]
+
+
+def test_a_call_repeats_and_another_seed_does_not(bot):
+    assert bot.reply("Hi!") == bot.reply("Hi!", seed=0)
+    assert len({bot.reply("Hi!", seed=seed) for seed in range(8)}) > 4
+    assert bot.reply("Hi!", seed=2**63 - 1) != bot.reply("Hi!", seed=2**31 - 1)
+    # Both halves of a long seed count.
+    keys = [np.asarray(jax.random.key_data(row_keys(seed, [0], [1]))).tolist() for seed in (1, 2**32, 2**32 + 1, 2**33)]
+    assert len({json.dumps(key) for key in keys}) == 4
+
+
+def test_greedy_does_not_look_at_the_seed_and_top_k_1_is_greedy(bot):
+    turns = ["Hello", "how are you"]
+    greedy = bot.reply(turns, sampling=dg.GREEDY)
+    assert greedy == bot.reply(turns, sampling=dg.GREEDY, seed=9)
+    assert greedy == bot.reply(turns, sampling=dg.Sampling(top_k=1), seed=3)
+    assert greedy != bot.reply(turns, sampling=dg.PAPER, seed=3)
+
+
+def test_no_seed_draws_one_logs_it_and_can_be_repeated(bot, caplog):
+    with caplog.at_level(logging.WARNING, logger="dialogpt_jax"):
+        reply = bot.reply("Hi!", seed=None)
+        streamed = "".join(bot.stream("Hi!", seed=None))
+        several = bot.replies([["Hi!"], ["Hello"]], seed=None)
+        chat = bot.chat(seed=None)
+    seeds = [int(re.search(r"give seed=(\d+) to repeat", record.getMessage())[1]) for record in caplog.records]
+    assert len(set(seeds)) == 4
+    assert bot.reply("Hi!", seed=seeds[0]) == reply
+    assert bot.reply("Hi!", seed=seeds[1]) == streamed
+    assert bot.replies([["Hi!"], ["Hello"]], seed=seeds[2]) == several
+    assert chat.seed == seeds[3]
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 12, 40])
+@pytest.mark.parametrize("sampling", [dg.Sampling(temperature=0.7, top_k=50, top_p=0.9), dg.GREEDY])
+def test_pieces_join_to_the_reply_and_are_whole_characters(bot, max_new_tokens, sampling):
+    for i, turns in enumerate(drawn_dialogues(6)):
+        how = {"sampling": sampling, "seed": i, "max_new_tokens": max_new_tokens}
+        pieces = list(bot.stream(turns, **how))
+        assert "".join(pieces) == bot.reply(turns, **how)
+        assert all(pieces)
+
+
+def test_a_cup_comes_in_one_piece(bot, monkeypatch):
+    cup, smile = bot.tokenizer.encode("☕"), bot.tokenizer.encode("😀")
+    assert (len(cup), len(smile)) == (3, 4)
+    said = [*bot.tokenizer.encode("a"), *cup, *smile, *cup[:2], *bot.tokenizer.encode("b"), *cup[:1]]
+    monkeypatch.setattr(Chat, "_tokens", lambda self, context, keys_B: iter([*said, bot.config.eos_token_id]))
+    assert list(bot.stream("Hi!")) == ["a", "☕", "😀", "\ufffdb", "\ufffd"]
+
+
+def test_candidates_share_a_prefix_and_the_first_is_the_reply(bot):
+    turns = ["Hello", "how are you", "reading"]
+    few, many = bot.candidates(turns, n=3, seed=5), bot.candidates(turns, n=8, seed=5)
+    assert [c.text for c in few] == [c.text for c in many[:3]]
+    assert few[0].text == bot.reply(turns, seed=5)
+    assert len({c.text for c in many}) > 4
+    for c in many:
+        assert isinstance(c, dg.Candidate)
+        assert c.tokens.dtype == np.int32
+        assert c.logprobs.dtype == np.float32
+        assert len(c.tokens) == len(c.logprobs) >= 1
+        assert c.finished == (c.tokens[-1] == bot.config.eos_token_id)
+        assert c.text == bot.tokenizer.decode(c.tokens)
+        assert c.logprob == pytest.approx(float(c.logprobs.sum()))
+    assert bot.config.eos_token_id not in np.concatenate([c.tokens[:-1] for c in many])
+
+
+def test_a_candidates_logprobs_are_those_of_the_plain_model(bot):
+    context = bot.encode(["Hello", "how are you"])
+    for c in bot.candidates(["Hello", "how are you"], n=4):
+        tokens_BT = np.array([[*context, *c.tokens]], np.int32)
+        logprobs_TV = jax.nn.log_softmax(dg.forward(bot.params, bot.config, tokens_BT)[0], axis=-1)
+        at = np.arange(len(context) - 1, tokens_BT.shape[1] - 1)
+        # Float32: sums over 320 logits in another order.
+        np.testing.assert_allclose(c.logprobs, np.asarray(logprobs_TV)[at, c.tokens], rtol=2e-4, atol=2e-4)
+
+
+def test_replies_are_in_order_and_the_same_in_any_batch(bot):
+    dialogues = drawn_dialogues(45)
+    whole = bot.replies(dialogues, seed=1)
+    assert whole[0] == bot.reply(dialogues[0], seed=1)  # `reply` is place 0
+    for batch_size in (1, 7, 45):
+        assert bot.replies(dialogues, seed=1, batch_size=batch_size) == whole
+    assert bot.replies(dialogues[:9], seed=1) == whole[:9]
+    # The seed and the place are what draws: the same dialogue at two places differs.
+    assert len(set(bot.replies([["Hello"]] * 8, seed=1))) > 4
+    greedy = [bot.reply(turns, sampling=dg.GREEDY) for turns in dialogues]
+    assert bot.replies(dialogues, sampling=dg.GREEDY) == greedy
+
+
+def test_replies_of_none_and_of_an_iterator(bot):
+    assert bot.replies([]) == []
+    dialogues = drawn_dialogues(3)
+    assert bot.replies(iter(dialogues)) == bot.replies(dialogues)
+    assert bot.replies(tuple(map(tuple, dialogues))) == bot.replies(dialogues)
+
+
+def test_progress_is_told_batch_by_batch(bot):
+    told = []
+    bot.replies(drawn_dialogues(10), batch_size=4, progress=lambda done, all: told.append((done, all)))
+    assert told == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_a_thousand_dialogues_compile_no_more_than_32_do():
+    bot = fakes.tiny_bot(n_positions=100)
+    dialogues = [[f"Hello, how are you {i}?", "reading", "the news"] for i in range(1000)]
+    how = {"sampling": dg.PAPER, "max_new_tokens": 5}
+    jax.clear_caches()
+    with count_compilations() as few:
+        bot.replies(dialogues[:32], **how)
+    jax.clear_caches()
+    with count_compilations() as many:
+        bot.replies(dialogues, **how)
+    assert 1 <= len(many) <= len(few)
+    with count_compilations() as again:
+        bot.replies(dialogues[300:364], **{**how, "max_new_tokens": 6, "sampling": dg.Sampling(top_k=3)})
+    assert len(again) == 0
+
+
+@pytest.mark.parametrize(
+    "dialogues",
+    [["Hi", "Hello"], "Hi", [{"role": "user", "content": "Hi"}], [["Hi"], "Hello"], ("Hi",)],
+)
+def test_a_plain_list_of_texts_is_refused_and_told_what_to_do(bot, dialogues):
+    with pytest.raises(ValueError, match=r"a list of dialogues, each a list of turns: .*; for one dialogue use reply"):
+        bot.replies(dialogues)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda bot: bot.reply([]), "no turn"),
+        (lambda bot: bot.reply("  "), "empty"),
+        (lambda bot: bot.reply(["Hi", ""]), "turn 2, the one to reply to, is empty"),
+        (lambda bot: bot.reply([{"role": "user", "content": None}]), "content of message 1 is NoneType"),
+        (lambda bot: bot.reply("\ud83d"), "lone surrogate, U\\+D83D"),
+        (lambda bot: list(bot.stream("\ud83d")), "lone surrogate"),
+        (lambda bot: bot.reply(b"Hi"), "got bytes"),
+        (lambda bot: bot.replies([["Hi"], []]), "dialogue 1: the dialogue has no turn"),
+        (lambda bot: bot.replies([["Hi"], b"Hi"]), "dialogue 1: .*bytes"),
+        (lambda bot: bot.replies(None), "got NoneType"),
+        (lambda bot: bot.replies([["Hi"]], batch_size=0), "batch_size is 0"),
+        (lambda bot: bot.candidates("Hi", n=0), "n is 0"),
+        (lambda bot: bot.candidates("Hi", n=-3), "n is -3"),
+        (lambda bot: bot.reply("Hi", max_new_tokens=0), "max_new_tokens is 0; it must be a whole number, at least 1"),
+        (lambda bot: bot.reply("Hi", max_new_tokens=True), "max_new_tokens is True"),
+        (lambda bot: bot.reply("Hi", max_new_tokens=2.5), "max_new_tokens is 2.5"),
+        (lambda bot: bot.chat(max_new_tokens=0), "max_new_tokens is 0"),
+        (lambda bot: bot.stream("Hi", max_new_tokens=0), "max_new_tokens is 0"),
+        (lambda bot: bot.replies([["Hi"]], max_new_tokens=0), "max_new_tokens is 0"),
+        (lambda bot: bot.reply("Hi", seed=-1), "seed is -1; it must be a whole number from 0"),
+        (lambda bot: bot.reply("Hi", seed=True), "seed is True"),
+        (lambda bot: bot.reply("Hi", seed=1.5), "seed is 1.5"),
+        (lambda bot: bot.reply("Hi", seed=2**63), f"seed is {2**63}"),
+        (lambda bot: bot.chat(seed=-1), "seed is -1"),
+        (lambda bot: bot.stream("Hi", seed="7"), "seed is '7'"),
+        (lambda bot: dg.Sampling(temperature=-1), "temperature is -1"),
+        (lambda bot: dg.Sampling(top_k=0), "top_k is 0"),
+        (lambda bot: dg.Sampling(top_p=1.5), "top_p is 1.5"),
+    ],
+)
+def test_bad_input_is_one_line(bot, call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(bot)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_user_types_holds_no_end_of_turn(bot):
+    context = bot.encode(["<|endoftext|>", "a <|endoftext|> b"])
+    assert context.count(bot.config.eos_token_id) == 2
+    assert bot.reply("<|endoftext|>") == "".join(bot.stream("<|endoftext|>"))
+
+
+@pytest.mark.parametrize("length", [94, 95, 96, 97, 500])
+def test_a_turn_about_as_long_as_the_model_still_gets_a_reply(bot, length):
+    newest = "€" * (length // 3) + "!" * (length % 3)
+    assert len(bot.tokenizer.encode(newest)) + 1 in (length, length + 1)
+    with pytest.warns(TruncationWarning, match=rf"the last turn has \d+ tokens; .* \(n_positions is 96\)"):
+        reply = bot.reply(newest, max_new_tokens=40)
+    with pytest.warns(TruncationWarning):
+        assert "".join(bot.stream(newest, max_new_tokens=40)) == reply
+    assert reply
+
+
+@pytest.mark.parametrize("max_new_tokens", [95, 96, 97, 5000, 2**40])
+def test_a_reply_longer_than_the_model_is_cut_at_its_last_position(max_new_tokens):
+    bot = fakes.tiny_bot(end=-20.0)  # it never ends
+    (found,) = bot.candidates("Hello", n=1, max_new_tokens=max_new_tokens)
+    room = bot.config.n_positions - len(bot.encode(["Hello"]))
+    assert len(found.tokens) == min(max_new_tokens, room)
+    assert not found.finished
+    assert "".join(bot.stream("Hello", max_new_tokens=max_new_tokens)) == found.text
+    assert bot.replies([["Hello"]], max_new_tokens=max_new_tokens) == [found.text]
+
+
+def test_half_precision_replies_too(bot):
+    half = dataclasses.replace(bot, params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), bot.params))
+    assert half.reply("Hello", seed=2) == half.reply("Hello", seed=2)
+    chat = half.chat(seed=2)
+    assert chat.say("Hello")
+    assert chat.say("And you?")
+
+
+def test_save_and_load_give_the_same_bot(bot, tmp_path):
+    bot.save(tmp_path / "model")
+    loaded = dg.load(tmp_path / "model")
+    assert loaded.config == bot.config
+    assert loaded.reply(["Hello", "☕"], seed=3) == bot.reply(["Hello", "☕"], seed=3)
+    params, config = dg.load_params(tmp_path / "model")
+    assert config == bot.config
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, loaded.params))
+    assert dg.load(str(tmp_path / "model"), dtype="bfloat16").params["wte"]["embedding"].dtype == jnp.bfloat16
+
+
+def test_a_tokenizer_larger_than_the_model_is_one_line(bot, tmp_path):
+    bot.save(tmp_path)
+    fakes.tiny_tokenizer(330).save(tmp_path)
+    with pytest.raises(ValueError, match="the tokenizer has 330 ids, the model a vocabulary of 320"):
+        dg.load(tmp_path)
+
+
+def test_the_bundled_model_loads_and_replies():
+    bot = dg.load()
+    assert bot.config.num_parameters <= 12_000_000
+    assert bot.config.eos_token_id == bot.config.vocab_size - 1 == bot.tokenizer.end_of_text_id
+    assert bot.reply("Does money buy happiness?").strip()

@@ -1,0 +1,236 @@
+"""The terminal: a line of stdout for each turn through a pipe, one line on stderr for what goes wrong, and it goes on."""
+
+import io
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import fakes
+import pytest
+
+import dialogpt_jax as dg
+from dialogpt_jax.chat.session import Chat
+from dialogpt_jax.chat.terminal import Terminal
+
+LENGTH = 8
+# Starting Python and jax on a busy machine; a test that waits this long has failed anyway.
+PATIENCE = 240
+
+
+@pytest.fixture(scope="module")
+def bot():
+    return fakes.tiny_bot()
+
+
+@pytest.fixture
+def talk(bot, monkeypatch, capfd):
+    """Runs the terminal on bytes of input: (lines of stdout, lines of stderr, the chat)."""
+
+    def run(data: bytes | str, seed=0):
+        data = data if isinstance(data, bytes) else data.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        terminal = Terminal(bot, bot.chat(seed=seed, max_new_tokens=LENGTH), name="fake")
+        assert terminal.run() == 0
+        out, err = capfd.readouterr()
+        assert "\033" not in out + err  # no colours in a pipe
+        assert "Traceback" not in err
+        return out.split("\n")[:-1], err.splitlines(), terminal.chat
+
+    return run
+
+
+def one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\r", " ")
+
+
+def test_each_line_gets_its_reply_on_a_line(talk, bot):
+    lines = ["Hello", "☕", "no", "<|endoftext|>", "שלום \u202eabc", "a\x00b", "[bold]x[/]", "\x1b[31mred"]
+    out, err, chat = talk("\n".join(lines))  # the last one without a line end
+    assert chat.turns[::2] == lines
+    assert out == [one_line(reply) for reply in chat.turns[1::2]]
+    assert err == []
+    other = bot.chat(max_new_tokens=LENGTH)
+    assert [other.say(line) for line in lines] == chat.turns[1::2]
+
+
+def test_windows_line_ends_and_empty_lines_are_no_turns(talk):
+    assert talk(b"Hello\r\n\r\n   \n\nno\r\n")[2].turns[::2] == ["Hello", "no"]
+    out, err, chat = talk(b"")
+    assert (out, err, chat.turns) == ([], [], [])
+
+
+def test_a_reply_with_line_ends_is_one_line_in_a_pipe(talk, bot, monkeypatch):
+    said = bot.tokenizer.encode("one\r\ntwo\n☕")
+    monkeypatch.setattr(Chat, "_tokens", lambda self, context, keys_B: iter([*said, bot.config.eos_token_id]))
+    out, _, chat = talk("Hello\nno\n")
+    assert out == ["one  two ☕"] * 2
+    assert chat.turns[1] == "one\r\ntwo\n☕"
+
+
+def test_the_same_seed_repeats_and_another_does_not(talk):
+    lines = "Hello\nhow are you\nno\n"
+    assert talk(lines)[0] == talk(lines)[0]
+    assert talk(lines)[0] != talk(lines, seed=1)[0]
+
+
+def test_undo_and_the_same_line_give_the_same_reply(talk):
+    out, err, _ = talk("Hello\nno\n/undo\nno\n/undo\n/undo\nHello\n")
+    assert out[1] == out[2]
+    assert out[0] == out[3]
+    assert err == ["took back: no", "took back: no", "took back: Hello"]
+
+
+def test_retry_says_another_reply_and_reset_begins_anew(talk):
+    out, err, chat = talk("Hello\n/retry\n/retry\n/reset\nHello\n")
+    assert len(set(out[:3])) > 1
+    assert out[3] == out[0]
+    assert err == ["begun anew"]
+    assert len(chat.turns) == 2
+
+
+def test_save_and_load_go_on(talk, tmp_path):
+    file = tmp_path / "my chat.json"
+    out, err, _ = talk(f"Hello\n/save {file}\nno\n")
+    assert err == [f"wrote {file}"]
+    again, err, chat = talk(f"/load {file}\nno\n", seed=5)
+    assert err == [f"2 turns of {file}"]
+    assert again == out[1:]
+    assert len(chat.turns) == 4
+
+
+def test_help_and_settings_are_no_part_of_the_conversation(talk):
+    out, err, chat = talk("/help\n/settings\n/settings temperature 0.25\n/settings top_k none\n/settings\n/quit\nHello\n")
+    assert (out, chat.turns) == ([], [])
+    text = "\n".join(err)
+    for command in ("/undo", "/retry", "/reset", "/save", "/load", "/settings", "/help", "/quit", "Ctrl-C", "Ctrl-D"):
+        assert command in text
+    assert "temperature 0.7, top_k 50, top_p 0.9, max_new_tokens 8, seed 0" in err[6]
+    assert "temperature 0.25, top_p 0.9, max_new_tokens 8, seed 0" in err[-1]
+    assert chat.sampling == dg.Sampling(temperature=0.25, top_p=0.9)
+
+
+def test_settings_change_the_replies(talk, bot):
+    out, _, chat = talk("/settings temperature 0\n/settings max_new_tokens 5\n/settings seed 9\nHello\n")
+    assert (chat.seed, chat.max_new_tokens, chat.sampling.temperature) == (9, 5, None)
+    assert out == [one_line(bot.reply("Hello", sampling=dg.Sampling(temperature=0), max_new_tokens=5))]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"/nonsense", "/nonsense is no command; /help lists them"),
+        (b"/", "/ is no command"),
+        (b"/[bold]", "/[bold] is no command"),
+        (b"/undo", "nothing to undo"),
+        (b"/retry", "nothing to retry"),
+        (b"/save", "/save wants a file"),
+        (b"/load", "/load wants a file"),
+        (b"/load /no/such/file", "/no/such/file: No such file or directory"),
+        (b"/load /", "/: Is a directory"),
+        (b"/save /", "irectory"),
+        (b"/save /no/such/file", "/no/such/file: No such file or directory"),
+        (b"/save .", "irectory"),
+        (b"/settings temperature", "/settings NAME VALUE, with one of temperature, "),
+        (b"/settings heat 3", "/settings NAME VALUE, with one of temperature, "),
+        (b"/settings temperature hot", "temperature: 'hot' is not a number"),
+        (b"/settings temperature -1", "temperature is -1"),
+        (b"/settings temperature nan", "temperature is nan"),
+        (b"/settings top_k 100000", "top_k is 100000"),
+        (b"/settings top_k 1.5", "top_k is 1.5"),
+        (b"/settings max_new_tokens 0", "max_new_tokens is 0; it must be a whole number, at least 1"),
+        (b"/settings max_new_tokens none", "max_new_tokens: 'none' is not a whole number"),
+        (b"/settings seed inf", "seed: 'inf' is not a whole number"),
+        (b"/settings seed -1", "seed is -1"),
+        (b"/settings seed 99999999999999999999", "seed is 99999999999999999999"),
+        (b"\xff\xfe", "lone surrogate"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_the_chat_goes_on(talk, bot, line, message):
+    out, err, chat = talk(line + b"\nHello\n")
+    assert len(err) == 1
+    assert message in err[0]
+    assert out == [one_line(bot.reply("Hello", max_new_tokens=LENGTH))]
+    assert len(chat.turns) == 2
+
+
+def test_a_turn_that_is_too_long_is_one_line_and_gets_a_reply(talk):
+    out, err, chat = talk("€" * 5000 + "\nno\n" + "€" * 5000 + "\nno\n")
+    assert len(out) == 4
+    assert len(chat.turns) == 8
+    assert err == ["the last turn has 15001 tokens; its first 14913 were left out (n_positions is 96)"] * 2
+
+
+def test_an_input_that_is_closed_is_an_empty_one(bot, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert Terminal(bot, bot.chat(), name="fake").run() == 0
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_ctrl_c_stops_a_reply_and_not_the_program(talk, bot, monkeypatch, at):
+    """The signal comes in the middle of a step; the reply ends after it, and what was said is a turn."""
+    before = signal.getsignal(signal.SIGINT)
+    real, said = Chat._tokens, []
+
+    def interrupted(self, context, keys_B):
+        for count, token in enumerate(real(self, context, keys_B), start=1):
+            if count == at and not said:
+                said.append(token)
+                signal.raise_signal(signal.SIGINT)
+            yield token
+
+    expected = bot.chat(max_new_tokens=LENGTH)
+    whole = expected.say("Hello")
+    monkeypatch.setattr(Chat, "_tokens", interrupted)
+    out, err, chat = talk("Hello\nno\n")
+    assert err == []
+    assert len(out) == 2
+    assert chat.turns[0::2] == ["Hello", "no"]
+    assert chat.turns[1] != whole
+    assert whole.startswith(chat.turns[1])
+    after = dg.Chat(bot, max_new_tokens=LENGTH, turns=chat.turns[:2])
+    assert chat.turns[3] == after.say("no")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def read_until(terminal: int, wanted: str, seen: str) -> str:
+    """What the program has written by the time that `wanted` stands in it."""
+    end = time.monotonic() + PATIENCE
+    while wanted not in seen:
+        assert time.monotonic() < end, f"waited for {wanted!r} after {seen!r}"
+        if select.select([terminal], [], [], 0.2)[0]:
+            seen += os.read(terminal, 65536).decode(errors="replace")
+    return seen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_on_a_terminal_there_are_a_prompt_colours_and_ctrl_c(bot, tmp_path):
+    bot.save(tmp_path / "model")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "dialogpt_jax.cli.main", "chat", "--no-compilation-cache"]
+    command += ["--model", str(tmp_path / "model"), "--max-new-tokens", "4"]
+    env = os.environ | {"TERM": "xterm-256color", "PYTHONUTF8": "1", "JAX_PLATFORMS": "cpu"}
+    env.pop("NO_COLOR", None)
+    program = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=tmp_path)
+    os.close(theirs)
+    try:
+        seen = read_until(ours, "you:", "")
+        assert "parameters" in seen
+        assert "/help" in seen
+        program.send_signal(signal.SIGINT)  # at the prompt: another prompt
+        read_until(ours, "you:", "")
+        os.write(ours, b"Hello\n")
+        seen = read_until(ours, "you:", "")
+        assert "bot:" in seen
+        assert "\033[1;32m" in seen  # bold green
+        os.write(ours, b"/nonsense\n")
+        seen = read_until(ours, "you:", read_until(ours, "is no command", ""))
+        os.write(ours, b"\x04")  # Ctrl-D
+        assert program.wait(PATIENCE) == 0
+    finally:
+        program.kill()
+        program.wait()
+        os.close(ours)

@@ -1,0 +1,91 @@
+"""Dialogues to examples: every turn after the first is a target once, its EOS too, and nothing is longer than allowed."""
+
+import random
+
+import numpy as np
+import pytest
+
+from dialogpt_jax.data.examples import examples, windows
+
+EOS = 0
+
+
+def as_lists(found):
+    return [(e.tokens_T.tolist(), e.weights_T.tolist()) for e in found]
+
+
+def drawn_dialogue(rng):
+    """Every token is another number, so that it can be found again."""
+    turns, token = [], 1
+    for _ in range(rng.randint(1, 9)):
+        length = rng.randint(0, 7)
+        turns.append(list(range(token, token + length)))
+        token += length
+    return turns
+
+
+def test_the_worked_example():
+    assert as_lists(windows([[5, 6], [7], [8, 9]], eos=0, max_length=8)) == [
+        ([5, 6, 0, 7, 0, 8, 9, 0], [0, 0, 0, 1, 1, 1, 1, 1])
+    ]
+    assert as_lists(windows([[5, 6], [7], [8, 9]], eos=0, max_length=6)) == [
+        ([5, 6, 0, 7, 0], [0, 0, 0, 1, 1]),
+        ([7, 0, 8, 9, 0], [0, 0, 1, 1, 1]),
+    ]
+
+
+def test_one_turn_has_no_target():
+    assert list(windows([[5, 6]], eos=0, max_length=8)) == []
+    assert list(windows([], eos=0, max_length=8)) == []
+
+
+@pytest.mark.parametrize("context", [0, 6, 12])
+def test_each_turn_is_a_target_once_with_its_end(context):
+    rng = random.Random(1)
+    several = 0
+    for _ in range(200):
+        turns = drawn_dialogue(rng)
+        max_length = rng.randint(16, 40)  # two turns of at most 8 tokens always fit
+        found = list(windows(turns, eos=EOS, max_length=max_length, context=context))
+        several += len(found) > 1
+        whole = [token for turn in turns for token in [*turn, EOS]]
+        targets = []
+        for tokens_T, weights_T in found:
+            assert tokens_T.dtype == np.int32
+            assert weights_T.dtype == np.float32
+            assert len(tokens_T) == len(weights_T) <= max_length
+            assert set(weights_T.tolist()) <= {0.0, 1.0}
+            assert weights_T[0] == 0
+            first = int(weights_T.argmax())
+            assert weights_T[first:].all()  # context, then targets: no hole
+            assert tokens_T[first - 1] == EOS  # the context is whole turns
+            targets += tokens_T[first:].tolist()
+        assert targets == whole[len(turns[0]) + 1 :]
+        joined = [e.tokens_T.tolist() for e in found]
+        assert all(any(whole[i : i + len(t)] == t for i in range(len(whole))) for t in joined)
+    assert several > 40
+
+
+def test_a_later_window_begins_with_the_turn_before_or_as_many_as_its_context_holds():
+    turns = [[i] * 3 for i in range(1, 9)]  # four tokens each
+    lone = list(windows(turns, eos=EOS, max_length=12, context=0))
+    assert [int((e.weights_T == 0).sum()) for e in lone] == [4, 4, 4, 4]
+    wide = list(windows(turns, eos=EOS, max_length=16, context=8))
+    assert [int((e.weights_T == 0).sum()) for e in wide] == [4, 8, 8]
+    assert wide[1].tokens_T.tolist()[:4] == [3, 3, 3, EOS]
+
+
+def test_what_is_too_long_is_cut_context_from_its_start_target_from_its_end():
+    context, target = list(range(1, 21)), list(range(31, 36))
+    (example,) = windows([context, target], eos=EOS, max_length=10)
+    assert example.tokens_T.tolist() == [18, 19, 20, EOS, 31, 32, 33, 34, 35, EOS]
+    assert example.weights_T.sum() == 6
+    (example,) = windows([[1, 2], list(range(10, 40))], eos=EOS, max_length=8)
+    assert example.tokens_T.tolist() == [EOS, 10, 11, 12, 13, 14, 15, 16]
+    assert example.weights_T.tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_examples_are_the_windows_of_all_dialogues_in_order():
+    dialogues = [[[1], [2]], [[3]], [[4], [5], [6]]]
+    found = examples(dialogues, eos=EOS, max_length=32)
+    assert [e.tokens_T.tolist() for e in found] == [[1, 0, 2, 0], [4, 0, 5, 0, 6, 0]]

@@ -1,0 +1,144 @@
+"""Dialogues to contexts: what counts as turns, where EOS stands, and what is left out when it does not fit."""
+
+import itertools
+import random
+import warnings
+
+import fakes
+import pytest
+
+from dialogpt_jax.text.dialogue import (
+    DialogueError,
+    TruncationWarning,
+    as_turns,
+    context_limit,
+    encode,
+    texts_of,
+    window_start,
+)
+
+EOS = 319
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return fakes.tiny_tokenizer()
+
+
+def test_a_text_texts_and_messages_are_turns():
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"content": "Well?"}]
+    assert as_turns("Hi") == ["Hi"]
+    assert as_turns(("Hi", "Hello", "Well?")) == as_turns(messages) == ["Hi", "Hello", "Well?"]
+    assert as_turns(["", "", "a turn before may be empty"])[0] == ""
+    assert texts_of([]) == []
+    assert texts_of(["Hi", ""]) == ["Hi", ""]
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "message"),
+    [
+        ([], "the dialogue has no turn; give at least one text"),
+        ("", "turn 1, the one to reply to, is empty"),
+        (" \n\t", "turn 1, the one to reply to, is empty"),
+        (["Hi", ""], "turn 2, the one to reply to, is empty"),
+        ([{"role": "user", "content": None}], "content of message 1 is NoneType; expected text"),
+        ([{"role": "user"}], "content of message 1 is NoneType"),
+        (["Hi", {"content": [{"type": "text"}]}], "content of message 2 is list"),
+        (["Hi", 3], "turn 2 is int; expected text"),
+        ([b"Hi"], "turn 1 is bytes"),
+        (b"Hi", "got bytes"),
+        (None, "got NoneType"),
+        ({"role": "user", "content": "Hi"}, "got dict"),
+        ({"Hi"}, "got set"),
+    ],
+)
+def test_what_is_no_dialogue_is_one_line(dialogue, message):
+    with pytest.raises(DialogueError, match=message) as caught:
+        as_turns(dialogue)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_turn_is_ended_by_eos_and_only_there(tokenizer):
+    turns = ["Hello, how are you today?", "<|endoftext|>", "", "☕"]
+    ids = encode(tokenizer, turns, eos=EOS, n_positions=200, max_new_tokens=40)
+    assert ids == [i for turn in turns for i in (*tokenizer.encode(turn), EOS)]
+    assert ids.count(EOS) == 4
+
+
+def test_the_worked_example_of_the_window():
+    assert [window_start([4] * n, limit=13, target=8) for n in (1, 3, 5)] == [0, 0, 3]
+
+
+def window_by_hand(lengths, limit, target):
+    """The same conversation lived through: the kept turns as a list that grows and loses its oldest."""
+    kept = list(range(len(lengths) % 2 == 0))  # an even number of turns: the bot spoke first
+    for newest in range(len(kept), len(lengths), 2):
+        kept = [*kept, *([newest - 1] if newest and newest - 1 not in kept else []), newest]
+        if sum(lengths[i] for i in kept) > limit:
+            while len(kept) > 1 and sum(lengths[i] for i in kept) > target:
+                kept = kept[1:]
+    return kept[0]
+
+
+def test_whole_turns_go_oldest_first_down_to_the_target():
+    rng = random.Random(0)
+    dropped = 0
+    for _ in range(300):
+        lengths = [rng.randint(1, 12) for _ in range(rng.randint(1, 21))]
+        limit = rng.randint(10, 40)
+        target = rng.randint(5, limit)
+        start = window_start(lengths, limit=limit, target=target)
+        assert start == window_by_hand(lengths, limit, target)
+        assert 0 <= start < len(lengths)
+        assert sum(lengths[start:]) <= limit or start == len(lengths) - 1
+        dropped += start > 0
+    assert dropped > 100
+
+
+def test_the_window_moves_once_in_many_turns():
+    starts = [window_start([5] * n, limit=80, target=48) for n in range(1, 60, 2)]
+    moves = sum(a != b for a, b in itertools.pairwise(starts))
+    assert starts[-1] > 0
+    assert moves <= len(starts) // 3
+    assert starts == sorted(starts)
+
+
+@pytest.mark.parametrize(("n_positions", "max_new_tokens"), [(96, 40), (96, 1), (64, 63), (64, 500), (1, 1), (2, 1)])
+def test_there_is_room_for_a_reply_and_for_a_context(tokenizer, n_positions, max_new_tokens):
+    limit = context_limit(n_positions, max_new_tokens)
+    assert limit <= max(n_positions - max_new_tokens, n_positions // 2, 1)
+    turns = ["Do you like the rain?"] * 41
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # where not even one turn fits
+        ids = encode(tokenizer, turns, eos=EOS, n_positions=n_positions, max_new_tokens=max_new_tokens)
+    assert 1 <= len(ids) <= limit
+    assert ids[-1] == EOS
+
+
+def test_a_context_begins_with_a_whole_turn(tokenizer):
+    turns = [f"Hello {i}, how are you today?" for i in range(31)]
+    ids = encode(tokenizer, turns, eos=EOS, n_positions=96, max_new_tokens=40)
+    kept = tokenizer.decode([i if i != EOS else tokenizer.encode("\n")[0] for i in ids]).splitlines()
+    assert 1 < len(kept) < 31
+    assert kept == turns[-len(kept) :]
+
+
+def test_a_newest_turn_that_is_too_long_loses_its_start_and_says_so(tokenizer):
+    newest = "".join(chr(65 + i % 26) for i in range(300))
+    ids = tokenizer.encode(newest)
+    with pytest.warns(TruncationWarning) as caught:
+        context = encode(tokenizer, ["Hi", "Hello", newest], eos=EOS, n_positions=96, max_new_tokens=40)
+    assert context == [*ids[-55:], EOS]
+    (warning,) = caught
+    message = str(warning.message)
+    assert "\n" not in message
+    for number in (len(ids) + 1, len(ids) + 1 - 56, 96):
+        assert str(number) in message
+
+
+def test_a_newest_turn_that_fits_exactly_is_whole(tokenizer):
+    ids = tokenizer.encode("€" * 18 + "!")  # 3 · 18 + 1 tokens and EOS: 56 = 96 − 40
+    assert len(ids) == 55
+    context = encode(tokenizer, ["Hi", "Hello", "€" * 18 + "!"], eos=EOS, n_positions=96, max_new_tokens=40)
+    assert context == [*ids, EOS]

@@ -1,0 +1,176 @@
+"""A directory of ours in transformers and CTranslate2, and theirs in ours: the same logits, the same token ids."""
+
+import jax
+import numpy as np
+import pytest
+from dialogpt_jax.convert.mapping import from_params, to_params
+from dialogpt_jax.convert.names import same_bits, to_microsoft
+from dialogpt_jax.convert.write_torch import write_torch
+from fakes import ODD, TINY
+from reference import relative_error
+
+from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.model import forward, init_params
+from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
+from dialogpt_jax.weights.directory import load_params, write_directory
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("default"),  # torch and transformers warn about themselves
+]
+
+# Float32 on both sides, whose sums run in other orders: differences are about 1e-6 of the largest logit here.
+TOLERANCE = 2e-5
+MODEL = GPT2Config(vocab_size=340, n_positions=40, n_embd=64, n_layer=3, n_head=4, eos_token_id=339)
+UNTIED = GPT2Config(
+    vocab_size=341,
+    n_positions=32,
+    n_embd=48,
+    n_layer=2,
+    n_head=3,
+    n_inner=9,
+    eos_token_id=339,
+    tie_word_embeddings=False,
+)
+TEXTS = ["Does money buy happiness?", "  two  spaces, don't they'll\nnew line\t", "naïve ☕ 漢字 🙂", "a . b", "x" * 30]
+
+
+def draw(config, seed=0):
+    """Parameters with every tensor drawn, large enough for each to be seen."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+
+    def one(path, leaf):
+        gain = path[-1].key == "scale"
+        return (gain + (0.2 if leaf.ndim > 1 else 0.1) * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(one, shapes)
+    params["wte"]["embedding"][config.vocab_size :] = 0
+    return params
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    found = Tokenizer.train(["the quick brown fox, the lazy dog; don't they'll we've " * 3, *TEXTS] * 9, 340)
+    assert found.vocab_size == MODEL.vocab_size  # CTranslate2 wants them equal
+    assert found.end_of_text_id == MODEL.eos_token_id
+    return found
+
+
+def tokens(config):
+    return np.random.default_rng(1).integers(0, config.vocab_size, (3, 19))
+
+
+def their_logits(model, tokens_BT):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.as_tensor(tokens_BT)).logits.float().numpy()
+
+
+def our_logits(params, config, tokens_BT):
+    return np.asarray(forward(params, config, tokens_BT))
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 100_000])
+@pytest.mark.parametrize("config", [MODEL, UNTIED], ids=["tied", "untied"])
+def test_transformers_loads_a_directory_of_ours(tmp_path, tokenizer, config, max_shard_bytes):
+    from transformers import AutoModelForCausalLM
+
+    params = draw(config)
+    folder = write_directory(tmp_path / "m", params, config, tokenizer, max_shard_bytes=max_shard_bytes)
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert model.config.eos_token_id == config.eos_token_id
+    ours = our_logits(params, config, tokens(config))
+    assert relative_error(ours, their_logits(model.eval(), tokens(config))) < TOLERANCE
+
+
+@pytest.mark.parametrize("config", [TINY, ODD], ids=["tiny", "odd"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_we_load_a_directory_of_transformers(tmp_path, config, safe):
+    import torch
+    from transformers import GPT2Config as TheirConfig
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(TheirConfig(**config.to_hf())).eval()
+    drawn = {name: torch.as_tensor(array) for name, array in from_params(draw(config), config).items()}
+    model.load_state_dict(drawn, strict=not config.tie_word_embeddings)
+    model.save_pretrained(tmp_path)
+    if not safe:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    params, found = load_params(tmp_path)
+    assert found.tie_word_embeddings == config.tie_word_embeddings
+    ours = our_logits(params, found, tokens(config))
+    assert relative_error(ours, their_logits(model, tokens(config))) < TOLERANCE
+
+
+def test_torch_there_and_back_is_bit_for_bit(tmp_path):
+    import torch
+    from dialogpt_jax.convert.read import read
+
+    tensors = from_params(draw(UNTIED), UNTIED)
+    torch.save({f"module.{name}": torch.as_tensor(array).half() for name, array in tensors.items()}, tmp_path / "a.bin")
+    params, report = to_params(read(tmp_path / "a.bin").tensors, UNTIED)
+    write_torch(tmp_path / "b.pkl", from_params(params, report.config))
+    back = torch.load(tmp_path / "b.pkl", weights_only=True)
+    there = torch.load(tmp_path / "a.bin", weights_only=True)
+    assert {f"module.{name}" for name in back} == there.keys()
+    assert all(same_bits(back[name].numpy(), there[f"module.{name}"].numpy()) for name in back)
+
+
+def test_the_microsoft_layout_is_what_their_old_class_would_load(tmp_path):
+    import torch
+    from transformers import GPT2Config as TheirConfig
+    from transformers import GPT2LMHeadModel
+
+    params = draw(MODEL)
+    write_torch(tmp_path / "m.pkl", to_microsoft(from_params(params, MODEL), MODEL))
+    state = torch.load(tmp_path / "m.pkl", weights_only=True)
+    assert state["transformer.h.0.attn.bias"].shape == (1, 1, 40, 40)
+    assert torch.equal(state["transformer.h.0.attn.bias"], torch.ones(1, 1, 40, 40).tril())
+    state["lm_head.weight"] = state.pop("lm_head.decoder.weight")
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")}
+    model = GPT2LMHeadModel(TheirConfig(**MODEL.to_hf())).eval()
+    model.load_state_dict(state)
+    ours = our_logits(params, MODEL, tokens(MODEL))
+    assert relative_error(ours, their_logits(model, tokens(MODEL))) < TOLERANCE
+
+
+def test_auto_tokenizer_gives_the_same_ids(tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(write_directory(tmp_path / "m", draw(MODEL), MODEL, tokenizer))
+    for text in TEXTS:
+        ids = theirs(text)["input_ids"]
+        assert ids == tokenizer.encode(text)
+        assert theirs.decode(ids) == tokenizer.decode(ids) == text
+    assert theirs.eos_token_id == theirs.bos_token_id == tokenizer.end_of_text_id
+    assert theirs(END_OF_TEXT)["input_ids"] == [tokenizer.end_of_text_id]  # theirs reads it as the token
+    assert set(theirs(TEXTS[0])) == {"input_ids", "attention_mask"}  # no token types: GPT-2 would embed them
+    assert theirs.model_max_length == MODEL.n_positions
+
+
+def test_their_tokenizer_directory_is_read_by_us(tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(write_directory(tmp_path / "m", draw(MODEL), MODEL, tokenizer))
+    theirs.save_pretrained(tmp_path / "saved")
+    ours = Tokenizer.load(tmp_path / "saved")
+    assert [ours.encode(text) for text in TEXTS] == [theirs(text)["input_ids"] for text in TEXTS]
+
+
+def test_ctranslate2_converts_a_directory_of_ours(tmp_path, tokenizer):
+    import ctranslate2
+
+    params = draw(MODEL)
+    folder = write_directory(tmp_path / "m", params, MODEL, tokenizer)
+    ctranslate2.converters.TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
+    generator = ctranslate2.Generator(str(tmp_path / "ct2"), device="cpu", compute_type="float32")
+    tokens_BT = tokens(MODEL)
+    ids = ctranslate2.StorageView.from_array(tokens_BT.astype(np.int32))
+    lengths = ctranslate2.StorageView.from_array(np.full(len(tokens_BT), tokens_BT.shape[1], np.int32))
+    theirs = np.asarray(generator.forward_batch(ids, lengths))
+    assert relative_error(our_logits(params, MODEL, tokens_BT), theirs) < TOLERANCE
