@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, MappingError, NonFiniteWeights, infer_config, to_params
 from dialogpt_jax.convert.names import EMBEDDING, HEAD, Tensors, by_kind, normalise, same_bits
 from dialogpt_jax.convert.read import read
-
-from dialogpt_jax.config import GPT2Config
 
 # (layers, width) → the variant and the words by which file names mean it.
 VARIANTS = {

@@ -22,9 +22,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from dialogpt_jax.convert.names import EMBEDDING, HEAD, MappingError, Tensors, by_kind, normalise, same_bits
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.names import EMBEDDING, HEAD, MappingError, Tensors, by_kind, normalise, same_bits
 
 # Hugging Face's name | our path | the pattern. {i} stands for each layer.
 TABLE = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from dialogpt_jax.convert.checkpoint import Checkpoint, ReadError, map_file, show
 from dialogpt_jax.convert.read_msgpack import read_msgpack
 from dialogpt_jax.convert.read_safetensors import load_json, read_safetensors
@@ -70,7 +71,7 @@ def _choose_reader(data: np.ndarray) -> Callable[[np.ndarray], Checkpoint]:
         if re.match(pattern, head, re.IGNORECASE):
             raise ReadError(advice)
     # A pickle begins with PROTO and its number; one of protocol 0 with a name, "c" or "i", module, newline.
-    if re.match(rb"\x80[\x00-\x0f]|[ci][\w.]+\n[\w.]+\n|\(", head) and head[8:9] != b"{":
+    if re.match(rb"\x80[\x00-\x0f]|[ci][\w.]+\n[\w.]+\n|\(S'", head) and head[8:9] != b"{":
         return read_legacy
     if head[8:9] == b"{":
         return read_safetensors

@@ -15,6 +15,7 @@ import struct
 from typing import Any
 
 import numpy as np
+
 from dialogpt_jax.convert.checkpoint import BFLOAT16, Checkpoint, ReadError, count_elements, show, view
 
 DTYPES = {

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 import numpy as np
+
 from dialogpt_jax.convert.checkpoint import BFLOAT16, Checkpoint, ReadError, count_elements, show, view
 
 DTYPES = {

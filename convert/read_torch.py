@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
 from dialogpt_jax.convert.checkpoint import Checkpoint, ReadError, show, view
 from dialogpt_jax.convert.torch_objects import ALLOWED, Storage, Tensor, find_state_dict, find_storage
 from dialogpt_jax.convert.unpickle import MAX_STREAM, unpickle

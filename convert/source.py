@@ -9,10 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, MappingError, Report, infer_config, to_params
 from dialogpt_jax.convert.read import read
-
-from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.text.tokenizer import Tokenizer, TokenizerError
 from dialogpt_jax.weights import hub
 from dialogpt_jax.weights.directory import CONFIG_FILE, find_weights, read_config_file

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from dialogpt_jax.convert.checkpoint import BFLOAT16, ReadError, show
 from dialogpt_jax.convert.unpickle import Allowed, Builder, Global
 
@@ -235,8 +236,6 @@ def _choose(state: dict) -> Any:
     having = {id(value) for value in {id(value): value for value in dicts.values()}.values() if _has_tensors(value)}
     holding = [key for key, value in dicts.items() if id(value) in having]
     preferred = [key for key in holding if key in WRAPPERS]
-    if len(preferred) == 1:
-        return preferred[0]
     if _has_tensors(state) and not preferred:
         return None
     deeper = [key for key in dicts if key in WRAPPERS] or list(dicts)

@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+
 from dialogpt_jax.convert.torch_objects import STORAGES
 
 ALIGNMENT = 64  # of each storage in the file, so that torch can map it

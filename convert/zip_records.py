@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping
 
 import numpy as np
+
 from dialogpt_jax.convert.checkpoint import ReadError, show
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")

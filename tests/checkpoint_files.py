@@ -16,9 +16,10 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from dialogpt_jax.convert.read import ReadError, read
 from flax import serialization
 from safetensors.numpy import save
+
+from dialogpt_jax.convert.read import ReadError, read
 
 MAGIC = 0x1950A86A20F9469CFC6C
 START, STOP = b"\x80\x02", b"."

@@ -1,8 +1,8 @@
 """Talk with a model: type a line, get a reply. In the chat, /help lists what else can be typed.
 
-  dialogpt chat
-  dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
-  printf 'Hi!\\nHow are you?\\n' | dialogpt chat         a reply a line
+dialogpt chat
+dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
+printf 'Hi!\\nHow are you?\\n' | dialogpt chat         a reply a line
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Prints one reply to a dialogue.
 
-  dialogpt reply "Does money buy happiness?"
-  dialogpt reply "Hi!" "Hello." "Any plans for today?"     three turns, the last is replied to
-  echo "Hi!" | dialogpt reply -                            turns from standard input, one a line
-  dialogpt reply --json --candidates 4 "Hi!"               everything, for a program
+dialogpt reply "Does money buy happiness?"
+dialogpt reply "Hi!" "Hello." "Any plans for today?"     three turns, the last is replied to
+echo "Hi!" | dialogpt reply -                            turns from standard input, one a line
+dialogpt reply --json --candidates 4 "Hi!"               everything, for a program
 """
 
 import argparse

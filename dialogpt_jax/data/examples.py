@@ -34,9 +34,7 @@ class Example(NamedTuple):
     weights_T: np.ndarray
 
 
-def windows(
-    turns: Sequence[Sequence[int]], *, eos: int, max_length: int, context: int = 0
-) -> Iterator[Example]:
+def windows(turns: Sequence[Sequence[int]], *, eos: int, max_length: int, context: int = 0) -> Iterator[Example]:
     """The examples of one dialogue, each at most `max_length` tokens.
 
     Args:

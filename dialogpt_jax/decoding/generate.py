@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dialogpt_jax import model
 from dialogpt_jax.cache import KVCache, ReplyCache, init_cache
@@ -151,7 +152,9 @@ def advance(
     """
     positions_M = lengths_M + jnp.maximum(state.counts_M - 1, 0)
     logits_MV, cache = step_fn(state.last_M, positions_M, state.cache)
-    return _record(dataclasses.replace(state, cache=cache), logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos)
+    return _record(
+        dataclasses.replace(state, cache=cache), logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos
+    )
 
 
 def decode(
@@ -246,6 +249,22 @@ def _generate(params, config, tokens_BT, lengths_B, limits_B, keys_B, sampling, 
     return Generated(state.tokens_MR, state.counts_M, state.finished_M, state.logprobs_MR)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "rows_on", "candidates", "slots", "bucket"))
+def _generate_sharded(params, config, tokens_BT, lengths_B, limits_B, keys_B, sampling, *, rows_on, **static):
+    """`_generate` on each device of a mesh, for its own rows: it ends when they have.
+
+    The partitioner does not see that rows share nothing, and would gather all rows' keys and values at every cache write.
+    """
+    every, rows = PartitionSpec(), rows_on.spec
+    specs = (every, rows, rows, rows, rows, jax.tree.map(lambda x: rows if x.ndim else every, sampling))
+
+    def one_device(params, tokens_BT, lengths_B, limits_B, keys_B, sampling):
+        return _generate(params, config, tokens_BT, lengths_B, limits_B, keys_B, sampling, **static)
+
+    run = jax.shard_map(one_device, mesh=rows_on.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return run(params, tokens_BT, lengths_B, limits_B, keys_B, sampling)
+
+
 def generate_candidates(
     params: model.Params,
     config: GPT2Config,
@@ -276,18 +295,17 @@ def _replies(params, config, tokens_BT, lengths_B, candidates, sampling, max_new
     rows, length = tokens_BT.shape
     _check_sampling(sampling, rows)
     padded = np.pad(tokens_BT, ((0, 0), (0, bucket_of(length, config.n_positions) - length)))
-    out = _generate(
-        params,
-        config,
-        padded,
-        lengths_B,
-        np.minimum(max_new_tokens, config.n_positions - lengths_B).astype(np.int32),
-        keys,
-        as_arrays(sampling),
-        candidates=candidates,
-        slots=bucket_of(max_new_tokens, config.n_positions),
-        bucket=top_k_bucket(sampling, config.vocab_size),
-    )
+    limits_B = np.minimum(max_new_tokens, config.n_positions - lengths_B).astype(np.int32)
+    arguments = (params, config, padded, lengths_B, limits_B, keys, as_arrays(sampling))
+    static = {
+        "candidates": candidates,
+        "slots": bucket_of(max_new_tokens, config.n_positions),
+        "bucket": top_k_bucket(sampling, config.vocab_size),
+    }
+    if isinstance(keys.sharding, NamedSharding):
+        out = _generate_sharded(*arguments, rows_on=keys.sharding, **static)
+    else:
+        out = _generate(*arguments, **static)
 
     def shaped(x_MR, pad):
         x_BNR = np.asarray(x_MR).reshape(rows, candidates, -1)[..., :max_new_tokens]
@@ -322,7 +340,8 @@ def generate(
       lengths_B: int32, real tokens of each row, 1 to `n_positions`.
       sampling: how a token is chosen.
       max_new_tokens: the most tokens of a reply, its EOS included. A row also stops at the model's last position.
-      keys: (B,) `jax.random.key`s, one a row.
+      keys: (B,) `jax.random.key`s, one a row. With a `NamedSharding` over their rows, each device of its mesh replies to
+        its rows; the parameters must be uncommitted, or replicated on that mesh.
 
     Raises:
       ValueError: shapes, lengths, ids or keys do not fit; the message has the numbers.

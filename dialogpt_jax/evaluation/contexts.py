@@ -20,23 +20,32 @@ class Context(NamedTuple):
     dialogue: int
 
 
-def cut(dialogues: Sequence[Sequence[str]], count: int, *, seed: int = 0) -> list[Context]:
+def cut(dialogues: Sequence[Sequence[str]], count: int | None = None, *, seed: int = 0) -> list[Context]:
     """`count` contexts: each dialogue in order cut once before a drawn turn, then each once more, until there are enough.
 
-    Dialogues of one turn are passed over; where a dialogue runs out of turns it is left out of later rounds.
+    A dialogue of one turn gives none. Nor does a place where the turn to reply to, or the reply, is empty. Where a
+    dialogue runs out of places it is left out of later rounds.
+
+    Args:
+      dialogues: lists of turns.
+      count: how many; all that the dialogues hold by default.
+      seed: of the draw. The first contexts are the same whatever `count` is.
 
     Raises:
       ValueError: the dialogues do not hold that many.
     """
-    usable = [d for d, turns in enumerate(dialogues) if len(turns) > 1]
-    orders = {d: 1 + np.random.default_rng((seed, d)).permutation(len(dialogues[d]) - 1) for d in usable}
-    most = sum(len(order) for order in orders.values())
-    if count > most:
+    orders = [np.random.default_rng((seed, d)).permutation(max(len(t) - 1, 0)) + 1 for d, t in enumerate(dialogues)]
+    places = [
+        [int(at) for at in order if turns[at - 1].strip() and turns[at].strip()]
+        for order, turns in zip(orders, dialogues, strict=True)
+    ]
+    most = sum(map(len, places))
+    if count is not None and count > most:
         raise ValueError(f"{count} contexts were asked for; the {len(dialogues)} dialogues hold {most}")
-    contexts: list[Context] = []
-    for place in range(max(map(len, orders.values()), default=0)):
-        for d in usable:
-            if place < len(orders[d]) and len(contexts) < count:
-                at = int(orders[d][place])
-                contexts.append(Context(list(dialogues[d][:at]), dialogues[d][at], d))
-    return contexts
+    contexts = [
+        Context(list(dialogues[d][: ats[turn]]), dialogues[d][ats[turn]], d)
+        for turn in range(max(map(len, places), default=0))
+        for d, ats in enumerate(places)
+        if turn < len(ats)
+    ]
+    return contexts[:count]

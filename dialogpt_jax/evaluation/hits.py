@@ -1,48 +1,65 @@
-"""Does a model prefer the true next turn? Contexts in, the share of them in which it beats turns of other dialogues out.
+"""Does a model prefer the true next turn? Contexts in, how many turns of other dialogues it likes better out.
 
-Letters: B rows, T tokens, N candidates, R tokens of a candidate.
+Letters: B contexts, T tokens, N candidates, R tokens of a candidate.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from dialogpt_jax.chat.bot import Bot, few_buckets
+from dialogpt_jax.chat.bot import Bot
+from dialogpt_jax.decoding.generate import bucket_of
 from dialogpt_jax.decoding.score import score_candidates
 from dialogpt_jax.evaluation.contexts import Context
 
 LONGEST_REPLY = 64  # tokens; what is longer is scored by its beginning
+CANDIDATES = 10
 
 
-def hits_at_1(bot: Bot, contexts: Sequence[Context], *, candidates: int = 10, seed: int = 0, rows: int = 8) -> float:
-    """The share of contexts whose true turn has the highest mean log-probability a token, EOS included.
+def ranks(
+    bot: Bot, contexts: Sequence[Context], *, candidates: int = CANDIDATES, seed: int = 0, rows: int = 8
+) -> np.ndarray:
+    """Where the true next turn stands among turns of other dialogues, best first: int64 (B,), 0 the best.
+
+    hits@k is the share of ranks under k; chance is k / candidates. Ordered by mean log-probability a token, EOS included;
+    another turn that is as probable stands before the true one.
 
     Args:
       bot: the model.
-      contexts: with their true next turns.
-      candidates: the truth and this many less one turns drawn from other dialogues. Chance is 1 / candidates.
-      seed: of the draw.
+      contexts: with their true next turns, from which the others are drawn too: of another dialogue, and another text.
+      candidates: the truth and this many less one others.
+      seed: of the draw; with it, a context's number decides its others.
+      rows: contexts scored together.
+
+    Raises:
+      ValueError: there are not enough other turns.
     """
-    eos, rng = bot.config.eos_token_id, np.random.default_rng(seed)
-    truths = [[*ids, eos][:LONGEST_REPLY] for ids in bot.tokenizer.encode_batch([c.truth for c in contexts])]
-    prompts = [bot.encode(c.turns, max_new_tokens=LONGEST_REPLY) for c in contexts]
-    owners = np.array([c.dialogue for c in contexts])
+    eos, longest = bot.config.eos_token_id, min(LONGEST_REPLY, bot.config.n_positions // 2)
+    truths = [[*ids, eos][:longest] for ids in bot.tokenizer.encode_batch([c.truth for c in contexts])]
+    prompts = [bot.encode(c.turns, max_new_tokens=longest) for c in contexts]
+    owners, texts = np.array([c.dialogue for c in contexts]), np.array([c.truth for c in contexts], object)
+    sets_BN = np.empty((len(contexts), candidates), np.int64)
+    for i in range(len(contexts)):
+        others = np.flatnonzero((owners != owners[i]) & (texts != texts[i]))
+        if len(others) < candidates - 1:
+            raise ValueError(
+                f"hits@k needs {candidates - 1} turns of other dialogues for each context; context {i} has {len(others)}"
+            )
+        sets_BN[i] = [i, *np.random.default_rng((seed, i)).choice(others, candidates - 1, replace=False)]
+    found_B = np.empty(len(contexts), np.int64)
     order = sorted(range(len(contexts)), key=lambda i: len(prompts[i]))
-    won = 0
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
-        filled = chosen + [chosen[0]] * (rows - len(chosen))
+        filled = chosen + [chosen[0]] * (rows - len(chosen))  # one shape, one program
         lengths_B = np.array([len(prompts[i]) for i in filled], np.int32)
-        context_BT = np.zeros((rows, few_buckets(int(lengths_B.max()), bot.config.n_positions)), np.int32)
-        replies_BNR = np.zeros((rows, candidates, LONGEST_REPLY), np.int32)
-        counts_BN = np.zeros((rows, candidates), np.int32)
+        context_BT = np.zeros((rows, bucket_of(int(lengths_B.max()), bot.config.n_positions)), np.int32)
+        counts_BN = np.array([[len(truths[j]) for j in sets_BN[i]] for i in filled], np.int32)
+        replies_BNR = np.zeros((rows, candidates, bucket_of(int(counts_BN.max()), longest)), np.int32)
         for row, i in enumerate(filled):
             context_BT[row, : len(prompts[i])] = prompts[i]
-            others = rng.choice(np.flatnonzero(owners != owners[i]), candidates - 1, replace=False)
-            for place, j in enumerate([i, *others]):
+            for place, j in enumerate(sets_BN[i]):
                 replies_BNR[row, place, : len(truths[j])] = truths[j]
-                counts_BN[row, place] = len(truths[j])
         scores = score_candidates(bot.params, bot.config, context_BT, lengths_B, replies_BNR, counts_BN)
         mean_BN = np.asarray(scores.mean)[: len(chosen)]
-        won += int((mean_BN[:, 0] > mean_BN[:, 1:].max(axis=1)).sum())
-    return won / len(contexts)
+        found_B[chosen] = (mean_BN[:, 1:] >= mean_BN[:, :1]).sum(axis=1)
+    return found_B

@@ -1,6 +1,10 @@
-"""How well a model predicts dialogues: parameters and turns in, bits and their counts out."""
+"""How well a model predicts dialogues: parameters and turns in, nats and what they were spent on out.
+
+Letters: D dialogues, B rows, T tokens.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,52 @@ from dialogpt_jax.training.loss import token_losses
 _losses = jax.jit(token_losses, static_argnames="config")
 
 
+class Spent(NamedTuple):
+    """What each dialogue's turns after the first cost, float64; a dialogue of one turn has 0 of all.
+
+    Attributes:
+      nats_D: Σ −log p of their tokens, EOS included.
+      tokens_D: how many tokens that are, EOS included.
+      bytes_D: UTF-8 bytes of those turns, EOS not counted.
+    """
+
+    nats_D: np.ndarray
+    tokens_D: np.ndarray
+    bytes_D: np.ndarray
+
+
+def measure_dialogues(
+    params: Params,
+    config: GPT2Config,
+    tokenizer: Tokenizer,
+    dialogues: Sequence[Sequence[str]],
+    *,
+    rows: int = 32,
+) -> Spent:
+    """What every turn after the first costs, given as many whole turns before it as its window holds.
+
+    Windows of `n_positions` tokens begin with half a window of context. A turn longer than a window counts by its start.
+    """
+    longest = config.n_positions
+    encoded = [tokenizer.encode_batch(turns) for turns in dialogues]
+    owned = [
+        (dialogue, example)
+        for dialogue, turns in enumerate(encoded)
+        for example in windows(turns, eos=config.eos_token_id, max_length=longest, context=longest // 2)
+    ]
+    nats_D, tokens_D = np.zeros(len(dialogues)), np.zeros(len(dialogues))
+    for start in range(0, len(owned), rows):
+        chosen = owned[start : start + rows]
+        owners_B = [dialogue for dialogue, _ in chosen]
+        filled = [example for _, example in chosen] + [chosen[0][1]] * (rows - len(chosen))  # one shape, one program
+        batch = collate(filled, longest)
+        losses_BT = np.asarray(_losses(params, config, jnp.asarray(batch.tokens_BT)), np.float64)
+        np.add.at(nats_D, owners_B, (losses_BT * batch.weights_BT).sum(axis=1)[: len(chosen)])
+        np.add.at(tokens_D, owners_B, batch.weights_BT.sum(axis=1, dtype=np.float64)[: len(chosen)])
+    bytes_D = np.array([sum(len(turn.encode()) for turn in turns[1:]) for turns in dialogues], np.float64)
+    return Spent(nats_D, tokens_D, bytes_D)
+
+
 def bits_per_byte(
     params: Params,
     config: GPT2Config,
@@ -26,32 +76,16 @@ def bits_per_byte(
 ) -> dict[str, float]:
     """Σ −log2 p of every turn after the first, its EOS included, over the UTF-8 bytes of those turns, EOS not counted.
 
-    Each turn is predicted from as many whole turns before it as its window holds: windows of `n_positions` tokens that
-    begin with half a window of context. It does not depend on the tokenizer, so models can be compared.
+    It does not depend on the tokenizer, so models can be compared. Windows are those of `measure_dialogues`.
 
     Returns:
       `bits_per_byte`; `perplexity` per token; `tokens` and `bytes` counted.
     """
-    longest = config.n_positions
-    encoded = [tokenizer.encode_batch(turns) for turns in dialogues]
-    examples = [
-        e
-        for turns in encoded
-        for e in windows(turns, eos=config.eos_token_id, max_length=longest, context=longest // 2)
-    ]
-    num_bytes = sum(len(turn.encode()) for turns in dialogues for turn in turns[1:])
-    nats = tokens = 0.0
-    for start in range(0, len(examples), rows):
-        chosen = examples[start : start + rows]
-        batch = collate([*chosen, *[chosen[0]] * (rows - len(chosen))], longest)  # one shape, one program
-        batch.weights_BT[len(chosen) :] = 0.0
-        losses_BT = np.asarray(_losses(params, config, jnp.asarray(batch.tokens_BT)), np.float64)
-        nats += float((losses_BT * batch.weights_BT).sum())
-        tokens += float(batch.weights_BT.sum())
-    bits = nats / np.log(2)
+    spent = measure_dialogues(params, config, tokenizer, dialogues, rows=rows)
+    nats, tokens, num_bytes = (float(x_D.sum()) for x_D in spent)
     return {
-        "bits_per_byte": bits / num_bytes,
+        "bits_per_byte": nats / np.log(2) / num_bytes,
         "perplexity": float(np.exp(nats / tokens)),
         "tokens": tokens,
-        "bytes": float(num_bytes),
+        "bytes": num_bytes,
     }

@@ -78,9 +78,7 @@ def window_start(lengths: Sequence[int], *, limit: int, target: int) -> int:
     return start
 
 
-def encode(
-    tokenizer: Tokenizer, turns: Sequence[str], *, eos: int, n_positions: int, max_new_tokens: int
-) -> list[int]:
+def encode(tokenizer: Tokenizer, turns: Sequence[str], *, eos: int, n_positions: int, max_new_tokens: int) -> list[int]:
     """The context of a reply to the last of `turns`: ids, each turn ended by EOS, at most `context_limit` of them.
 
     Warns:

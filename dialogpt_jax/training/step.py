@@ -63,7 +63,7 @@ def train_step(
         return loss(cast, config, batch.tokens_BT, batch.weights_BT, dropout_key=dropout_key)
 
     (value, targets), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)

@@ -146,6 +146,16 @@ def test_replies_are_in_order_and_the_same_in_any_batch(bot):
     assert bot.replies(dialogues, sampling=dg.GREEDY) == greedy
 
 
+def test_answers_are_replies_with_their_figures(bot):
+    dialogues = drawn_dialogues(5)
+    answers = bot.answers(dialogues, seed=1)
+    assert [answer.text for answer in answers] == bot.replies(dialogues, seed=1)
+    alone = bot.candidates(dialogues[0], n=1, seed=1)[0]
+    assert answers[0].tokens.tolist() == alone.tokens.tolist()
+    assert answers[0].finished == alone.finished
+    np.testing.assert_allclose(answers[0].logprobs, alone.logprobs, rtol=2e-4, atol=2e-4)  # float32, another batch shape
+
+
 def test_replies_of_none_and_of_an_iterator(bot):
     assert bot.replies([]) == []
     dialogues = drawn_dialogues(3)
@@ -233,7 +243,7 @@ def test_what_a_user_types_holds_no_end_of_turn(bot):
 def test_a_turn_about_as_long_as_the_model_still_gets_a_reply(bot, length):
     newest = "€" * (length // 3) + "!" * (length % 3)
     assert len(bot.tokenizer.encode(newest)) + 1 in (length, length + 1)
-    with pytest.warns(TruncationWarning, match=rf"the last turn has \d+ tokens; .* \(n_positions is 96\)"):
+    with pytest.warns(TruncationWarning, match=r"the last turn has \d+ tokens; .* \(n_positions is 96\)"):
         reply = bot.reply(newest, max_new_tokens=40)
     with pytest.warns(TruncationWarning):
         assert "".join(bot.stream(newest, max_new_tokens=40)) == reply

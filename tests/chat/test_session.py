@@ -3,6 +3,7 @@
 The tokens are compared exactly, in float32.
 """
 
+import itertools
 import json
 
 import fakes
@@ -59,7 +60,7 @@ def test_every_turn_equals_a_fresh_prefill_past_the_end_of_the_context(bot, chat
         contexts.append(chat.context_tokens)
     assert all_tokens > 2 * bot.config.n_positions
     assert max(contexts) <= bot.config.n_positions - LENGTH
-    assert any(later < sooner for sooner, later in zip(contexts, contexts[1:], strict=False))  # turns dropped out
+    assert any(later < sooner for sooner, later in itertools.pairwise(contexts))  # turns dropped out
     assert len(set(chat.turns[1::2])) > 15
 
 
@@ -307,7 +308,7 @@ GOOD = {
 def test_a_broken_file_is_one_line_that_names_it(bot, tmp_path, broken):
     file = tmp_path / "chat.json"
     file.write_bytes(broken if isinstance(broken, bytes) else json.dumps(broken).encode())
-    with pytest.raises(ChatError, match="chat.json: not a saved chat") as caught:
+    with pytest.raises(ChatError, match=r"chat\.json: not a saved chat") as caught:
         dg.Chat.load(file, bot)
     assert "\n" not in str(caught.value)
 

@@ -103,7 +103,9 @@ def test_save_and_load_go_on(talk, tmp_path):
 
 
 def test_help_and_settings_are_no_part_of_the_conversation(talk):
-    out, err, chat = talk("/help\n/settings\n/settings temperature 0.25\n/settings top_k none\n/settings\n/quit\nHello\n")
+    out, err, chat = talk(
+        "/help\n/settings\n/settings temperature 0.25\n/settings top_k none\n/settings\n/quit\nHello\n"
+    )
     assert (out, chat.turns) == ([], [])
     text = "\n".join(err)
     for command in ("/undo", "/retry", "/reset", "/save", "/load", "/settings", "/help", "/quit", "Ctrl-C", "Ctrl-D"):

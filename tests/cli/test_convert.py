@@ -7,16 +7,16 @@ import os
 import jax
 import numpy as np
 import pytest
-from dialogpt_jax.convert.mapping import rows
-from dialogpt_jax.convert.names import same_bits, to_microsoft
-from dialogpt_jax.convert.read import read
-from dialogpt_jax.convert.write_torch import write_torch
 from fakes import ODD
 from flax import serialization
 from safetensors.numpy import save_file
 
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.mapping import rows
+from dialogpt_jax.convert.names import same_bits, to_microsoft
+from dialogpt_jax.convert.read import read
+from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights.directory import load_params
 

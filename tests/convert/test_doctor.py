@@ -6,15 +6,15 @@ import json
 
 import numpy as np
 import pytest
+from fakes import ODD, TINY
+from safetensors.numpy import save_file
+
+from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert import doctor
 from dialogpt_jax.convert.checkpoint import Checkpoint, ReadError
 from dialogpt_jax.convert.doctor import describe, inspect
 from dialogpt_jax.convert.mapping import rows
 from dialogpt_jax.convert.names import to_microsoft
-from fakes import ODD, TINY
-from safetensors.numpy import save_file
-
-from dialogpt_jax.config import GPT2Config
 
 XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
 SIZES = {"small": GPT2Config.small(), "medium": GPT2Config.medium(), "large": GPT2Config.large(), "GPT-2 XL": XL}
@@ -109,6 +109,10 @@ def test_our_microsoft_layout_obeys_the_same_formula():
         n, head = config.n_positions, config.vocab_size * config.n_embd
         trunk = config.num_parameters - (0 if config.tie_word_embeddings else head)
         assert sum(array.nbytes for array in tensors.values()) == 2 * (trunk + config.n_layer * n**2 + head)
+        for i in range(config.n_layer):
+            np.testing.assert_array_equal(
+                tensors[f"transformer.h.{i}.attn.bias"], np.tri(n, dtype=np.float16)[None, None]
+            )
         addresses = {array.ctypes.data for array in tensors.values()}
         assert len(addresses) == len(tensors)  # nothing shared: the sum is what is on the disk
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from dialogpt_jax.convert import mapping
-from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, from_params, infer_config, to_params
-from dialogpt_jax.convert.names import same_bits
 from fakes import ODD, TINY
 from reference import checkpoint, logits, relative_error
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert import mapping
+from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, from_params, infer_config, to_params
+from dialogpt_jax.convert.names import same_bits
 from dialogpt_jax.model import forward, init_params
 
 # Float32 against float64: errors here are about 3e-6 of the largest logit; a wrong tensor moves it by 1e-2 and more.

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoint_files import SOUND, arrays, put, refuse, safetensors_bytes
-from dialogpt_jax.convert.read import Checkpoint, ReadError, read
 from safetensors.numpy import save_file
+
+from dialogpt_jax.convert.read import Checkpoint, ReadError, read
 
 FORMATS = pytest.mark.parametrize("kind", list(SOUND))
 

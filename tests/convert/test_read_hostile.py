@@ -25,6 +25,7 @@ from checkpoint_files import (
     text,
     zip_bytes,
 )
+
 from dialogpt_jax.convert.read import read
 
 BOTH = pytest.mark.parametrize("wrap", [zip_bytes, legacy_bytes], ids=["zip", "legacy"])
@@ -204,6 +205,7 @@ def test_build_sets_nothing(tmp_path, wrap):
         b"h\x05",  # a value that was never made
         b"t", b"u", b"e", b"0", b"1", b"R", b"b", b"a", b"s", b"\x93", b"Q", b"\x85", b"q\x00", b"\x94",
         b"}]]s",  # a list as a key
+        b"J\x01", b"G\x01", b"\x8a\x05\x01", b"X\x05\x00\x00\x00a",  # cut off inside a value
         b"}(NNNu",  # a key without a value
         b"cos\xff\nsystem\n", b"c" + b"x" * 5000, b"cno_end",
         b"\x8f(\x90", b"(\x91", b"\x96" + bytes(8), b"\x97", b"\x98", b"P0\n", b"I01\n", b"\xfe", b"\x00",

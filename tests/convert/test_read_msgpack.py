@@ -5,8 +5,9 @@ import msgpack
 import numpy as np
 import pytest
 from checkpoint_files import msgpack_array, put, refuse
-from dialogpt_jax.convert.read import read
 from flax import serialization
+
+from dialogpt_jax.convert.read import read
 
 WORDS = np.arange(6, dtype=np.float32).reshape(2, 3)
 

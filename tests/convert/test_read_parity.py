@@ -5,6 +5,7 @@ from collections import OrderedDict
 import ml_dtypes
 import numpy as np
 import pytest
+
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.convert.write_torch import write_torch
 

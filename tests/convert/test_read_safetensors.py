@@ -6,8 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from checkpoint_files import put, refuse, safetensors_bytes
-from dialogpt_jax.convert.read import read
 from safetensors.numpy import load_file, save_file
+
+from dialogpt_jax.convert.read import read
 
 
 def entry(begin: object, end: object, shape: object = (2,), dtype: object = "F32") -> dict:

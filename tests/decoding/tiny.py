@@ -28,7 +28,7 @@ def next_logits(tokens, params=PARAMS):
     """Float32 logits of the token after `tokens`, by the model without a cache."""
     tokens_BT = np.zeros((1, CONFIG.n_positions), np.int32)
     tokens_BT[0, : len(tokens)] = tokens
-    return np.asarray(_forward(params, tokens_BT))[0, len(tokens) - 1]
+    return np.array(_forward(params, tokens_BT)[0])[len(tokens) - 1]
 
 
 def prompts(rows=range(4)):

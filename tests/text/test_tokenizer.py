@@ -76,7 +76,7 @@ def test_both_kinds_of_files_give_the_same_ids(tokenizer, tmp_path):
 
 
 def test_no_tokenizer_is_one_line(tmp_path):
-    with pytest.raises(TokenizerError, match="no tokenizer here; expected tokenizer.json") as caught:
+    with pytest.raises(TokenizerError, match=r"no tokenizer here; expected tokenizer\.json") as caught:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from dialogpt_jax.convert.checkpoint import ReadError
-from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, from_params
 from fakes import ODD, TINY
 
 from dialogpt_jax.config import ConfigError
+from dialogpt_jax.convert.checkpoint import ReadError
+from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, from_params
 from dialogpt_jax.model import init_params
 from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights import directory

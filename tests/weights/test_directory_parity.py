@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from dialogpt_jax.convert.mapping import from_params, to_params
-from dialogpt_jax.convert.names import same_bits, to_microsoft
-from dialogpt_jax.convert.write_torch import write_torch
 from fakes import ODD, TINY
 from reference import relative_error
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.mapping import from_params, to_params
+from dialogpt_jax.convert.names import same_bits, to_microsoft
+from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.model import forward, init_params
 from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
 from dialogpt_jax.weights.directory import load_params, write_directory
@@ -109,6 +109,7 @@ def test_we_load_a_directory_of_transformers(tmp_path, config, safe):
 
 def test_torch_there_and_back_is_bit_for_bit(tmp_path):
     import torch
+
     from dialogpt_jax.convert.read import read
 
     tensors = from_params(draw(UNTIED), UNTIED)

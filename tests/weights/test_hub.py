@@ -7,13 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from dialogpt_jax.convert.mapping import rows
-from dialogpt_jax.convert.read import read
-from dialogpt_jax.convert.write_torch import write_torch
 from weights.hub_server import Hub, serve
 
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.mapping import rows
+from dialogpt_jax.convert.read import read
+from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights import hub as hub_module
 from dialogpt_jax.weights.directory import load_params
@@ -39,7 +39,7 @@ def server(tmp_path, monkeypatch):
 
     hub = Hub(
         {
-            MICROSOFT: {"main": {**SMALL, **OTHER, **BIN}, "old": {**SMALL, "pytorch_model.bin": b"older"}},
+            MICROSOFT: {"main": {**SMALL, **OTHER, **BIN}, "old": {**SMALL, "model.safetensors": b"older"}},
             "some/safe": {"main": {**SMALL, **OTHER, **BIN, **SAFE}},
             "some/sharded": {"main": {**SMALL, **SHARDS, **BIN}},
             "some/flax": {"main": {**SMALL, "flax_model.msgpack": b"f"}},
@@ -77,8 +77,8 @@ def test_one_form_of_the_weights_is_fetched_and_nothing_else(server, name, files
 
 
 def test_a_revision_is_fetched_by_branch_and_by_commit(server):
-    assert contents(fetch(MICROSOFT, "old"))["pytorch_model.bin"] == b"older"
-    assert contents(fetch(MICROSOFT, server.commit(MICROSOFT, "old")))["pytorch_model.bin"] == b"older"
+    assert contents(fetch(MICROSOFT, "old"))["model.safetensors"] == b"older"
+    assert contents(fetch(MICROSOFT, server.commit(MICROSOFT, "old")))["model.safetensors"] == b"older"
     assert contents(fetch(MICROSOFT))["pytorch_model.bin"] == BIN["pytorch_model.bin"]
 
 

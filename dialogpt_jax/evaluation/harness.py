@@ -1,0 +1,221 @@
+"""Contexts flow in; a model's replies to them come out, from compiled batches that any number of devices may share.
+
+    contexts ─plan→ batches ─rounds→ one batch a device ─generate→ replies ─as they come→ file ─again→ the batches left
+
+A batch is decided by the contexts and its size alone: always the same rows in the same program, whichever device takes
+it, however many there are, and whether the run was interrupted. So none of these changes a reply. A batch that was not
+written whole is made again.
+
+Letters: B rows of all devices together, T prompt tokens.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dialogpt_jax.chat.bot import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, Bot, checked_length, row_keys
+from dialogpt_jax.decoding.generate import bucket_of, generate
+from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe
+from dialogpt_jax.evaluation.contexts import Context
+from dialogpt_jax.evaluation.replies import Reply, as_line, read_replies, save_replies
+
+# Top-k is the paper's (section 3.3); nucleus has Holtzman et al.'s p for dialogue-sized models; chat is `Bot.reply`'s.
+DECODINGS: Mapping[str, Sampling] = {
+    "greedy": GREEDY,
+    "topk": PAPER,
+    "nucleus": Sampling(top_p=0.9),
+    "chat": DEFAULT_SAMPLING,
+}
+ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides a model's replies to given contexts.
+
+    Attributes:
+      sampling: how a token is chosen.
+      seed: of the draws, from 0.
+      max_new_tokens: the longest reply, EOS included.
+      rows: contexts in a batch, which one device answers at a time. Rounding differs with it (1e-6 in float32).
+    """
+
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    rows: int = ROWS
+
+    def __post_init__(self) -> None:
+        checked_length(self.max_new_tokens)
+        if self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; a batch has at least 1")
+
+
+def answer(
+    bot: Bot,
+    contexts: Sequence[Context],
+    settings: Settings,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    part: tuple[int, int] = (0, 1),
+    devices: Sequence[jax.Device] | None = None,
+    progress: Callable[[Sequence[Reply], int], None] | None = None,
+) -> list[Reply]:
+    """A reply to each context, in their order: those that `out` holds already, and the others.
+
+    Compiled once for each bucket of context lengths (a power of two from 16 on). A run that is interrupted leaves whole
+    batches in `out`; the same call goes on from there, and ends with the same file, byte for byte on the same kind of
+    machine.
+
+    Args:
+      bot: the model.
+      contexts: what to reply to.
+      settings: how.
+      out: a file of `replies.py`, written as the replies come.
+      part: (i, n): batches i, i + n, i + 2n … only, and the replies of those: the share of one of n processes. The n
+        files, put one behind the other, are the file of the whole run.
+      devices: share the batches; all of this process by default.
+      progress: called with the replies that came new and the number that is still to come.
+
+    Raises:
+      ValueError: settings out of range; a file of another run, or broken (`RepliesFileError`).
+    """
+    length = min(settings.max_new_tokens, bot.config.n_positions)
+    prompts = [bot.encode(context.turns, max_new_tokens=length) for context in contexts]
+    batches = plan([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
+    run = describe_run(bot, contexts, settings)
+    found = {} if out is None else read_replies(out, run)
+    # Only whole batches count: the rows of a batch round together.
+    whole = [all(i in found for i in batch) for batch in batches]
+    done = {i: found[i] for batch, kept in zip(batches, whole, strict=True) if kept for i in batch}
+    left = [batch for batch, kept in zip(batches, whole, strict=True) if not kept]
+    if out is not None:
+        save_replies(out, run, done.values())
+    file = None if out is None else Path(out).open("a", encoding="utf-8", newline="\n")
+    try:
+        missing = sum(map(len, left))
+        for replies in generate_batches(bot, contexts, prompts, left, settings, devices=devices):
+            done.update((reply.context, reply) for reply in replies)
+            missing -= len(replies)
+            if file is not None:
+                file.writelines(map(as_line, replies))
+                file.flush()
+            if progress is not None:
+                progress(replies, missing)
+    finally:
+        if file is not None:
+            file.close()
+    if out is not None:
+        save_replies(out, run, done.values())
+    return [done[i] for i in sorted(done)]
+
+
+def plan(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """The contexts of each batch: similar lengths together, the short ones first; the last batch may be smaller.
+
+    lengths 5 9 4 7 2, rows 2:    [4 2] [0 3] [1]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return [order[begin : begin + rows] for begin in range(0, len(order), rows)]
+
+
+def rounds(batches: Sequence[Sequence[int]], buckets: Sequence[int], devices: int) -> Iterator[list[Sequence[int]]]:
+    """Batches to be made together, one a device: neighbours of one bucket. What is left of a bucket is a smaller round.
+
+    buckets 16 16 16 32, 2 devices:    [0 1] [2] [3]
+    """
+    for _, group in itertools.groupby(range(len(batches)), key=lambda b: buckets[b]):
+        members = [batches[b] for b in group]
+        yield from (members[begin : begin + devices] for begin in range(0, len(members), devices))
+
+
+def generate_batches(
+    bot: Bot,
+    contexts: Sequence[Context],
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    settings: Settings,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[list[Reply]]:
+    """The replies of each round of batches, as they come; arguments as in `answer`.
+
+    Rows are sharded over a mesh of the devices, parameters are on each of them.
+    """
+    if not batches:
+        return
+    config, rows = bot.config, settings.rows
+    buckets = [bucket_of(max(len(prompts[i]) for i in batch), config.n_positions) for batch in batches]
+    devices = list(jax.local_devices() if devices is None else devices)[: len(batches)]
+    mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
+    params = jax.device_put(bot.params, NamedSharding(mesh, PartitionSpec()))
+    for members in rounds(batches, buckets, len(devices)):
+        # What a batch or a round lacks is filled with what is there: one shape, one program.
+        filled = list(members) + [members[0]] * (len(devices) - len(members))
+        places = [i for batch in filled for i in [*batch, *[batch[0]] * (rows - len(batch))]]
+        lengths_B = np.array([len(prompts[i]) for i in places], np.int32)
+        tokens_BT = np.zeros((len(places), bucket_of(int(lengths_B.max()), config.n_positions)), np.int32)
+        for row, i in enumerate(places):
+            tokens_BT[row, : len(prompts[i])] = prompts[i]
+        keys = row_keys(settings.seed, places, [len(contexts[i].turns) for i in places])
+        replies = generate(
+            params,
+            config,
+            tokens_BT,
+            lengths_B,
+            sampling=settings.sampling,
+            max_new_tokens=min(settings.max_new_tokens, config.n_positions),
+            keys=jax.device_put(keys, NamedSharding(mesh, PartitionSpec("rows"))),
+        )
+        replies = jax.device_get(replies)
+        yield [
+            _reply(bot, contexts, settings.seed, i, *(x[d * rows + b] for x in jax.tree.leaves(replies)))
+            for d, batch in enumerate(members)
+            for b, i in enumerate(batch)
+        ]
+
+
+def _reply(bot: Bot, contexts: Sequence[Context], seed: int, i: int, tokens, length, finished, logprobs) -> Reply:
+    context, length = contexts[i], int(length)
+    return Reply(
+        context=i,
+        dialogue=context.dialogue,
+        turn=len(context.turns),
+        seed=seed,
+        text=bot.tokenizer.decode(tokens[:length]),
+        truth=context.truth,
+        finished=bool(finished),
+        tokens=length,
+        logprob=round(float(np.sum(logprobs[:length], dtype=np.float64)), 6),
+    )
+
+
+def describe_run(bot: Bot, contexts: Sequence[Context], settings: Settings) -> dict[str, Any]:
+    """What decides the replies, for the first line of their file: the model and the contexts as digests of their content."""
+    model, data = hashlib.sha256(), hashlib.sha256()
+    pieces = [bot.tokenizer.token(i) for i in range(bot.tokenizer.vocab_size)]
+    model.update(json.dumps([dataclasses.asdict(bot.config), pieces], default=str).encode())
+    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(bot.params)):
+        model.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        model.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    for context in contexts:
+        data.update(json.dumps(context).encode())
+    return {
+        "model": model.hexdigest()[:16],
+        "contexts": len(contexts),
+        "data": data.hexdigest()[:16],
+        "sampling": describe(settings.sampling),
+        "seed": settings.seed,
+        "max_new_tokens": settings.max_new_tokens,
+        "rows": settings.rows,
+        "platform": jax.default_backend(),
+    }

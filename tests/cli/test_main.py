@@ -1,0 +1,238 @@
+"""The commands `reply` and `chat`: their output, their exit status, one line for what goes wrong, and the program cache."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import fakes
+import pytest
+
+from dialogpt_jax.cli import common
+from dialogpt_jax.cli.main import main
+
+# Starting Python and jax on a busy machine; a test that waits this long has failed anyway.
+PATIENCE = 240
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A fake model's directory, and the bot that is in it."""
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    bot = fakes.tiny_bot()
+    bot.save(folder)
+    return str(folder), bot
+
+
+@pytest.fixture
+def command(model, capfd, monkeypatch):
+    """Runs `dialogpt WORDS…` in this process on the fake model: (status, stdout, stderr)."""
+
+    def run(*words, stdin: bytes = b"", named=True):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        words = [words[0], *(["--model", model[0]] if named else []), "--no-compilation-cache", *words[1:]]
+        try:
+            status = main(words)
+        except SystemExit as error:
+            status = error.code
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return status, out, err
+
+    return run
+
+
+def test_reply_prints_the_reply(command, model):
+    _, bot = model
+    assert command("reply", "Hello") == (0, bot.reply("Hello") + "\n", "")
+    assert command("reply", "Hello", "no", "why?") == (0, bot.reply(["Hello", "no", "why?"]) + "\n", "")
+    assert command("reply", "--seed", "7", "☕ <|endoftext|>") == (0, bot.reply("☕ <|endoftext|>", seed=7) + "\n", "")
+
+
+def test_reply_reads_turns_from_standard_input(command, model):
+    expected = model[1].reply(["Hello", "☕", "why?"]) + "\n"
+    assert command("reply", "-", stdin="Hello\r\n\n☕\nwhy?".encode()) == (0, expected, "")
+
+
+def test_json_has_everything(command, model):
+    status, out, err = command(
+        "reply", "--json", "--candidates", "3", "--seed", "5", "--max-new-tokens", "9", "Hi ☕", "no"
+    )
+    assert (status, err) == (0, "")
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    assert set(found) == {"turns", "seed", "reply", "candidates"}
+    assert (found["turns"], found["seed"]) == (["Hi ☕", "no"], 5)
+    assert "☕" in out  # as it is, not escaped
+    candidates = model[1].candidates(["Hi ☕", "no"], n=3, seed=5, max_new_tokens=9)
+    assert [c["text"] for c in found["candidates"]] == [c.text for c in candidates]
+    assert found["reply"] == candidates[0].text
+    for shown, c in zip(found["candidates"], candidates, strict=True):
+        assert set(shown) == {"text", "tokens", "logprobs", "logprob", "finished"}
+        assert shown["tokens"] == c.tokens.tolist()
+        assert shown["logprobs"] == pytest.approx(c.logprobs.tolist(), abs=1e-5)
+        assert shown["logprob"] == pytest.approx(c.logprob, abs=1e-5)
+        assert shown["finished"] is c.finished
+
+
+def test_a_drawn_seed_is_told_and_repeats(command):
+    status, out, err = command("reply", "--json", "--seed", "random", "Hello")
+    assert status == 0
+    seed = json.loads(out)["seed"]
+    assert json.loads(command("reply", "--json", "--seed", str(seed), "Hello")[1]) == json.loads(out)
+    assert err == "" or str(seed) in err
+
+
+def test_the_flags_are_the_sampling(command, model):
+    import dialogpt_jax as dg
+
+    sampling = dg.Sampling(temperature=0.9, top_k=20, top_p=0.8)
+    flags = ("--temperature", "0.9", "--top-k", "20", "--top-p", "0.8", "--max-new-tokens", "12")
+    assert command("reply", *flags, "Hello")[1] == model[1].reply("Hello", sampling=sampling, max_new_tokens=12) + "\n"
+    assert command("reply", "--temperature", "0", "Hello")[1] == model[1].reply("Hello", sampling=dg.GREEDY) + "\n"
+
+
+def test_chat_talks_through_a_pipe_and_loads(command, model, tmp_path):
+    file = tmp_path / "chat.json"
+    status, out, err = command("chat", "--max-new-tokens", "8", stdin=f"Hello\n/save {file}\nno\n".encode())
+    assert (status, err.splitlines()) == (0, [f"wrote {file}"])
+    first, second = out.splitlines()
+    chat = model[1].chat(max_new_tokens=8)
+    assert [chat.say("Hello"), chat.say("no")] == [first, second]
+    assert command("chat", "--load", str(file), stdin=b"no\n") == (0, second + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("reply", ""), "turn 1, the one to reply to, is empty"),
+        (("reply", "Hi", " "), "turn 2, the one to reply to, is empty"),
+        (("reply", "-"), "the dialogue has no turn"),
+        (("reply", "\udcff"), "lone surrogate, U+DCFF"),
+        (("reply", "--seed", "-1", "Hi"), "--seed is '-1'; give a whole number from 0"),
+        (("reply", "--seed", "x", "Hi"), "--seed is 'x'"),
+        (("reply", "--seed", "²", "Hi"), "--seed is '²'"),
+        (("reply", "--seed", str(2**63), "Hi"), f"seed is {2**63}"),
+        (("reply", "--temperature", "-1", "Hi"), "temperature is -1"),
+        (("reply", "--temperature", "nan", "Hi"), "temperature is nan"),
+        (("reply", "--top-k", "100000", "Hi"), "top_k is 100000; it must be a whole number from 1 to 1024"),
+        (("reply", "--top-k", "-1", "Hi"), "top_k is -1"),
+        (("reply", "--top-p", "0", "Hi"), "top_p is 0"),
+        (("reply", "--min-p", "2", "Hi"), "min_p is 2"),
+        (("reply", "--repetition-penalty", "0", "Hi"), "repetition_penalty is 0"),
+        (("reply", "--max-new-tokens", "0", "Hi"), "max_new_tokens is 0"),
+        (("reply", "--candidates", "0", "Hi"), "n is 0"),
+        (("chat", "--seed", "1.5"), "--seed is '1.5'"),
+        (("chat", "--top-p", "1.1"), "top_p is 1.1"),
+        (("chat", "--max-new-tokens", "-3"), "max_new_tokens is -3"),
+        (("chat", "--load", "/no/such/file"), "/no/such/file: No such file or directory"),
+        (("chat", "--load", "/"), "/: Is a directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_1(command, words, message):
+    status, out, err = command(*words)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"dialogpt {words[0]}: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("reply",),
+        ("reply", "--dtype", "int4", "Hi"),
+        ("reply", "--top-k", "x", "Hi"),
+        ("chat", "--nonsense"),
+        ("talk",),
+    ],
+)
+def test_bad_arguments_are_status_2(command, words):
+    status, out, err = command(*words)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].startswith("dialogpt")
+
+
+def test_a_model_that_is_none_is_one_line(capfd, tmp_path):
+    file = tmp_path / "a file"
+    file.write_text("x")
+    for model in (str(file), str(tmp_path), str(tmp_path / "nothing" / "here" / "at all")):
+        assert main(["reply", "--no-compilation-cache", "--model", model, "Hi"]) == 1
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+
+
+def test_help_says_what_there_is(capfd):
+    for words, wanted in (
+        (["--help"], ("chat", "reply", "inspect", "convert")),
+        (["reply", "--help"], ("--json", "--model", "--dtype", "--seed", "--temperature", "--top-k", "--top-p")),
+        (["chat", "--help"], ("--model", "--seed", "--max-new-tokens", "--no-compilation-cache")),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 0
+        out = capfd.readouterr().out
+        assert all(word in out for word in wanted)
+
+
+def test_the_program_cache_can_be_turned_off_and_a_folder_that_cannot_be_is_survived(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(common, "keep_compiled_programs", lambda: called.append(1))
+    monkeypatch.setattr("dialogpt_jax.chat.bot.load", lambda *args, **named: "a bot")
+    parser = common.argparse.ArgumentParser()
+    common.add_model_flags(parser)
+    monkeypatch.delenv(common.NO_CACHE_VARIABLE, raising=False)
+    assert common.load_bot(parser.parse_args([])) == "a bot"
+    assert called == [1]
+    common.load_bot(parser.parse_args(["--no-compilation-cache"]))
+    monkeypatch.setenv(common.NO_CACHE_VARIABLE, "1")
+    common.load_bot(parser.parse_args([]))
+    assert called == [1]
+
+
+def process(*words, env=None, **named):
+    """`dialogpt WORDS…` as another process, with the outputs buffered as they are for a user."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONUNBUFFERED", "XLA_FLAGS")}
+    clean |= {"PYTHONUTF8": "1"} | (env or {})
+    command = [sys.executable, "-m", "dialogpt_jax.cli.main", *words]
+    return subprocess.run(command, env=clean, timeout=PATIENCE, **named)
+
+
+def test_a_second_start_compiles_nothing_new(model, tmp_path):
+    """Every program is on disk after the first start: the second adds none."""
+    words = ("reply", "--model", model[0], "Hello", "no")
+    captured = {"capture_output": True, "text": True, "encoding": "utf-8"}
+    folder, runs = tmp_path / "dialogpt_jax" / "xla", []
+    for _ in range(2):
+        done = process(*words, env={"XDG_CACHE_HOME": str(tmp_path)}, **captured)
+        programs = {path.name for path in folder.glob("*-cache")}
+        runs.append((done.returncode, done.stdout, done.stderr, programs))
+    assert runs[0] == runs[1]
+    assert runs[0][:3] == (0, model[1].reply(["Hello", "no"]) + "\n", "")
+    assert runs[0][3]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_survived(model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = process(
+        "reply", "--model", model[0], "Hello", env={"XDG_CACHE_HOME": str(tmp_path / "file")}, capture_output=True
+    )
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, model[1].reply("Hello") + "\n", b"")
+
+
+def test_a_reader_that_leaves_is_no_error_and_a_full_disk_is_one_line(model):
+    words = ("reply", "--no-compilation-cache", "--model", model[0], "Hello")
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = process(*words, stdout=theirs, stderr=subprocess.PIPE)
+    finally:
+        os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, b"")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "wb") as full:
+            done = process(*words, stdout=full, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (1, b"dialogpt reply: No space left on device\n")

@@ -1,0 +1,124 @@
+"""The package as a whole: what importing does and does not do, the public names, the rules that can be checked."""
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dialogpt_jax as dg
+from dialogpt_jax import convert
+
+PACKAGE = Path(dg.__file__).parent
+CONVERT = Path(next(iter(convert.__path__)))
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *CONVERT.glob("*.py")])
+MOST_LINES = 330  # with something in them: a file is read in one sitting
+
+IMPORT = """
+import json, socket, sys
+
+def refuse(*args, **named):
+    raise AssertionError("the network was touched")
+
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+import jax
+values = lambda: {name: repr(value) for name, value in sorted(jax.config.values.items())}
+before = values()
+import flax, flax.linen, optax, tokenizers  # what these bring is theirs: flax imports rich, for one
+theirs = set(sys.modules)
+import dialogpt_jax
+from jax._src import xla_bridge
+print(json.dumps({
+    "devices": list(xla_bridge._backends),
+    "flags": [name for name, value in values().items() if before.get(name) != value],
+    "modules": sorted({name.partition(".")[0] for name in set(sys.modules) - theirs}),
+}))
+"""
+
+
+def test_importing_starts_no_device_touches_no_network_and_sets_no_flag():
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["devices"] == []
+    assert found["flags"] == []
+    heavy = {"torch", "transformers", "orbax", "grain", "huggingface_hub", "rich", "requests", "httpx", "pandas"}
+    assert heavy & set(found["modules"]) == set()
+    assert "dialogpt_jax" in found["modules"]
+
+
+def imports(file: Path) -> set[str]:
+    """The modules that a file names in an import, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_only_the_model_is_written_in_linen():
+    users = [file.name for file in SOURCES if any(name.startswith("flax.linen") for name in imports(file))]
+    assert users == ["model.py"]
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "tensorflow"])
+def test_nothing_needs_another_framework(library):
+    assert [file.name for file in SOURCES if library in {name.partition(".")[0] for name in imports(file)}] == []
+
+
+def test_nobody_imports_the_converter_by_its_other_name():
+    assert [file.name for file in SOURCES if any(n.partition(".")[0] == "convert" for n in imports(file))] == []
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_a_file_says_what_it_is_and_is_read_in_one_sitting(file):
+    text = file.read_text(encoding="utf-8")
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= MOST_LINES
+    if text.strip():
+        assert ast.get_docstring(ast.parse(text)), "a file opens with a paragraph"
+
+
+NAMES = "load Bot Candidate Chat Sampling GREEDY PAPER load_params init_params GPT2Config Tokenizer forward generate"
+
+
+@pytest.mark.parametrize("name", [*NAMES.split(), "Generated", "score"])
+def test_public_names_exist_and_explain_themselves(name):
+    thing = getattr(dg, name)
+    if inspect.isclass(thing) or inspect.isfunction(thing):
+        assert inspect.getdoc(thing)
+
+
+def test_methods_that_other_programs_use_exist_and_explain_themselves():
+    for kind, names in (
+        (dg.Bot, "reply replies candidates stream chat save"),
+        (dg.Chat, "say stream undo retry reset save load turns"),
+        (dg.Tokenizer, "load from_files train encode decode save"),
+        (dg.GPT2Config, "small medium large from_hf to_hf"),
+    ):
+        for name in names.split():
+            assert inspect.getdoc(getattr(kind, name)), f"{kind.__name__}.{name}"
+    assert {"text", "tokens", "logprobs", "logprob", "finished"} <= set(dg.Candidate.__dataclass_fields__)
+    assert {"tokens", "lengths", "finished", "logprobs"} <= set(dg.Generated.__dataclass_fields__)
+    assert {"params", "config", "tokenizer"} <= set(dg.Bot.__dataclass_fields__)
+
+
+def test_the_default_sampling_and_seed_stand_in_the_docstring():
+    from dialogpt_jax.chat.bot import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
+
+    text = " ".join(inspect.getdoc(dg.Bot).split())
+    on = DEFAULT_SAMPLING
+    assert f"Sampling(temperature={on.temperature}, top_k={on.top_k}, top_p={on.top_p})" in text
+    assert f"default {DEFAULT_MAX_NEW_TOKENS}" in text
+    assert inspect.signature(dg.Bot.reply).parameters["seed"].default == 0
+    assert "default 0: a call repeats" in text
+    assert dg.Sampling(top_k=10) == dg.PAPER
+    assert dg.GREEDY.temperature is None
+
+
+def test_the_package_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
