@@ -1,6 +1,6 @@
 """Talks with the installed `dialogpt chat` through a pipe and holds it to what a person expects.
 
-    python conversation.py PATH_OF_DIALOGPT
+python conversation.py PATH_OF_DIALOGPT
 """
 
 import json

@@ -25,10 +25,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 
-from dialogpt_jax.cache import KVCache, LayerCache, ReplyCache, write
+from dialogpt_jax.attention import attend, causal, heads_first, merged, prefix_part, reply_parts
+from dialogpt_jax.cache import KVCache, ReplyCache
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.products import matmul
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
 Cache = KVCache | ReplyCache
@@ -55,44 +56,8 @@ class Linear(nn.Module):
 
     def __call__(self, x_BTI: jax.Array) -> jax.Array:
         kernel_OI = self.kernel.reshape(math.prod(self.out), math.prod(self.inside))
-        y_MO = _matmul(x_BTI.reshape(-1, x_BTI.shape[-1]), kernel_OI) + self.bias.reshape(1, -1).astype(jnp.float32)
+        y_MO = matmul(x_BTI.reshape(-1, x_BTI.shape[-1]), kernel_OI) + self.bias.reshape(1, -1).astype(jnp.float32)
         return y_MO.astype(x_BTI.dtype).reshape(*x_BTI.shape[:-1], *self.out)
-
-
-@jax.custom_vjp
-def _matmul(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
-    """x Wᵀ, accumulated and returned in float32.
-
-    The rule for its gradient keeps both products of the backward pass in the operands' dtype; jax's own would multiply
-    the float32 cotangent in float32. On CPU a bfloat16 product that returns float32 is also three to four times as fast
-    as one that returns bfloat16.
-    """
-    return jnp.einsum("MI,OI->MO", x_MI, w_OI, precision=_precision(x_MI), preferred_element_type=jnp.float32)
-
-
-def _matmul_forward(x_MI, w_OI):
-    return _matmul(x_MI, w_OI), (x_MI, w_OI)
-
-
-def _matmul_backward(saved, g_MO):
-    x_MI, w_OI = saved
-    g_MO, how = g_MO.astype(x_MI.dtype), {"precision": _precision(x_MI), "preferred_element_type": jnp.float32}
-
-    def plain(g_MO, x_MI):
-        return jnp.einsum("MO,MI->OI", g_MO, x_MI, **how)
-
-    def turned(g_MO, x_MI):
-        # XLA for CPU multiplies half precision twice as fast when the first operand really lies as (O, M) in memory.
-        g_OM = with_layout_constraint(g_MO.T, Layout(major_to_minor=(0, 1)))
-        return jnp.einsum("OM,MI->OI", g_OM, x_MI, **how)
-
-    dx_MI = jnp.einsum("MO,OI->MI", g_MO, w_OI, **how)
-    on_cpu = plain if x_MI.dtype == jnp.float32 else turned
-    dw_OI = jax.lax.platform_dependent(g_MO, x_MI, cpu=on_cpu, default=plain)
-    return dx_MI.astype(x_MI.dtype), dw_OI.astype(w_OI.dtype)
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Attention(nn.Module):
@@ -116,93 +81,21 @@ class Attention(nn.Module):
         k_BTHK, v_BTHK = qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
         if isinstance(cache, ReplyCache):
             rows = cache.lengths_B.shape[0]
-            parts, cache = _reply_parts(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
+            parts, cache = reply_parts(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
         elif isinstance(cache, KVCache):
             rows = x_BTD.shape[0]
-            parts, cache = _prefix_part(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
+            parts, cache = prefix_part(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
         else:
             rows = x_BTD.shape[0]
-            parts = [(_merged(k_BTHK, rows), _merged(v_BTHK, rows), _causal(x_BTD.shape[1], segments_BT))]
-        q_BHNTK = _heads_first(q_BTHK, rows)
-        y_BHNTK = _attend(q_BHNTK, parts, lambda p: self.attn_dropout(p, probs_key is None, probs_key))
+            parts = [(merged(k_BTHK, rows), merged(v_BTHK, rows), causal(x_BTD.shape[1], segments_BT))]
+        q_BHNTK = heads_first(q_BTHK, rows)
+        y_BHNTK = attend(q_BHNTK, parts, lambda p: self.attn_dropout(p, probs_key is None, probs_key))
         y_BTD = y_BHNTK.transpose(0, 2, 3, 1, 4).reshape(x_BTD.shape)
         return self.resid_dropout(self.c_proj(y_BTD), out_key is None, out_key), cache
 
     def _scale(self) -> float:
         scale = self.config.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
         return scale / (self.layer + 1) if self.config.scale_attn_by_inverse_layer_idx else scale
-
-
-def _attend(q_BHNTK, parts, dropout):
-    """One softmax over all parts' slots. A part is (k_GSK, v_GSK, visible), `visible` broadcasting to (B, H, N, T, S).
-
-    A part of G = B·H rows is shared by the N candidates (their queries stand side by side); one of B·H·N is their own.
-    """
-    scores = []
-    for k_GSK, _, visible in parts:
-        q_GQK = q_BHNTK.reshape(k_GSK.shape[0], -1, k_GSK.shape[2])
-        scores_GQS = jnp.einsum(
-            "GQK,GSK->GQS", q_GQK, k_GSK, precision=_precision(q_GQK), preferred_element_type=jnp.float32
-        )
-        scores_BHNTS = scores_GQS.reshape(*q_BHNTK.shape[:-1], k_GSK.shape[1])
-        scores.append(jnp.where(visible, scores_BHNTS, jnp.finfo(jnp.float32).min))
-    probs_BHNTS = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-    probs_BHNTS = dropout(probs_BHNTS).astype(q_BHNTK.dtype)
-    y_BHNTK, start = jnp.zeros((), q_BHNTK.dtype), 0
-    for k_GSK, v_GSK, _ in parts:
-        stop = start + k_GSK.shape[1]
-        probs_GQS = probs_BHNTS[..., start:stop].reshape(k_GSK.shape[0], -1, k_GSK.shape[1])
-        y_GQK = jnp.einsum("GQS,GSK->GQK", probs_GQS, v_GSK, precision=_precision(v_GSK))
-        y_BHNTK, start = y_GQK.reshape(q_BHNTK.shape) + y_BHNTK, stop
-    return y_BHNTK
-
-
-def _causal(length: int, segments_BT):
-    """Which index sees which: the earlier ones, of the same segment where texts are packed. (B or 1, 1, 1, T, T)."""
-    index_T = jnp.arange(length)
-    visible_BTS = (index_T[None, :] <= index_T[:, None])[None]
-    if segments_BT is not None:
-        visible_BTS = visible_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
-    return visible_BTS[:, None, None]
-
-
-def _prefix_part(cache, layer, k_BTHK, v_BTHK, positions_BT):
-    """Writes into the rows' own cache; a query sees the slots up to its position."""
-    rows, heads = k_BTHK.shape[0], k_BTHK.shape[2]
-    slots_GT = jnp.repeat(positions_BT, heads, axis=0)
-    k_GSK, v_GSK = write(cache.layers[layer], _merged(k_BTHK, rows), _merged(v_BTHK, rows), slots_GT)
-    cache = KVCache(_with(cache.layers, layer, (k_GSK, v_GSK)))
-    visible_BTS = jnp.arange(k_GSK.shape[1])[None, None, :] <= positions_BT[:, :, None]
-    return [(k_GSK, v_GSK, visible_BTS[:, None, None])], cache
-
-
-def _reply_parts(cache, layer, k_BTHK, v_BTHK, positions_BT):
-    """Writes into the replies; a query sees its row's whole prefix, and its own reply up to its position."""
-    rows, heads = cache.lengths_B.shape[0], k_BTHK.shape[2]
-    slots_BNT = positions_BT.reshape(rows, -1, positions_BT.shape[1]) - cache.lengths_B[:, None, None]
-    slots_BHNT = jnp.repeat(slots_BNT[:, None], heads, axis=1)
-    slots_GT = slots_BHNT.reshape(-1, slots_BHNT.shape[-1])
-    k_GRK, v_GRK = write(cache.reply.layers[layer], _merged(k_BTHK, rows), _merged(v_BTHK, rows), slots_GT)
-    reply = KVCache(_with(cache.reply.layers, layer, (k_GRK, v_GRK)))
-    k_GSK, v_GSK = cache.prefix.layers[layer]
-    before_BS = jnp.arange(k_GSK.shape[1])[None, :] < cache.lengths_B[:, None]
-    own_BNTR = jnp.arange(k_GRK.shape[1])[None, None, None, :] <= slots_BNT[..., None]
-    parts = [(k_GSK, v_GSK, before_BS[:, None, None, None]), (k_GRK, v_GRK, own_BNTR[:, None])]
-    return parts, ReplyCache(cache.prefix, cache.lengths_B, reply)
-
-
-def _heads_first(x_BTHK, rows: int):
-    """(B·N, T, H, K) → (B, H, N, T, K)."""
-    return x_BTHK.reshape(rows, -1, *x_BTHK.shape[1:]).transpose(0, 3, 1, 2, 4)
-
-
-def _merged(x_BTHK, rows: int):
-    """(B·N, T, H, K) → (G, T, K), G = B·H·N: the cache's shape."""
-    return _heads_first(x_BTHK, rows).reshape(-1, x_BTHK.shape[1], x_BTHK.shape[3])
-
-
-def _with(layers: tuple[LayerCache, ...], index: int, layer: LayerCache) -> tuple[LayerCache, ...]:
-    return (*layers[:index], layer, *layers[index + 1 :])
 
 
 class MLP(nn.Module):
@@ -281,10 +174,6 @@ def _split(key):
     return (None, None) if key is None else jax.random.split(key)
 
 
-def _precision(x: jax.Array) -> jax.lax.Precision | None:
-    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-
-
 def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
     """Fresh parameters as GPT-2 draws them: N(0, initializer_range), residual projections smaller, biases zero.
 
@@ -328,7 +217,12 @@ def hidden(
         turn 1, 3 tokens:   positions [0 1 2], cache empty        → slots 0..2 written
         reply, 2 tokens:    positions [3], then [4]               → slots 3, 4
         turn 2, 2 tokens:   positions [5 6]                       → slots 5, 6, seeing 0..6
+
+    Raises:
+      ValueError: `segments_BT` with a cache.
     """
+    if cache is not None and segments_BT is not None:
+        raise ValueError("segments_BT is for packed training; a cache knows its rows by their positions")
     x_BTD, cache = GPT2(config).apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key)  # type: ignore[misc]
     return x_BTD, cache
 
@@ -337,7 +231,7 @@ def logits(params: Params, config: GPT2Config, x: jax.Array) -> jax.Array:
     """Hidden states (…, D) → float32 logits (…, V), V padded to a multiple of 128, the pad −inf."""
     with jax.named_scope("head"):
         kernel_VD = params["wte"]["embedding"] if config.tie_word_embeddings else params["lm_head"]["kernel"]
-        out = _matmul(x.reshape(-1, x.shape[-1]), kernel_VD).reshape(*x.shape[:-1], -1)
+        out = matmul(x.reshape(-1, x.shape[-1]), kernel_VD).reshape(*x.shape[:-1], -1)
         if config.padded_vocab_size == config.vocab_size:
             return out
         real_V = jnp.arange(config.padded_vocab_size) < config.vocab_size

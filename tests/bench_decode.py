@@ -88,9 +88,8 @@ def main() -> None:
     params = jax.jit(dg.init_params, static_argnums=0)(config, jax.random.key(0))
     bandwidth = copy_bandwidth()
     print(f"{config.num_parameters:,} parameters; memory is read at {bandwidth / 1e9:.0f} GB/s")
-    print(
-        "| rows | dtype | ours, tokens/s | transformers | ratio | ms a step | floor by bytes |\n|---|---|---|---|---|---|---|"
-    )
+    print("| rows | dtype | ours, tokens/s | transformers | ratio | ms a step | floor by bytes |")
+    print("|---|---|---|---|---|---|---|")
     for rows in args.rows:
         tokens_BT = np.random.default_rng(0).integers(0, 50_000, (rows, 64)).astype(np.int32)
         for dtype, size in (("float32", 4), ("bfloat16", 2)):

@@ -10,9 +10,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dialogpt_jax.convert.mapping import to_params
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.mapping import to_params
 
 
 def shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:

@@ -18,6 +18,7 @@ from reference import relative_error, tensor_error
 
 from dialogpt_jax import model
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.products import matmul
 
 # float32: products of other shapes round differently, by about 1e-6 of the largest logit.
 TOLERANCE = 1e-5
@@ -239,7 +240,7 @@ def test_no_product_of_bfloat16_parameters_is_in_float32():
 
 def test_gradient_of_the_product_is_jaxs_own_in_float32():
     x_MI, w_OI, g_MO = operands(jnp.float32)
-    ours, theirs = gradients(model._matmul, x_MI, w_OI, g_MO), gradients(plain_product, x_MI, w_OI, g_MO)
+    ours, theirs = gradients(matmul, x_MI, w_OI, g_MO), gradients(plain_product, x_MI, w_OI, g_MO)
     for got, expected in zip(ours, theirs, strict=True):
         assert relative_error(got, expected) < TOLERANCE
 
@@ -247,7 +248,7 @@ def test_gradient_of_the_product_is_jaxs_own_in_float32():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_gradient_of_the_product_is_close_in_half_precision(dtype):
     # Both of its operands and its result are rounded once: 2^-9 of the norm in bfloat16 each.
-    ours = gradients(model._matmul, *operands(dtype))
+    ours = gradients(matmul, *operands(dtype))
     theirs = gradients(plain_product, *operands(jnp.float32))
     for got, expected in zip(ours, theirs, strict=True):
         assert got.dtype == dtype
@@ -256,7 +257,7 @@ def test_gradient_of_the_product_is_close_in_half_precision(dtype):
 
 def test_cpu_turns_an_operand_in_half_precision_only():
     for dtype, turned in ((jnp.bfloat16, True), (jnp.float32, False)):
-        traced = jax.jit(lambda *args: gradients(model._matmul, *args)).trace(*operands(dtype))
+        traced = jax.jit(lambda *args: gradients(matmul, *args)).trace(*operands(dtype))
         text = traced.lower(lowering_platforms=("cpu",)).as_text()
         assert ("LayoutConstraint" in text) == turned
 

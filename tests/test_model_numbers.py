@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import as_params, draw_tensors, usual_tensors
-from dialogpt_jax.convert.mapping import from_params
 from fakes import ODD, TINY
 from reference import relative_error, tensor_error
 
 from dialogpt_jax import model
 from dialogpt_jax.config import ACTIVATIONS
+from dialogpt_jax.convert.mapping import from_params
 
 # float32 against float64: measured 7e-7 of the largest number, on weights that are drawn ten times too large.
 TOLERANCE = 3e-6

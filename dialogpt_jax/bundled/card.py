@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dialogpt_jax.chat.bot import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, Bot, Candidate
+from dialogpt_jax.chat.bot import Bot, Candidate
+from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from dialogpt_jax.decoding.logits import describe
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.diversity import repetition

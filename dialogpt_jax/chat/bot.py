@@ -7,16 +7,22 @@ Letters: B rows, T prompt tokens, N candidates.
 """
 
 import dataclasses
-import logging
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
+from dialogpt_jax.chat.session import Chat
+from dialogpt_jax.chat.settings import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_SAMPLING,
+    checked_length,
+    few_buckets,
+    row_keys,
+    seed_or_drawn,
+)
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates
 from dialogpt_jax.decoding.logits import Sampling
@@ -24,11 +30,7 @@ from dialogpt_jax.model import Params
 from dialogpt_jax.text.dialogue import DialogueError, Turns, as_turns, encode
 from dialogpt_jax.text.tokenizer import Tokenizer
 
-DEFAULT_SAMPLING = Sampling(temperature=0.7, top_k=50, top_p=0.9)
-DEFAULT_MAX_NEW_TOKENS = 40
 DEFAULT_ROWS = 32
-
-_log = logging.getLogger("dialogpt_jax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,8 +192,6 @@ class Bot:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> Iterator[str]:
         """The reply in pieces of text, as it is drawn; joined they are what `reply` gives. Pieces are whole characters."""
-        from dialogpt_jax.chat.session import Chat  # it is built on Bot
-
         *before, newest = as_turns(turns)
         seed, length = seed_or_drawn(seed), checked_length(max_new_tokens)
         chat = Chat(self, seed=seed, sampling=sampling, max_new_tokens=length, turns=before)
@@ -203,10 +203,8 @@ class Bot:
         sampling: Sampling = DEFAULT_SAMPLING,
         seed: int | None = 0,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
-    ) -> Any:
+    ) -> Chat:
         """A conversation, `dialogpt_jax.Chat`, that keeps its turns and, between them, the cache."""
-        from dialogpt_jax.chat.session import Chat
-
         seed, length = seed_or_drawn(seed), checked_length(max_new_tokens)
         return Chat(self, seed=seed, sampling=sampling, max_new_tokens=length)
 
@@ -276,43 +274,6 @@ def bundled_directory() -> Path:
     return Path(__file__).resolve().parents[1] / "bundled" / "model"
 
 
-def few_buckets(size: int, most: int) -> int:
-    """16, 64, 256, 1024 …: a chat's and a batch's lengths, coarser than `bucket_of`, for each is a program."""
-    bucket = 16
-    while bucket < size:
-        bucket *= 4
-    return min(bucket, most)
-
-
-def seed_or_drawn(seed: int | None) -> int:
-    """The seed, or one drawn by the system and logged, so that the call can be repeated."""
-    if seed is None:
-        seed = secrets.randbits(32)
-        _log.warning("drew seed %d; give seed=%d to repeat this", seed, seed)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 to 2^63 − 1, or None")
-    return seed
-
-
-def row_keys(
-    seed: int, places: Sequence[int], turns: Sequence[int], attempts: Sequence[int] | None = None
-) -> jax.Array:
-    """One key a row: of the seed, its place in the caller's list, the turns of its dialogue, and which try this is."""
-    words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
-    attempts = [0] * len(places) if attempts is None else attempts
-    return _row_keys(words, *(np.array(x, np.uint32) for x in (places, turns, attempts)))
-
-
-@jax.jit
-def _row_keys(words, places_B, turns_B, attempts_B):
-    base = jax.random.fold_in(jax.random.key(words[0]), words[1])
-
-    def fold(place, turn, attempt):
-        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base, place), turn), attempt)
-
-    return jax.vmap(fold)(places_B, turns_B, attempts_B)
-
-
 def _as_dialogues(dialogues: Iterable[Turns]) -> list[list[str]]:
     if not isinstance(dialogues, Iterable):
         raise DialogueError(f"replies takes a list of dialogues; got {type(dialogues).__name__}")
@@ -328,13 +289,6 @@ def _as_dialogues(dialogues: Iterable[Turns]) -> list[list[str]]:
         except DialogueError as error:
             raise DialogueError(f"dialogue {number}: {error}") from None
     return checked
-
-
-def checked_length(max_new_tokens: int) -> int:
-    """`max_new_tokens`, found sound."""
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, at least 1")
-    return max_new_tokens
 
 
 def _memory() -> float:

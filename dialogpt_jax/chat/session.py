@@ -11,16 +11,19 @@ import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from dialogpt_jax.chat.bot import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, Bot, few_buckets, row_keys
+from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, few_buckets, row_keys
 from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.decoding.generate import bucket_of
 from dialogpt_jax.decoding.logits import Sampling, as_arrays, top_k_bucket
 from dialogpt_jax.text.dialogue import Turns, as_turns, texts_of
+
+if TYPE_CHECKING:
+    from dialogpt_jax.chat.bot import Bot
 
 FORMAT = "dialogpt_jax chat 1"
 
@@ -42,7 +45,7 @@ class Chat:
 
     def __init__(
         self,
-        bot: Bot,
+        bot: "Bot",
         *,
         seed: int = 0,
         sampling: Sampling = DEFAULT_SAMPLING,
@@ -120,7 +123,7 @@ class Chat:
                 part.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], bot: Bot) -> "Chat":
+    def load(cls, path: str | os.PathLike[str], bot: "Bot") -> "Chat":
         """The chat of a file, to go on as it would have gone on.
 
         Raises:

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
-from dialogpt_jax.chat.bot import Bot, checked_length, seed_or_drawn
+from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat
+from dialogpt_jax.chat.settings import checked_length, seed_or_drawn
 from dialogpt_jax.decoding.logits import Sampling, describe
 from dialogpt_jax.errors import one_line
+from dialogpt_jax.text.dialogue import TruncationWarning
 
 HELP = """\
 /undo              take the last turn and its reply back
@@ -56,6 +58,7 @@ class Terminal:
             self._say(f"{self._name}: {self._bot.config.num_parameters:,} parameters. {describe(self.chat.sampling)}.")
             self._say("/help lists the commands, Ctrl-D leaves.")
         with warnings.catch_warnings():
+            warnings.simplefilter("always", TruncationWarning)  # each time, not the first time only
             warnings.showwarning = lambda message, *_: self._complain(str(message))
             for line in self._lines():
                 if line.strip() in ("/quit", "/exit"):

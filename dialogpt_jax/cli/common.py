@@ -56,7 +56,7 @@ def load_bot(args: argparse.Namespace) -> "Bot":
 
 def sampling_of(args: argparse.Namespace) -> "Sampling":
     """The default sampling with what the flags change."""
-    from dialogpt_jax.chat.bot import DEFAULT_SAMPLING
+    from dialogpt_jax.chat.settings import DEFAULT_SAMPLING
 
     changes = {
         "temperature": args.temperature,

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from dialogpt_jax.errors import one_line
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             chosen.set_defaults(run=module.run)
     args = parser.parse_args(words)
     try:
-        status = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"dialogpt {args.command}: {message}", file=sys.stderr)
+            status = args.run(args)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where what goes wrong is told
         return status

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         turns = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     sampling, seed = sampling_of(args), seed_of(args)
     # What can be found wrong without a model is, before one is loaded.
-    from dialogpt_jax.chat.bot import seed_or_drawn
+    from dialogpt_jax.chat.settings import seed_or_drawn
     from dialogpt_jax.text.dialogue import as_turns
 
     turns, seed = as_turns(turns), seed_or_drawn(seed)

@@ -1,18 +1,13 @@
 """Prompts to replies: one prefill, one compiled loop.
 
-    tokens_BT, lengths_B ─prefill→ logits_BV, KVCache ─begin→ DecodeState ─decode→ DecodeState ─result→ Generated
+    tokens_BT, lengths_B ─prefill→ logits_BV, KVCache ─begin, decode→ DecodeState → Generated
 
-`decode` knows no model: it takes a step function, so tests drive it with Markov chains. A stream calls the same `advance`
-one step at a time. Rows share nothing: each brings its key, and step t of a reply draws with `fold_in(key, t)`, t counting
-the reply's own tokens; so a row draws the same alone, in a batch, streamed or in one go.
-
-Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, R reply slots, V vocabulary (padded).
+Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, V vocabulary (padded).
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,42 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dialogpt_jax import model
 from dialogpt_jax.cache import KVCache, ReplyCache, init_cache
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.logits import Sampling, as_arrays, choose, repeat_rows, top_k_bucket
-
-# tokens_M, positions_M, cache → logits_MV (float32) of the next token, cache
-StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+from dialogpt_jax.decoding.logits import Sampling, as_arrays, repeat_rows, top_k_bucket
+from dialogpt_jax.decoding.loop import StepFn, begin, decode
 
 SMALLEST_BUCKET = 16
-
-
-@struct.dataclass
-class DecodeState:
-    """What a decoding loop carries.
-
-    Attributes:
-      tokens_MR: int32, the reply so far; EOS where nothing is written.
-      logprobs_MR: float32, log-probability of each by the model's own distribution; 0 where nothing is written.
-      counts_M: int32, tokens of the reply, its EOS included.
-      finished_M: bool, EOS was drawn.
-      limits_M: int32, the most tokens the row may get.
-      last_M: int32, the last token drawn. It is not in the cache yet: a step begins by feeding it.
-      seen_MV: bool, tokens that the repetition penalty looks at; `None` without one.
-      cache: what the step function carries.
-    """
-
-    tokens_MR: jax.Array
-    logprobs_MR: jax.Array
-    counts_M: jax.Array
-    finished_M: jax.Array
-    limits_M: jax.Array
-    last_M: jax.Array
-    seen_MV: jax.Array | None
-    cache: Any
-
-    @property
-    def done_M(self) -> jax.Array:
-        """A row is done when it has ended, or has all the tokens it may get."""
-        return self.finished_M | (self.counts_M >= self.limits_M)
 
 
 @struct.dataclass
@@ -104,103 +67,6 @@ def prefill(
     x_BTD, written = model.hidden(params, config, tokens_BT, positions_BT, cache)
     last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     return model.logits(params, config, last_BD), cast(KVCache, written)
-
-
-def begin(
-    logits_MV: jax.Array,
-    limits_M: jax.Array,
-    keys_M: jax.Array,
-    cache: Any,
-    *,
-    slots: int,
-    sampling: Sampling,
-    bucket: int | None,
-    eos: int,
-    seen_MV: jax.Array | None = None,
-) -> DecodeState:
-    """The state after the first token of each reply, drawn from the prefill's logits."""
-    rows = logits_MV.shape[0]
-    if sampling.repetition_penalty is not None and seen_MV is None:
-        seen_MV = jnp.zeros(logits_MV.shape, bool)
-    state = DecodeState(
-        tokens_MR=jnp.full((rows, slots), eos, jnp.int32),
-        logprobs_MR=jnp.zeros((rows, slots), jnp.float32),
-        counts_M=jnp.zeros(rows, jnp.int32),
-        finished_M=jnp.zeros(rows, bool),
-        limits_M=jnp.minimum(limits_M, slots),
-        last_M=jnp.full(rows, eos, jnp.int32),
-        seen_MV=seen_MV,
-        cache=cache,
-    )
-    return _record(state, logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos)
-
-
-def advance(
-    step_fn: StepFn,
-    state: DecodeState,
-    lengths_M: jax.Array,
-    keys_M: jax.Array,
-    *,
-    sampling: Sampling,
-    bucket: int | None,
-    eos: int,
-) -> DecodeState:
-    """One step: feeds each row's last token, draws the next. A row that is done stands still.
-
-    The token that is fed is number `counts − 1` of the reply, so it stands at position `lengths + counts − 1`. A row that
-    is done feeds its last token again, to the same slot.
-    """
-    positions_M = lengths_M + jnp.maximum(state.counts_M - 1, 0)
-    logits_MV, cache = step_fn(state.last_M, positions_M, state.cache)
-    return _record(
-        dataclasses.replace(state, cache=cache), logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos
-    )
-
-
-def decode(
-    step_fn: StepFn,
-    state: DecodeState,
-    lengths_M: jax.Array,
-    keys_M: jax.Array,
-    *,
-    sampling: Sampling,
-    bucket: int | None,
-    eos: int,
-) -> DecodeState:
-    """Steps until every row is done."""
-    return jax.lax.while_loop(
-        lambda state: ~jnp.all(state.done_M),
-        lambda state: advance(step_fn, state, lengths_M, keys_M, sampling=sampling, bucket=bucket, eos=eos),
-        state,
-    )
-
-
-def _record(state, logits_MV, keys_M, *, sampling, bucket, eos):
-    """Draws a token for each row that is not done, and writes it down."""
-    with jax.named_scope("sample"):
-        uniforms_M = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
-            keys_M, state.counts_M
-        )
-        drawn_M = choose(
-            logits_MV, uniforms_M, state.counts_M, state.seen_MV, sampling=sampling, bucket=bucket, eos=eos
-        )
-        chosen_M = jnp.take_along_axis(logits_MV, drawn_M[:, None], axis=1)[:, 0]
-        logprob_M = chosen_M - jax.nn.logsumexp(logits_MV, axis=-1)
-    going_M = ~state.done_M
-    rows_M = jnp.arange(drawn_M.shape[0])
-    slot_M = jnp.where(going_M, state.counts_M, state.tokens_MR.shape[1])  # past the end: dropped
-    seen_MV = state.seen_MV
-    if seen_MV is not None:
-        seen_MV = seen_MV.at[rows_M, jnp.where(going_M, drawn_M, logits_MV.shape[1])].set(True, mode="drop")
-    return dataclasses.replace(
-        state,
-        tokens_MR=state.tokens_MR.at[rows_M, slot_M].set(drawn_M, mode="drop"),
-        logprobs_MR=state.logprobs_MR.at[rows_M, slot_M].set(logprob_M, mode="drop"),
-        counts_M=state.counts_M + going_M,
-        finished_M=state.finished_M | (going_M & (drawn_M == eos)),
-        last_M=jnp.where(going_M, drawn_M, state.last_M),
-        seen_MV=seen_MV,
-    )
 
 
 def model_step(params: model.Params, config: GPT2Config, prefix: KVCache, lengths_B: jax.Array) -> StepFn:

@@ -16,8 +16,9 @@ import numpy as np
 from dialogpt_jax import cache as caches
 from dialogpt_jax.cache import KVCache, ReplyCache
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.generate import DecodeState, advance, begin, candidate_keys, model_step, prefill
+from dialogpt_jax.decoding.generate import candidate_keys, model_step, prefill
 from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.loop import DecodeState, advance, begin
 from dialogpt_jax.model import Params
 
 

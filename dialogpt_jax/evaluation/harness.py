@@ -9,6 +9,7 @@ written whole is made again.
 Letters: B rows of all devices together, T prompt tokens.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -22,7 +23,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dialogpt_jax.chat.bot import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, Bot, checked_length, row_keys
+from dialogpt_jax.chat.bot import Bot
+from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, checked_length, row_keys
 from dialogpt_jax.decoding.generate import bucket_of, generate
 from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe
 from dialogpt_jax.evaluation.contexts import Context
@@ -100,9 +102,8 @@ def answer(
     left = [batch for batch, kept in zip(batches, whole, strict=True) if not kept]
     if out is not None:
         save_replies(out, run, done.values())
-    file = None if out is None else Path(out).open("a", encoding="utf-8", newline="\n")
-    try:
-        missing = sum(map(len, left))
+    missing = sum(map(len, left))
+    with contextlib.nullcontext() if out is None else Path(out).open("a", encoding="utf-8", newline="\n") as file:
         for replies in generate_batches(bot, contexts, prompts, left, settings, devices=devices):
             done.update((reply.context, reply) for reply in replies)
             missing -= len(replies)
@@ -111,9 +112,6 @@ def answer(
                 file.flush()
             if progress is not None:
                 progress(replies, missing)
-    finally:
-        if file is not None:
-            file.close()
     if out is not None:
         save_replies(out, run, done.values())
     return [done[i] for i in sorted(done)]
@@ -200,7 +198,7 @@ def _reply(bot: Bot, contexts: Sequence[Context], seed: int, i: int, tokens, len
 
 
 def describe_run(bot: Bot, contexts: Sequence[Context], settings: Settings) -> dict[str, Any]:
-    """What decides the replies, for the first line of their file: the model and the contexts as digests of their content."""
+    """What decides the replies, for the first line of their file; model and contexts as digests of their content."""
     model, data = hashlib.sha256(), hashlib.sha256()
     pieces = [bot.tokenizer.token(i) for i in range(bot.tokenizer.vocab_size)]
     model.update(json.dumps([dataclasses.asdict(bot.config), pieces], default=str).encode())

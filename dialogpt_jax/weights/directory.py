@@ -263,6 +263,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_by
 def _save(file: Path, tensors: dict[str, np.ndarray]) -> None:
     try:
         save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without the format
+        file.chmod(file.with_name(CONFIG_FILE).stat().st_mode)  # it is made for its owner alone
     except SafetensorError as error:
         raise OSError(None, str(error), str(file)) from None
 

@@ -17,8 +17,8 @@ import pytest
 from compile_counter import count_compilations
 
 import dialogpt_jax as dg
-from dialogpt_jax.chat.bot import row_keys
 from dialogpt_jax.chat.session import Chat
+from dialogpt_jax.chat.settings import row_keys
 from dialogpt_jax.text.dialogue import TruncationWarning
 
 WORDS = ("Hello", "how are you", "reading the news", "☕", "do you like rain?", "no", "And the evening?")
@@ -153,7 +153,9 @@ def test_answers_are_replies_with_their_figures(bot):
     alone = bot.candidates(dialogues[0], n=1, seed=1)[0]
     assert answers[0].tokens.tolist() == alone.tokens.tolist()
     assert answers[0].finished == alone.finished
-    np.testing.assert_allclose(answers[0].logprobs, alone.logprobs, rtol=2e-4, atol=2e-4)  # float32, another batch shape
+    np.testing.assert_allclose(
+        answers[0].logprobs, alone.logprobs, rtol=2e-4, atol=2e-4
+    )  # float32, another batch shape
 
 
 def test_replies_of_none_and_of_an_iterator(bot):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import fakes
 import pytest
@@ -101,6 +102,15 @@ def test_chat_talks_through_a_pipe_and_loads(command, model, tmp_path):
     chat = model[1].chat(max_new_tokens=8)
     assert [chat.say("Hello"), chat.say("no")] == [first, second]
     assert command("chat", "--load", str(file), stdin=b"no\n") == (0, second + "\n", "")
+
+
+def test_a_warning_is_one_line_and_the_reply_comes(command):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        status, out, err = command("reply", "€" * 500)
+    assert status == 0
+    assert out.strip()
+    assert err == "dialogpt reply: the last turn has 1501 tokens; its first 1445 were left out (n_positions is 96)\n"
 
 
 @pytest.mark.parametrize(

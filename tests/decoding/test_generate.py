@@ -15,9 +15,10 @@ from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, next_logits, pr
 from scipy.special import log_softmax
 from scipy.stats import chi2
 
-from dialogpt_jax.chat.bot import row_keys
-from dialogpt_jax.decoding.generate import advance, begin, bucket_of, decode, generate, generate_candidates
+from dialogpt_jax.chat.settings import row_keys
+from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates
 from dialogpt_jax.decoding.logits import GREEDY, Sampling, as_arrays, choose, top_k_bucket
+from dialogpt_jax.decoding.loop import advance, begin, decode
 
 # float32 log-probabilities of logits about 1 wide: sums over other numbers of slots round differently.
 TOLERANCE = 2e-5

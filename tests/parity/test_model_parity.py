@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import as_params, draw_tensors, usual_tensors
-from dialogpt_jax.convert.mapping import from_params
 from fakes import ODD, TINY
 from reference import relative_error, tensor_error
 
 from dialogpt_jax import model
 from dialogpt_jax.cache import init_cache
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.mapping import from_params
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import as_params, draw_params, draw_tensors
-from dialogpt_jax.convert.mapping import from_params
 from fakes import ODD, TINY
 from reference import tensor_error
 
 from dialogpt_jax import model
+from dialogpt_jax.convert.mapping import from_params
 from dialogpt_jax.training import loss as losses
 
 # float32: one sum of a few dozen numbers of about 5, each good to 1e-6.

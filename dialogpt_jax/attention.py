@@ -1,0 +1,87 @@
+"""Attention as pure functions: queries and parts of keys and values in, the weighted values out.
+
+A part is (k_GSK, v_GSK, visible). A plain forward pass has one, a cache one or two: the rows' own prefix, and the replies
+of the candidates that share it.
+
+Letters: B rows, N candidates of a row, H heads, G = B·H or B·H·N merged, T queries, S slots, R reply slots, K head dim.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dialogpt_jax.cache import KVCache, LayerCache, ReplyCache, write
+from dialogpt_jax.products import precision_of
+
+
+def attend(q_BHNTK, parts, dropout):
+    """One softmax over all parts' slots. A part is (k_GSK, v_GSK, visible), `visible` broadcasting to (B, H, N, T, S).
+
+    A part of G = B·H rows is shared by the N candidates (their queries stand side by side); one of B·H·N is their own.
+    """
+    scores = []
+    for k_GSK, _, visible in parts:
+        q_GQK = q_BHNTK.reshape(k_GSK.shape[0], -1, k_GSK.shape[2])
+        scores_GQS = jnp.einsum(
+            "GQK,GSK->GQS", q_GQK, k_GSK, precision=precision_of(q_GQK), preferred_element_type=jnp.float32
+        )
+        scores_BHNTS = scores_GQS.reshape(*q_BHNTK.shape[:-1], k_GSK.shape[1])
+        scores.append(jnp.where(visible, scores_BHNTS, jnp.finfo(jnp.float32).min))
+    probs_BHNTS = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    probs_BHNTS = dropout(probs_BHNTS).astype(q_BHNTK.dtype)
+    y_BHNTK, start = jnp.zeros((), jnp.float32), 0
+    for k_GSK, v_GSK, _ in parts:
+        stop = start + k_GSK.shape[1]
+        probs_GQS = probs_BHNTS[..., start:stop].reshape(k_GSK.shape[0], -1, k_GSK.shape[1])
+        y_GQK = jnp.einsum(
+            "GQS,GSK->GQK", probs_GQS, v_GSK, precision=precision_of(v_GSK), preferred_element_type=jnp.float32
+        )
+        y_BHNTK, start = y_GQK.reshape(q_BHNTK.shape) + y_BHNTK, stop
+    return y_BHNTK.astype(q_BHNTK.dtype)
+
+
+def causal(length: int, segments_BT):
+    """Which index sees which: the earlier ones, of the same segment where texts are packed. (B or 1, 1, 1, T, T)."""
+    index_T = jnp.arange(length)
+    visible_BTS = (index_T[None, :] <= index_T[:, None])[None]
+    if segments_BT is not None:
+        visible_BTS = visible_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    return visible_BTS[:, None, None]
+
+
+def prefix_part(cache, layer, k_BTHK, v_BTHK, positions_BT):
+    """Writes into the rows' own cache; a query sees the slots up to its position."""
+    rows, heads = k_BTHK.shape[0], k_BTHK.shape[2]
+    slots_GT = jnp.repeat(positions_BT, heads, axis=0)
+    k_GSK, v_GSK = write(cache.layers[layer], merged(k_BTHK, rows), merged(v_BTHK, rows), slots_GT)
+    cache = KVCache(_with(cache.layers, layer, (k_GSK, v_GSK)))
+    visible_BTS = jnp.arange(k_GSK.shape[1])[None, None, :] <= positions_BT[:, :, None]
+    return [(k_GSK, v_GSK, visible_BTS[:, None, None])], cache
+
+
+def reply_parts(cache, layer, k_BTHK, v_BTHK, positions_BT):
+    """Writes into the replies; a query sees its row's whole prefix, and its own reply up to its position."""
+    rows, heads = cache.lengths_B.shape[0], k_BTHK.shape[2]
+    slots_BNT = positions_BT.reshape(rows, -1, positions_BT.shape[1]) - cache.lengths_B[:, None, None]
+    slots_BHNT = jnp.repeat(slots_BNT[:, None], heads, axis=1)
+    slots_GT = slots_BHNT.reshape(-1, slots_BHNT.shape[-1])
+    k_GRK, v_GRK = write(cache.reply.layers[layer], merged(k_BTHK, rows), merged(v_BTHK, rows), slots_GT)
+    reply = KVCache(_with(cache.reply.layers, layer, (k_GRK, v_GRK)))
+    k_GSK, v_GSK = cache.prefix.layers[layer]
+    before_BS = jnp.arange(k_GSK.shape[1])[None, :] < cache.lengths_B[:, None]
+    own_BNTR = jnp.arange(k_GRK.shape[1])[None, None, None, :] <= slots_BNT[..., None]
+    parts = [(k_GSK, v_GSK, before_BS[:, None, None, None]), (k_GRK, v_GRK, own_BNTR[:, None])]
+    return parts, ReplyCache(cache.prefix, cache.lengths_B, reply)
+
+
+def heads_first(x_BTHK, rows: int):
+    """(B·N, T, H, K) → (B, H, N, T, K)."""
+    return x_BTHK.reshape(rows, -1, *x_BTHK.shape[1:]).transpose(0, 3, 1, 2, 4)
+
+
+def merged(x_BTHK, rows: int):
+    """(B·N, T, H, K) → (G, T, K), G = B·H·N: the cache's shape."""
+    return heads_first(x_BTHK, rows).reshape(-1, x_BTHK.shape[1], x_BTHK.shape[3])
+
+
+def _with(layers: tuple[LayerCache, ...], index: int, layer: LayerCache) -> tuple[LayerCache, ...]:
+    return (*layers[:index], layer, *layers[index + 1 :])

@@ -1,0 +1,49 @@
+"""The matrix product that every layer is made of: rows and an output-first weight in, float32 out.
+
+Letters: M rows, I inside (contracted), O out.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+
+def precision_of(x: jax.Array) -> jax.lax.Precision | None:
+    """Float32 means float32 on every platform: a TPU would multiply in bfloat16 by default."""
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+@jax.custom_vjp
+def matmul(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
+    """x Wᵀ, accumulated and returned in float32.
+
+    The rule for its gradient keeps both products of the backward pass in the operands' dtype; jax's own would multiply
+    the float32 cotangent in float32. On CPU a bfloat16 product that returns float32 is also three to four times as fast
+    as one that returns bfloat16.
+    """
+    return jnp.einsum("MI,OI->MO", x_MI, w_OI, precision=precision_of(x_MI), preferred_element_type=jnp.float32)
+
+
+def _forward(x_MI, w_OI):
+    return matmul(x_MI, w_OI), (x_MI, w_OI)
+
+
+def _backward(saved, g_MO):
+    x_MI, w_OI = saved
+    g_MO, how = g_MO.astype(x_MI.dtype), {"precision": precision_of(x_MI), "preferred_element_type": jnp.float32}
+
+    def plain(g_MO, x_MI):
+        return jnp.einsum("MO,MI->OI", g_MO, x_MI, **how)
+
+    def turned(g_MO, x_MI):
+        # XLA for CPU multiplies half precision twice as fast when the first operand really lies as (O, M) in memory.
+        g_OM = with_layout_constraint(g_MO.T, Layout(major_to_minor=(0, 1)))
+        return jnp.einsum("OM,MI->OI", g_OM, x_MI, **how)
+
+    dx_MI = jnp.einsum("MO,OI->MI", g_MO, w_OI, **how)
+    on_cpu = plain if x_MI.dtype == jnp.float32 else turned
+    dw_OI = jax.lax.platform_dependent(g_MO, x_MI, cpu=on_cpu, default=plain)
+    return dx_MI.astype(x_MI.dtype), dw_OI.astype(w_OI.dtype)
+
+
+matmul.defvjp(_forward, _backward)
