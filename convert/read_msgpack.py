@@ -58,7 +58,8 @@ def read_msgpack(data: np.ndarray) -> Checkpoint:
         raise ReadError(f"has {len(data) - position} bytes behind its msgpack content; it is damaged")
     if type(tree) is not dict:
         raise ReadError(f"is msgpack, but holds a {type(tree).__name__} and not the map that Flax writes")
-    tensors, metadata = {}, {}
+    tensors: dict[str, np.ndarray] = {}
+    metadata: dict[str, Any] = {}
     _flatten(tree, "", tensors, metadata)
     if not tensors:
         raise ReadError("is msgpack, but holds no arrays; write it with flax.serialization.to_bytes(params)")

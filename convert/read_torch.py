@@ -68,7 +68,8 @@ def read_legacy(data: np.ndarray) -> Checkpoint:
     Raises:
       ReadError: damaged, truncated, big-endian, not written by torch, or reaching for code.
     """
-    stream, storages = data.data, {}
+    stream = data.data
+    storages: dict[Any, Any] = {}
 
     def refuse(_: Any) -> None:
         raise ReadError("the pickle stream refers to a storage before the tensors; the file is damaged")

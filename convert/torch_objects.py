@@ -156,7 +156,7 @@ def _rebuild_from_type(arguments: tuple) -> Tensor:
     # (function, class, arguments, attributes): a Parameter or a tensor with attributes; those are dropped.
     match arguments:
         case (Global(build=build), Global(build=None), tuple(inner), _) if build in _REBUILDERS.values():
-            return build(inner)
+            return build(inner)  # type: ignore[misc]  # one of the rebuilders: the case's guard says so
     raise _misuse("_rebuild_from_type", arguments)
 
 
@@ -215,7 +215,8 @@ def find_state_dict(value: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
       ReadError: no dict of tensors, several, or one with names or values that are not a state dict's.
     """
-    state, metadata = value, {}
+    state = value
+    metadata: dict[str, Any] = {}
     for _ in range(MAX_NESTING):
         if type(state) is not dict:
             raise ReadError(f"holds a {type(state).__name__}, not a dict of tensors; save a model's state_dict()")

@@ -223,8 +223,8 @@ def hidden(
     """
     if cache is not None and segments_BT is not None:
         raise ValueError("segments_BT is for packed training; a cache knows its rows by their positions")
-    x_BTD, cache = GPT2(config).apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key)  # type: ignore[misc]
-    return x_BTD, cache
+    out: Any = GPT2(config).apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key)
+    return out
 
 
 def logits(params: Params, config: GPT2Config, x: jax.Array) -> jax.Array:

@@ -1,20 +1,25 @@
 """The bundled model's card: a bot and held-out dialogues in, `README.md` with measured figures and unpicked replies out."""
 
-import collections
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dialogpt_jax.chat.bot import Bot, Candidate
-from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
+from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.decoding.logits import describe
 from dialogpt_jax.evaluation.contexts import Context, cut
-from dialogpt_jax.evaluation.diversity import repetition
-from dialogpt_jax.evaluation.hits import hits_at_1
-from dialogpt_jax.evaluation.perplexity import bits_per_byte
+from dialogpt_jax.evaluation.harness import DECODINGS, Settings, answer
+from dialogpt_jax.evaluation.intervals import Estimate
+from dialogpt_jax.evaluation.of_model import measure_model
+from dialogpt_jax.evaluation.replies import Reply
+from dialogpt_jax.evaluation.tables import as_markdown
 
 CARD = "README.md"
 NUM_CONTEXTS, NUM_SHOWN = 1000, 20
+DECODE = "chat"
+SETTINGS = Settings(DECODINGS[DECODE])
+EVALUATION = (
+    f"dialogpt eval --model MODEL --data CORPUS/valid.jsonl.gz --contexts {NUM_CONTEXTS} --decode {DECODE} --markdown"
+)
 
 SOURCES = """\
 | source | licence | register |
@@ -42,25 +47,19 @@ def read_curve(metrics: Path) -> list[tuple[int, float]]:
     return sorted({row["step"]: row["bits_per_byte"] for row in rows if "bits_per_byte" in row}.items())
 
 
-def measure(bot: Bot, valid: Sequence[Sequence[str]]) -> tuple[dict[str, float], list[Context], list[Candidate]]:
-    """The card's figures, and the contexts with the replies they were measured on."""
+def measure(bot: Bot, valid: Sequence[Sequence[str]]) -> tuple[list[Estimate], list[Context], list[Reply]]:
+    """What the command EVALUATION measures, and the contexts with the replies that it was measured on."""
     contexts = cut(valid, NUM_CONTEXTS)
-    answers = bot.answers([c.turns for c in contexts])
-    texts = [answer.text for answer in answers]
-    figures = bits_per_byte(bot.params, bot.config, bot.tokenizer, valid)
-    figures["ended"] = sum(answer.finished for answer in answers) / len(answers)
-    figures["repeats"] = float((repetition([text.split() for text in texts]) > 0).mean())
-    figures["commonest"] = collections.Counter(texts).most_common(1)[0][1] / len(texts)
-    figures["words"] = sum(len(text.split()) for text in texts) / len(texts)
-    figures["hits"] = hits_at_1(bot, contexts)
-    return figures, contexts, answers
+    answers = answer(bot, contexts, SETTINGS)
+    return measure_model(bot, contexts, answers, valid), contexts, answers
 
 
 def write_card(
     directory: Path, bot: Bot, valid: Sequence[Sequence[str]], *, curve: list[tuple[int, float]], command: str
 ) -> None:
     """Measures the model in `directory` and writes its card there."""
-    f, contexts, answers = measure(bot, valid)
+    found, contexts, answers = measure(bot, valid)
+    f = {estimate.name: estimate.value for estimate in found}
     config = bot.config
     shown = "\n".join(
         f"| {_cell(context.turns[-1])} | {_cell(answer.text)} |"
@@ -103,18 +102,27 @@ Bits per byte on the first 100 dialogues of the valid part, while it was trained
 ## Figures
 
 On the valid part, {len(valid)} dialogues by other conversations, split off by a hash. Replies with the default settings \
-({describe(DEFAULT_SAMPLING)}, at most {DEFAULT_MAX_NEW_TOKENS} tokens, seed 0) to {len(contexts)} contexts, each dialogue
+({describe(SETTINGS.sampling)}, at most {SETTINGS.max_new_tokens} tokens, seed {SETTINGS.seed}) to {len(contexts)} contexts, each dialogue
 cut before a drawn turn.
 
 | | |
 |---|---|
-| bits per byte of the turns after the first (EOS counted in the bits, not in the bytes) | {f["bits_per_byte"]:.3f} |
+| bits per byte of the turns after the first (EOS counted in the bits, not in the bytes) | {f["bits per byte"]:.3f} |
 | perplexity per token | {f["perplexity"]:.1f} |
 | replies that ended by themselves | {f["ended"]:.1%} |
-| replies that repeat a 4-gram of words | {f["repeats"]:.1%} |
+| replies that repeat a 4-gram of words | {f["repeating"]:.1%} |
 | share of the commonest reply | {f["commonest"]:.1%} |
-| words in a reply | {f["words"]:.1f} |
-| the true next turn beats nine turns of other dialogues (mean log-probability a token; chance is 10 %) | {f["hits"]:.1%} |
+| words in a reply | {f["length"]:.1f} |
+| the true next turn beats nine turns of other dialogues (mean log-probability a token; chance is 10 %) | {f["hits@1"]:.1%} |
+
+All measures of those replies, NIST and BLEU against the one turn that really came; Ent and Dist depend on how many replies
+there are. The table is what this prints:
+
+```sh
+{EVALUATION}
+```
+
+{as_markdown({DECODE: found})}
 
 ## The first {NUM_SHOWN} contexts and their replies, unpicked
 

@@ -214,7 +214,8 @@ class Chat:
             slots=bucket_of(self.max_new_tokens, config.n_positions),
             bucket=bucket,
         )
-        ids, done = [], False
+        ids: list[int] = []
+        done = False
         while not done:
             last, finished, count, limit = jax.device_get(
                 (state.last_M, state.finished_M, state.counts_M, state.limits_M)

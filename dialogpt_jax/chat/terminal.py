@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -124,6 +125,7 @@ class Terminal:
             names = ", ".join((*SETTINGS, "max_new_tokens", "seed"))
             raise ValueError(f"/settings NAME VALUE, with one of {names}")
         name, text = words
+        value: Any
         try:
             value = (None if text == "none" else float(text)) if name in SETTINGS else int(text)
         except ValueError:

@@ -7,7 +7,7 @@ Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, V vocabulary 
 
 import dataclasses
 import functools
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -173,14 +173,14 @@ def _replies(params, config, tokens_BT, lengths_B, candidates, sampling, max_new
     else:
         out = _generate(*arguments, **static)
 
-    def shaped(x_MR, pad):
+    def shaped(x_MR, pad) -> Any:
         x_BNR = np.asarray(x_MR).reshape(rows, candidates, -1)[..., :max_new_tokens]
         return np.pad(x_BNR, ((0, 0), (0, 0), (0, max_new_tokens - x_BNR.shape[2])), constant_values=pad)
 
     return Generated(
         tokens=shaped(out.tokens, config.eos_token_id),
-        lengths=np.asarray(out.lengths).reshape(rows, candidates),
-        finished=np.asarray(out.finished).reshape(rows, candidates),
+        lengths=cast(jax.Array, np.asarray(out.lengths).reshape(rows, candidates)),
+        finished=cast(jax.Array, np.asarray(out.finished).reshape(rows, candidates)),
         logprobs=shaped(out.logprobs, 0.0),
     )
 

@@ -114,8 +114,8 @@ def read_references(
             if "\t" in line:
                 raise TextFileError(f"{path}, line {number}: a tab in a file of one reference a line")
     texts = []
-    for number, line in enumerate(zip(*columns, strict=True), start=1):
-        there = [text for text in line if text.strip()]
+    for number, row in enumerate(zip(*columns, strict=True), start=1):
+        there = [text for text in row if text.strip()]
         if not there:
             raise TextFileError(f"{paths[0]}, line {number}: no reference, here or in the other files")
         texts.append(repeat_references(there, sets))

@@ -82,7 +82,7 @@ def count_overlap(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     texts = [*hypotheses, *(text for line in references for text in line)]
     tokens = encode([tokenize(text) for text in texts])
     columns = []
-    counts_K = np.empty(0)  # how often each n-gram of the order below occurs in the references
+    counts_K: np.ndarray = np.empty(0)  # how often each n-gram of the order below occurs in the references
     words = int((tokens.lines_T >= num).sum())
     for order, (codes_G, lines_G, prefixes_K) in enumerate(grams(tokens, orders), start=1):
         is_reply_G = lines_G < num

@@ -6,7 +6,7 @@ Measures stand in rows. Values are fractions as they were computed (BLEU 0.1790,
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dialogpt_jax.evaluation.intervals import Difference, Estimate, interval
 
@@ -36,6 +36,15 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "dstc7-medium": _row("2.80 2.82 14.16 2.31 8.51 10.08 9.13 39.73 16.9"),
     "dstc7-medium-beam": _row("2.92 2.97 19.18 6.05 9.29 9.57 15.73 51.03 14.2"),
 }
+
+
+class Table(NamedTuple):
+    """What a table shows: a line above it, the arguments of `as_text`, and what was asked for."""
+
+    title: str
+    systems: Mapping[str, Sequence[Estimate]]
+    differences: Sequence[Difference]
+    settings: Mapping[str, Any]
 
 
 def as_text(

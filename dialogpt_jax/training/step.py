@@ -67,8 +67,8 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-    kept = jax.tree.map(
+    params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
     )
-    state = TrainState(state.step + 1, *kept, state.key)
+    state = TrainState(state.step + 1, params, opt_state, state.key)
     return state, {"loss": value, "targets": targets, "grad_norm": grad_norm, "finite": finite}

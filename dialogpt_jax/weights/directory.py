@@ -33,7 +33,14 @@ WEIGHT_FILES = tuple(file for file, _ in hub.WEIGHT_FORMS)
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pkl", "*.pt", "*.pth", "*.msgpack")
 NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt")
 # What one write replaces in a directory that is already a model's; anything else in it is the user's and stays.
-OURS = (CONFIG_FILE, GENERATION_FILE, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
+OURS: tuple[str, ...] = (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
 OURS += ("added_tokens.json", "model*.safetensors*", "pytorch_model*.bin*", "flax_model*.msgpack*", "tf_model.h5")
 MAX_SHARD_BYTES = 5_000_000_000  # transformers' own limit for a long time; larger files trouble some stores
 
@@ -251,7 +258,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_by
     if len(shards) == 1:
         _save(folder / SAFETENSORS_FILE, shards[0])
         return
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _save(folder / name, shard)
