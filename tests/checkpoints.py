@@ -62,5 +62,6 @@ def as_params(tensors, config: GPT2Config):
 
 
 def draw_params(config: GPT2Config, seed: int = 0, scale: float = 10.0, dtype=jnp.float32):
-    """Our parameters of `draw_tensors`."""
-    return jax.tree.map(lambda x: x.astype(dtype), as_params(draw_tensors(config, seed, scale), config))
+    """Our parameters of `draw_tensors`, every one drawn; `scale` multiplies the block matrices of the usual scale."""
+    drawn = to_params(draw_tensors(config, seed, scale), config)[0]
+    return jax.tree.map(lambda x: jnp.asarray(x.astype(dtype)), drawn)

@@ -1,10 +1,11 @@
-"""Small models with every parameter drawn, so that a wrong one shows.
+"""Small models with every parameter drawn, so that a wrong one shows; and a fake bot.
 
 On the usual initialisation most wrong programs pass: biases are zero, gains are one, and swapping two norms changes
 nothing. Here biases are N(0, 0.1), gains 1 + N(0, 0.2), and matrices ten times the usual scale.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ ODD = GPT2Config(
 )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))  # one program; drawn one by one, each shape compiles its own
 def draw_params(config: GPT2Config, seed: int = 0, scale: float = 10.0, dtype=jnp.float32):
     """Parameters with every tensor drawn; `scale` multiplies the block matrices of the usual initialisation."""
     params = init_params(config, jax.random.key(seed))

@@ -44,7 +44,6 @@ def measure_model(
 def measure_replies(
     contexts: Sequence[Context],
     answers: Sequence[Answer],
-    references: Sequence[Sequence[str]] | None = None,
     *,
     resamples: int = measures.RESAMPLES,
     seed: int = 0,
@@ -55,9 +54,8 @@ def measure_replies(
     the one that is given most often.
     """
     texts = [answer.text for answer in answers]
-    found = measures.measure(
-        texts, references or [[context.truth] for context in contexts], resamples=resamples, seed=seed
-    )
+    truths = [[context.truth] for context in contexts]
+    found = measures.measure(texts, truths, resamples=resamples, seed=seed)
     commonest = collections.Counter(texts).most_common(1)[0][0]
     shares_BN = np.stack(
         [

@@ -18,7 +18,7 @@ from compile_counter import count_compilations
 
 import dialogpt_jax as dg
 from dialogpt_jax.chat.session import Chat
-from dialogpt_jax.chat.settings import row_keys
+from dialogpt_jax.chat.settings import DEFAULT_SAMPLING, row_keys
 from dialogpt_jax.text.dialogue import TruncationWarning
 
 WORDS = ("Hello", "how are you", "reading the news", "☕", "do you like rain?", "no", "And the evening?")
@@ -29,7 +29,7 @@ def bot():
     return fakes.tiny_bot()
 
 
-def drawn_dialogues(count, most=5):
+def drawn_dialogues(count, most=3):
     rng = np.random.default_rng(count)
     return [[f"{WORDS[rng.integers(7)]} {i}" for _ in range(rng.integers(1, most + 1))] for i in range(count)]
 
@@ -88,10 +88,12 @@ def test_no_seed_draws_one_logs_it_and_can_be_repeated(bot, caplog):
     assert chat.seed == seeds[3]
 
 
-@pytest.mark.parametrize("max_new_tokens", [1, 2, 12, 40])
-@pytest.mark.parametrize("sampling", [dg.Sampling(temperature=0.7, top_k=50, top_p=0.9), dg.GREEDY])
+@pytest.mark.parametrize(
+    ("max_new_tokens", "sampling"),
+    [(1, DEFAULT_SAMPLING), (12, DEFAULT_SAMPLING), (40, DEFAULT_SAMPLING), (12, dg.GREEDY)],
+)
 def test_pieces_join_to_the_reply_and_are_whole_characters(bot, max_new_tokens, sampling):
-    for i, turns in enumerate(drawn_dialogues(6)):
+    for i, turns in enumerate(drawn_dialogues(6, most=2)):
         how = {"sampling": sampling, "seed": i, "max_new_tokens": max_new_tokens}
         pieces = list(bot.stream(turns, **how))
         assert "".join(pieces) == bot.reply(turns, **how)

@@ -222,7 +222,7 @@ def test_a_second_start_compiles_nothing_new(model, tmp_path):
         runs.append((done.returncode, done.stdout, done.stderr, programs))
     assert runs[0] == runs[1]
     assert runs[0][:3] == (0, model[1].reply(["Hello", "no"]) + "\n", "")
-    assert runs[0][3]
+    assert any("row_keys" in name for name in runs[0][3])  # one of the small ones, which jax alone would not keep
 
 
 def test_a_cache_folder_that_cannot_be_written_is_survived(model, tmp_path):

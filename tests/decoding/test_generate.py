@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from scipy.stats import chi2
 
 from dialogpt_jax.chat.settings import row_keys
-from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates
+from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates, seen_tokens
 from dialogpt_jax.decoding.logits import GREEDY, Sampling, as_arrays, choose, top_k_bucket
 from dialogpt_jax.decoding.loop import advance, begin, decode
 
@@ -164,6 +164,12 @@ def test_seen_tokens_are_those_of_the_reply():
     state, keys, how = chain_begin([0, 4], [3, 3], sampling=Sampling(temperature=0, repetition_penalty=1.0))
     state = jax.jit(lambda state: decode(chain_step, state, np.array([3, 4]), keys, **how))(state)
     assert [np.flatnonzero(row).tolist() for row in state.seen_MV] == [[1, 2, 3], [4]]
+
+
+def test_a_context_s_seen_tokens_leave_its_pads_out():
+    tokens_BT = jnp.array([[3, 1, 1, 0, 5], [2, 0, 4, 4, 1]])
+    got_BV = seen_tokens(tokens_BT, jnp.array([3, 2]), 6)
+    assert [np.flatnonzero(row).tolist() for row in got_BV] == [[1, 3], [0, 2]]
 
 
 RANDOM_CHAIN = 1.5 * np.random.default_rng(5).standard_normal((6, 6)).astype(np.float32)

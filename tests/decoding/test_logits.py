@@ -344,9 +344,33 @@ def test_what_has_no_probability_is_never_drawn(vocab):
     assert np.take_along_axis(possible_MV, drawn_M[:, None], 1).all()
 
 
-def test_the_ends_of_a_distribution_can_be_drawn():
-    logits_MV = np.tile(draw_logits(1, vocab=1000, seed=6), (2, 1))
-    np.testing.assert_array_equal(draw(logits_MV, np.array([0.0, LAST_UNIFORM], np.float32)), [0, 999])
+def test_where_the_cumulative_sum_rounds_up_nothing_impossible_is_drawn():
+    """A sum in blocks may rise by rounding at an index of probability 0; the uniforms here aim at each such place."""
+    random, vocab, rows = np.random.default_rng(13), 1000, 3
+    logits_MV = random.normal(size=(rows, vocab)).astype(np.float32)
+    impossible_MJ = np.array([random.choice(vocab, vocab // 2, replace=False) for _ in range(rows)])
+    np.put_along_axis(logits_MV, impossible_MJ, -np.inf, axis=1)
+    upto_MV = np.array([np.cumsum(softmax(row.astype(np.float64))) for row in logits_MV])
+    grid_MJ = np.round(np.take_along_axis(upto_MV, impossible_MJ, axis=1) * 2**24)
+    around_MN = (grid_MJ[..., None] + np.arange(-4, 5)).reshape(rows, -1) / 2**24
+    uniforms_MN = np.clip(around_MN, 0, LAST_UNIFORM).astype(np.float32)
+
+    @jax.jit
+    def draw_all(logits_MV, uniforms_MN):
+        times = uniforms_MN.shape[1]
+        return draw(jnp.repeat(logits_MV, times, axis=0), uniforms_MN.reshape(-1)).reshape(-1, times)
+
+    drawn_MN = np.asarray(draw_all(logits_MV, uniforms_MN))
+    assert np.isfinite(np.take_along_axis(logits_MV, drawn_MN, axis=1)).all()
+
+
+@pytest.mark.parametrize("vocab", [1000, 50304])
+def test_the_ends_of_a_distribution_can_be_drawn(vocab):
+    logits_MV = 0.5 * draw_logits(40, vocab=vocab, seed=6)  # the sums of 40 rows round to either side of 1
+    ends = np.repeat(
+        np.array([0.0, 1 - 2**-23], np.float32), 20
+    )  # the least and the most that jax.random.uniform gives
+    np.testing.assert_array_equal(jax.jit(draw)(logits_MV, ends), np.repeat([0, vocab - 1], 20))
 
 
 @pytest.mark.parametrize(

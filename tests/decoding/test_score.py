@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from dialogpt_jax.decoding.generate import generate
 from dialogpt_jax.decoding.logits import Sampling
-from dialogpt_jax.decoding.score import score
+from dialogpt_jax.decoding.score import score, score_candidates
 
 # float32 log-probabilities of logits about 1 wide; a reply's sum adds up to 14 of them.
 TOLERANCE = 2e-5
@@ -78,3 +78,24 @@ def test_the_first_token_and_an_empty_reply_have_no_score(replies):
     empty = score(PARAMS, CONFIG, tokens_BT, lengths_B, lengths_B)
     assert not np.asarray(empty.total).any()
     assert not np.asarray(empty.mean).any()
+
+
+def test_candidates_score_as_whole_texts():
+    """On a shared context, with replies of 0 to 6 tokens and pads that no embedding has."""
+    random = np.random.default_rng(9)
+    counts_BN = np.array([[6, 1, 0], [3, 6, 2], [1, 1, 5], [4, 0, 6]], np.int32)
+    replies_BNR = random.integers(0, CONFIG.vocab_size, (4, 3, 6)).astype(np.int32)
+    replies_BNR[np.arange(6) >= counts_BN[..., None]] = 10**6
+    context_BT = np.where(np.arange(12)[None] < LENGTHS[:, None], TOKENS, -5).astype(np.int32)
+    lengths_B = LENGTHS.astype(np.int32)
+    got = score_candidates(PARAMS, CONFIG, context_BT, lengths_B, replies_BNR, counts_BN)
+    assert (got.logprobs.shape, got.total.shape, got.mean.shape) == ((4, 3, 6), (4, 3), (4, 3))
+    for row, prompt in enumerate(prompts()):
+        for n, count in enumerate(counts_BN[row]):
+            reply = replies_BNR[row, n, :count].tolist()
+            logits_RV = [next_logits(prompt + reply[:i]).astype(np.float64) for i in range(count)]
+            expected = [log_softmax(logits_V)[token] for logits_V, token in zip(logits_RV, reply, strict=True)]
+            np.testing.assert_allclose(got.logprobs[row, n, :count], expected, atol=TOLERANCE)
+            assert not np.asarray(got.logprobs[row, n, count:]).any()
+            np.testing.assert_allclose(got.total[row, n], sum(expected), atol=SUM_TOLERANCE)
+            np.testing.assert_allclose(got.mean[row, n], sum(expected) / max(count, 1), atol=TOLERANCE)

@@ -1,0 +1,272 @@
+"""A model's replies to contexts: the same however many devices, processes and interruptions it took to make them."""
+
+import random
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from compile_counter import count_compilations
+from fakes import SENTENCES, tiny_bot
+
+from dialogpt_jax.decoding.logits import GREEDY, PAPER
+from dialogpt_jax.evaluation.contexts import Context, cut
+from dialogpt_jax.evaluation.harness import DECODINGS, Settings, answer, plan, rounds
+from dialogpt_jax.evaluation.replies import RepliesFileError, read_replies
+
+# Of a log-probability of up to 12 tokens: float32, were a device's program not bit for bit another's. Here it is.
+ATOL = 1e-4
+ROWS = 4
+SETTINGS = Settings(PAPER, seed=3, max_new_tokens=12, rows=ROWS)
+
+
+def some_contexts(num):
+    """Contexts of one or two turns, as the fake tokenizer cuts them: 10 to 64 tokens."""
+    draw = random.Random(0)
+    return [Context(draw.choices(SENTENCES, k=1 + i % 2), draw.choice(SENTENCES), i) for i in range(num)]
+
+
+CONTEXTS = some_contexts(42)
+
+
+@pytest.fixture(scope="module")
+def bot():
+    return tiny_bot(end=4.0)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.local_devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def unbroken(bot, one_device, tmp_path_factory) -> bytes:
+    """The file of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("unbroken") / "out.jsonl"
+    answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device)
+    return out.read_bytes()
+
+
+def test_every_context_gets_its_reply(bot, unbroken, tmp_path):
+    (tmp_path / "o").write_bytes(unbroken)
+    found = read_replies(tmp_path / "o")
+    assert list(found) == list(range(len(CONTEXTS)))
+    turns = [context.turns for context in CONTEXTS]
+    expected = bot.answers(turns, sampling=PAPER, seed=3, max_new_tokens=12, batch_size=ROWS)
+    assert len({reply.text for reply in expected}) > 20
+    for reply, one, context in zip(found.values(), expected, CONTEXTS, strict=True):
+        assert (reply.text, reply.finished, reply.tokens) == (one.text, one.finished, len(one.tokens))
+        assert (reply.truth, reply.dialogue, reply.turn, reply.seed) == (
+            context.truth,
+            context.dialogue,
+            len(context.turns),
+            3,
+        )
+        assert reply.logprob == pytest.approx(one.logprob, abs=ATOL)
+    assert {reply.finished for reply in found.values()} == {True, False}
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("rounds_before", [1, 4])
+def test_stopped_and_gone_on_with_is_the_same_file(bot, unbroken, one_device, tmp_path, rounds_before):
+    out, seen = tmp_path / "out.jsonl", []
+
+    def stop(replies, left):
+        seen.append((len(replies), left))
+        if len(seen) == rounds_before:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device, progress=stop)
+    assert out.read_bytes().count(b"\n") == 1 + ROWS * rounds_before
+    news = []
+    answer(
+        bot, CONTEXTS, SETTINGS, out=out, devices=one_device, progress=lambda new, left: news.append((len(new), left))
+    )
+    assert out.read_bytes() == unbroken
+    assert sum(num for num, _ in news) == len(CONTEXTS) - ROWS * rounds_before  # nothing is made twice
+    assert news[-1][1] == 0
+
+
+def test_cut_off_at_any_byte_it_is_made_whole_again(bot, unbroken, one_device, tmp_path):
+    out = tmp_path / "out.jsonl"
+    draw = random.Random(1)
+    for size in (0, 1, unbroken.index(b"\n"), unbroken.index(b"\n") + 1, *draw.choices(range(len(unbroken)), k=8)):
+        out.write_bytes(unbroken[:size])
+        answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device)
+        assert out.read_bytes() == unbroken, size
+
+
+def test_lines_that_are_gone_are_made_again_with_their_batch(bot, unbroken, one_device, tmp_path):
+    out, news = tmp_path / "out.jsonl", []
+    head, *lines = unbroken.splitlines(keepends=True)
+    out.write_bytes(b"".join([head, *lines[:7], *lines[8:]]))
+    answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device, progress=lambda new, left: news.append(len(new)))
+    assert out.read_bytes() == unbroken
+    assert news == [ROWS]
+
+
+def test_a_finished_run_computes_nothing(bot, unbroken, tmp_path, monkeypatch):
+    (tmp_path / "o").write_bytes(unbroken)
+    monkeypatch.setattr("dialogpt_jax.evaluation.harness.generate", None)
+    assert len(answer(bot, CONTEXTS, SETTINGS, out=tmp_path / "o")) == len(CONTEXTS)
+    assert (tmp_path / "o").read_bytes() == unbroken
+
+
+def test_the_number_of_devices_changes_nothing(bot, unbroken, tmp_path):
+    """Eleven batches: a full round of eight devices, and one that is not."""
+    (tmp_path / "o").write_bytes(unbroken)
+    used = jax.local_devices()
+    assert len(used) == 8
+    found = answer(bot, CONTEXTS, SETTINGS, devices=used)
+    for one, other in zip(read_replies(tmp_path / "o").values(), found, strict=True):
+        assert one._replace(logprob=0) == other._replace(logprob=0)
+        assert one.logprob == pytest.approx(other.logprob, abs=ATOL)
+
+
+def test_rows_are_on_all_devices(bot, monkeypatch):
+    seen = []
+
+    def spy(params, config, tokens_BT, lengths_B, *, keys, **rest):
+        seen.append((len(keys.sharding.device_set), keys.sharding.shard_shape(keys.shape), tokens_BT.shape[0]))
+        raise StoppedError
+
+    monkeypatch.setattr("dialogpt_jax.evaluation.harness.generate", spy)
+    with pytest.raises(StoppedError):
+        answer(bot, CONTEXTS, SETTINGS)
+    assert seen == [(8, (ROWS,), 8 * ROWS)]
+
+
+def test_no_device_waits_for_another(bot):
+    """A sharded program has no collective in it: the partitioner would gather every row's cache at each write."""
+    from dialogpt_jax.chat.settings import row_keys
+    from dialogpt_jax.decoding import generate as module
+
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows_on = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    ones = np.ones(8, np.int32)
+    keys = jax.device_put(row_keys(0, list(range(8)), [1] * 8), rows_on)
+    arguments = (bot.params, bot.config, np.ones((8, 16), np.int32), ones, ones, keys, module.as_arrays(GREEDY))
+    static = {"rows_on": rows_on, "candidates": 1, "slots": 16, "bucket": None}
+    text = module._generate_sharded.lower(*arguments, **static).compile().as_text()
+    assert "while" in text
+    assert not [name for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if name in text]
+
+
+def test_parts_put_one_behind_the_other_are_the_whole(bot, unbroken, one_device, tmp_path):
+    sizes = []
+    for i in range(3):
+        found = answer(bot, CONTEXTS, SETTINGS, out=tmp_path / f"{i}", part=(i, 3), devices=one_device)
+        sizes.append(len(found))
+    assert sum(sizes) == len(CONTEXTS)
+    assert min(sizes) > 2 * ROWS
+    out = tmp_path / "out"
+    out.write_bytes(b"".join((tmp_path / f"{i}").read_bytes() for i in range(3)))
+    answer(bot, CONTEXTS, SETTINGS, out=out, devices=[])  # no device: nothing is left to do
+    assert out.read_bytes() == unbroken
+
+
+def test_programs_do_not_grow_with_contexts(bot, one_device):
+    answer(bot, CONTEXTS, SETTINGS, devices=one_device)
+    with count_compilations() as programs:
+        answer(bot, some_contexts(90), SETTINGS, devices=one_device)
+    assert programs == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bot, c, s: (bot, c, Settings(PAPER, 4, 12, ROWS)), "seed 3, now 4"),
+        (lambda bot, c, s: (bot, c, Settings(GREEDY, 3, 12, ROWS)), "sampling temperature 1, top_k 10, now greedy"),
+        (lambda bot, c, s: (bot, c, Settings(PAPER, 3, 13, ROWS)), "max_new_tokens 12, now 13"),
+        (lambda bot, c, s: (bot, c, Settings(PAPER, 3, 12, 8)), "rows 4, now 8"),
+        (lambda bot, c, s: (tiny_bot(1, end=4.0), c, s), "model [0-9a-f]+, now [0-9a-f]+"),
+        (lambda bot, c, s: (bot, c[:-1], s), "contexts 42, now 41"),
+        (lambda bot, c, s: (bot, [*c[:-1], c[-1]._replace(truth="x")], s), "data [0-9a-f]+, now [0-9a-f]+"),
+    ],
+)
+def test_another_run_is_refused_and_the_file_left(bot, unbroken, tmp_path, change, message):
+    out = tmp_path / "out"
+    out.write_bytes(unbroken)
+    changed, contexts, settings = change(bot, CONTEXTS, SETTINGS)
+    with pytest.raises(RepliesFileError, match=f"^.*out, line 1: replies of another run .*{message}") as caught:
+        answer(changed, contexts, settings, out=out)
+    assert "\n" not in str(caught.value)
+    assert out.read_bytes() == unbroken
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda lines: [b"hello\n", *lines], "line 1: not JSON"),
+        (lambda lines: lines[1:], "line 1: no replies of an evaluation"),
+        (lambda lines: [b"a letter to a friend"], "line 1: no replies of an evaluation"),
+        (lambda lines: [*lines[:3], b'{"context": 1}\n', *lines[3:]], "line 4: not a reply"),
+        (lambda lines: [*lines[:2], lines[2].replace(b'"turn": ', b'"turn": "x'), *lines[3:]], "line 3: not JSON"),
+        (lambda lines: [*lines[:2], b"\xff\n", *lines[3:]], "line 3: not JSON"),
+        (lambda lines: [*lines, lines[0].replace(b'"seed": 3', b'"seed": 5')], "line 44: replies of another run"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_not_written_over(bot, unbroken, tmp_path, spoil, message):
+    out = tmp_path / "out"
+    out.write_bytes(spoiled := b"".join(spoil(unbroken.splitlines(keepends=True))))
+    with pytest.raises(RepliesFileError, match=f"out, {message}"):
+        answer(bot, CONTEXTS, SETTINGS, out=out)
+    assert out.read_bytes() == spoiled
+
+
+def test_plan_and_rounds():
+    assert plan([5, 9, 4, 7, 2], 2) == [[4, 2], [0, 3], [1]]
+    assert plan([3, 3, 3], 2) == [[0, 1], [2]]
+    assert list(rounds(["a", "b", "c", "d"], [16, 16, 16, 32], 2)) == [["a", "b"], ["c"], ["d"]]
+
+
+@pytest.mark.parametrize("changes", [{"rows": 0}, {"max_new_tokens": 0}])
+def test_settings_out_of_range(changes):
+    with pytest.raises(ValueError, match="is 0"):
+        Settings(**changes)
+
+
+def test_decodings_are_those_of_the_paper_and_the_chat():
+    assert DECODINGS["greedy"] == GREEDY
+    assert DECODINGS["topk"].top_k == 10
+    assert (DECODINGS["nucleus"].top_p, DECODINGS["nucleus"].top_k) == (0.9, None)
+
+
+DIALOGUES = [["a", "b", "c"], ["d"], ["e", "", "f", "g"], [], ["h", "i"]]
+
+
+def test_all_contexts_are_every_place_with_something_before_and_after():
+    found = cut(DIALOGUES)
+    assert sorted((c.dialogue, len(c.turns)) for c in found) == [(0, 1), (0, 2), (2, 3), (4, 1)]
+    assert all([*c.turns, c.truth] == DIALOGUES[c.dialogue][: len(c.turns) + 1] for c in found)
+    assert [c.dialogue for c in found] == [0, 2, 4, 0]
+    assert all(cut(DIALOGUES, n) == found[:n] for n in range(5))
+    with pytest.raises(ValueError, match="5 contexts were asked for; the 5 dialogues hold 4"):
+        cut(DIALOGUES, 5)
+
+
+@pytest.mark.slow
+def test_six_thousand_contexts_of_the_bundled_model(shared, tmp_path):
+    """One device and eight, stopped half-way and gone on with: one file."""
+    import dialogpt_jax as dg
+    from dialogpt_jax.data.formats import read_dialogues
+
+    bot, contexts = dg.load(), cut(list(read_dialogues(shared / "corpus/valid.jsonl.gz")), 6000)
+    files = {}
+    for devices in (1, 8):
+        out = tmp_path / f"{devices}"
+
+        def stop(replies, left):
+            if left < 3000:
+                raise StoppedError
+
+        if devices == 8:
+            with pytest.raises(StoppedError):
+                answer(bot, contexts, Settings(), out=out, devices=jax.local_devices(), progress=stop)
+        answer(bot, contexts, Settings(), out=out, devices=jax.local_devices()[:devices])
+        files[devices] = Path(out).read_bytes()
+    assert files[1] == files[8]
