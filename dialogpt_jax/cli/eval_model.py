@@ -105,7 +105,7 @@ def run_model(args: argparse.Namespace) -> tables.Table | None:
         systems = {args.decode: of_model.measure_model(bot, contexts, found, dialogues, **bootstrap)}
         differences = []
     else:
-        names = (args.decode, os.path.basename(args.compare))
+        names = (args.decode, os.path.basename(str(args.compare)))
         systems = {
             name: of_model.measure_replies(contexts, answers, **bootstrap)
             for name, answers in zip(names, (found, other), strict=True)

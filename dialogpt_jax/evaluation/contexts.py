@@ -36,7 +36,7 @@ def cut(dialogues: Sequence[Sequence[str]], count: int | None = None, *, seed: i
     """
     orders = [np.random.default_rng((seed, d)).permutation(max(len(t) - 1, 0)) + 1 for d, t in enumerate(dialogues)]
     places = [
-        [int(at) for at in order if turns[at - 1].strip() and turns[at].strip()]
+        [at for at in map(int, order) if turns[at - 1].strip() and turns[at].strip()]
         for order, turns in zip(orders, dialogues, strict=True)
     ]
     most = sum(map(len, places))

@@ -69,7 +69,7 @@ def answer(
     *,
     out: str | os.PathLike[str] | None = None,
     part: tuple[int, int] = (0, 1),
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     progress: Callable[[Sequence[Reply], int], None] | None = None,
 ) -> list[Reply]:
     """A reply to each context, in their order: those that `out` holds already, and the others.
@@ -85,7 +85,7 @@ def answer(
       out: a file of `replies.py`, written as the replies come.
       part: (i, n): batches i, i + n, i + 2n … only, and the replies of those: the share of one of n processes. The n
         files, put one behind the other, are the file of the whole run.
-      devices: share the batches; all of this process by default.
+      devices: `jax.Device`s, which share the batches; all of this process by default.
       progress: called with the replies that came new and the number that is still to come.
 
     Raises:
@@ -143,7 +143,7 @@ def generate_batches(
     batches: Sequence[Sequence[int]],
     settings: Settings,
     *,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Iterator[list[Reply]]:
     """The replies of each round of batches, as they come; arguments as in `answer`.
 

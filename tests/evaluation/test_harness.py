@@ -147,13 +147,16 @@ def test_no_device_waits_for_another(bot):
 
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     rows_on = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
-    ones = np.ones(8, np.int32)
-    keys = jax.device_put(row_keys(0, list(range(8)), [1] * 8), rows_on)
-    arguments = (bot.params, bot.config, np.ones((8, 16), np.int32), ones, ones, keys, module.as_arrays(GREEDY))
+    prompts = jax.device_put((np.ones((16, 16), np.int32), *[np.full(16, 9, np.int32)] * 2), rows_on)
+    keys = jax.device_put(row_keys(0, list(range(16)), [1] * 16), rows_on)
+    params = jax.device_put(bot.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    arguments = (params, bot.config, *prompts, keys, module.as_arrays(GREEDY))
     static = {"rows_on": rows_on, "candidates": 1, "slots": 16, "bucket": None}
-    text = module._generate_sharded.lower(*arguments, **static).compile().as_text()
+    compiled = module._generate_sharded.lower(*arguments, **static).compile()
+    text = compiled.as_text()
     assert "while" in text
     assert not [name for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if name in text]
+    assert compiled.output_shardings.tokens.shard_shape((16, 16)) == (2, 16)
 
 
 def test_parts_put_one_behind_the_other_are_the_whole(bot, unbroken, one_device, tmp_path):
@@ -221,7 +224,7 @@ def test_a_file_that_is_not_ours_is_not_written_over(bot, unbroken, tmp_path, sp
 def test_plan_and_rounds():
     assert plan([5, 9, 4, 7, 2], 2) == [[4, 2], [0, 3], [1]]
     assert plan([3, 3, 3], 2) == [[0, 1], [2]]
-    assert list(rounds(["a", "b", "c", "d"], [16, 16, 16, 32], 2)) == [["a", "b"], ["c"], ["d"]]
+    assert list(rounds([[1], [2], [3], [4]], [16, 16, 16, 32], 2)) == [[[1], [2]], [[3]], [[4]]]
 
 
 @pytest.mark.parametrize("changes", [{"rows": 0}, {"max_new_tokens": 0}])

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from fakes import SENTENCES, tiny_bot
 
+from dialogpt_jax.bundled import card
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.decoding.score import score
 from dialogpt_jax.evaluation import hits, of_model
 from dialogpt_jax.evaluation.contexts import cut
+from dialogpt_jax.evaluation.harness import Settings
 from dialogpt_jax.evaluation.perplexity import bits_per_byte, measure_dialogues
+from dialogpt_jax.evaluation.replies import Reply
 
 # Of mean log-probabilities in float32, computed in another shape.
 RTOL = 1e-4
@@ -95,10 +98,24 @@ def test_hits_are_left_out_where_there_are_not_enough_turns(bot):
 def test_shares_of_replies():
     contexts = cut([["a", "b"]] * 4)
     texts = [("x y z w x y z w", True), ("yes", True), ("yes", False), ("no", True)]
-    answers = [type("Answer", (), {"text": text, "finished": finished}) for text, finished in texts]
+    answers = [Reply(i, 0, 1, 0, text, "b", finished, 1, -1.0) for i, (text, finished) in enumerate(texts)]
     found = {e.name: e.value for e in of_model.measure_replies(contexts, answers, resamples=0)}
     assert (found["ended"], found["repeating"], found["commonest"]) == (0.75, 0.25, 0.5)
     assert {"BLEU-4", "NIST-4", "Ent-4", "Dist-4", "length", "repetition"} < set(found)
+
+
+def test_a_card_shows_what_the_command_prints(bot, evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "NUM_CONTEXTS", 20)
+    monkeypatch.setattr(card, "SETTINGS", Settings(max_new_tokens=9, rows=4))
+    monkeypatch.setattr(card, "DECODE", "greedy")
+    card.write_card(tmp_path, bot, DIALOGUES, curve=[(10, 2.5), (20, 1.25)], command="make it")
+    text = (tmp_path / card.CARD).read_text(encoding="utf-8")
+    words = (*RUN, "--contexts", 20, "--bootstrap", 1000, "--markdown")
+    _, shown, _ = evaluate(*words)
+    assert shown.strip() in text
+    assert "| step | 10 | 20 |" in text
+    assert "\nmake it\n" in text
+    assert "dialogpt eval --model MODEL --data CORPUS/valid.jsonl.gz --contexts 1000 --decode chat --markdown" in text
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +200,7 @@ LINE = b'{"turns": ["a", "b"]}\n'
         (LINE + b'{"turns": "hello"}\n', "data.jsonl, line 2: `turns` is not a list of texts"),
         (LINE + b'{"turns": ["a", 1]}\n', "data.jsonl, line 2: `turns` is not a list of texts"),
         (b'{"turns": ["a"]}\n', "data.jsonl: no dialogue has a second turn"),
-        (gzip.compress(LINE * 9)[:-9], "data.jsonl.gz, line 10: the gzip file is broken"),
+        (gzip.compress(LINE * 9, mtime=0)[:-9], "data.jsonl.gz, line 10: the gzip file is broken"),
         (LINE, "data.jsonl.gz, line 1: the gzip file is broken"),
     ],
 )
