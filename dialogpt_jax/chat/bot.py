@@ -31,6 +31,7 @@ from dialogpt_jax.text.dialogue import DialogueError, Turns, as_turns, encode
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 DEFAULT_ROWS = 32
+SHORTEST_BATCH = 64  # tokens; the contexts of a batch are padded to this, or 4 times as much, or 16 times
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,19 +153,20 @@ class Bot:
     ) -> list[Candidate]:
         """`replies` with what is known of each: tokens, log-probabilities, whether it ended by itself."""
         checked = _as_dialogues(dialogues)
-        length, seed = min(checked_length(max_new_tokens), self.config.n_positions), seed_or_drawn(seed)
+        longest_reply, seed = min(checked_length(max_new_tokens), self.config.n_positions), seed_or_drawn(seed)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        contexts = [self.encode(turns, max_new_tokens=length) for turns in checked]
-        rows = batch_size or self._rows_that_fit(len(contexts), max(map(len, contexts), default=1), length)
-        order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+        contexts = [self.encode(turns, max_new_tokens=longest_reply) for turns in checked]
+        rows = batch_size or self._rows_that_fit(len(contexts), max(map(len, contexts), default=1), longest_reply)
+        # By bucket first: so the programs are one for each length there is, however many dialogues there are.
+        buckets = [few_buckets(len(context), self.config.n_positions, SHORTEST_BATCH) for context in contexts]
+        groups = [[i for i, of_i in enumerate(buckets) if of_i == bucket] for bucket in sorted(set(buckets))]
         found: dict[int, Candidate] = {}
-        for begin in range(0, len(order), rows):
-            chosen = order[begin : begin + rows]
+        for chosen in (group[begin : begin + rows] for group in groups for begin in range(0, len(group), rows)):
             # A last, smaller batch is filled with its own first row: one shape, one program.
             filled = chosen + [chosen[0]] * (rows - len(chosen))
             lengths_B = np.array([len(contexts[i]) for i in filled], np.int32)
-            tokens_BT = np.zeros((rows, few_buckets(int(lengths_B.max()), self.config.n_positions)), np.int32)
+            tokens_BT = np.zeros((rows, buckets[chosen[0]]), np.int32)
             for row, i in enumerate(filled):
                 tokens_BT[row, : len(contexts[i])] = contexts[i]
             out = generate(
@@ -173,14 +175,14 @@ class Bot:
                 tokens_BT,
                 lengths_B,
                 sampling=sampling,
-                max_new_tokens=length,
+                max_new_tokens=longest_reply,
                 keys=row_keys(seed, filled, [len(checked[i]) for i in filled]),
             )
             out = jax.device_get(out)
             for row, i in enumerate(chosen):
                 found[i] = self._candidate(out.tokens[row], out.logprobs[row], out.lengths[row])
             if progress is not None:
-                progress(begin + len(chosen), len(order))
+                progress(len(found), len(contexts))
         return [found[i] for i in range(len(contexts))]
 
     def stream(
@@ -232,7 +234,7 @@ class Bot:
 
     def _rows_that_fit(self, dialogues: int, context: int, reply: int) -> int:
         config = self.config
-        slots = few_buckets(context, config.n_positions) + bucket_of(reply, config.n_positions)
+        slots = few_buckets(context, config.n_positions, SHORTEST_BATCH) + bucket_of(reply, config.n_positions)
         size = self.params["wte"]["embedding"].dtype.itemsize
         cache = 2 * config.n_layer * config.n_embd * size * slots
         logits = 4 * 4 * config.padded_vocab_size  # a few float32 copies of a row's logits are alive at once

@@ -22,9 +22,9 @@ def checked_length(max_new_tokens: int) -> int:
     return max_new_tokens
 
 
-def few_buckets(size: int, most: int) -> int:
-    """16, 64, 256, 1024 …: a chat's and a batch's lengths, coarser than `bucket_of`, for each is a program."""
-    bucket = 16
+def few_buckets(size: int, most: int, least: int = 16) -> int:
+    """The next of `least`, 4 · `least`, 16 · `least` …, at most `most`: coarser than `bucket_of`, for each is a program."""
+    bucket = least
     while bucket < size:
         bucket *= 4
     return min(bucket, most)

@@ -181,7 +181,8 @@ def test_progress_is_told_batch_by_batch(bot):
 
 def test_a_thousand_dialogues_compile_no_more_than_32_do():
     bot = fakes.tiny_bot(n_positions=100)
-    dialogues = [[f"Hello, how are you {i}?", "reading", "the news"] for i in range(1000)]
+    # Short ones, and ones that the whole context is needed for.
+    dialogues = [[f"Hello, how are you {i}?", "reading", "the news" * (1 + 9 * (i % 3 == 0))] for i in range(1000)]
     how = {"sampling": dg.PAPER, "max_new_tokens": 5}
     jax.clear_caches()
     with count_compilations() as few:
@@ -190,6 +191,7 @@ def test_a_thousand_dialogues_compile_no_more_than_32_do():
     with count_compilations() as many:
         bot.replies(dialogues, **how)
     assert 1 <= len(many) <= len(few)
+    assert len({len(bot.encode(turns, max_new_tokens=5)) > 64 for turns in dialogues}) == 2
     with count_compilations() as again:
         bot.replies(dialogues[300:364], **{**how, "max_new_tokens": 6, "sampling": dg.Sampling(top_k=3)})
     assert len(again) == 0
