@@ -113,7 +113,8 @@ cut before a drawn turn.
 | replies that repeat a 4-gram of words | {f["repeating"]:.1%} |
 | share of the commonest reply | {f["commonest"]:.1%} |
 | words in a reply | {f["length"]:.1f} |
-| the true next turn beats nine turns of other dialogues (mean log-probability a token; chance is 10 %) | {f["hits@1"]:.1%} |
+| the true next turn beats nine turns of other dialogues, by what the context adds to its log-probability (chance is 10 %) | {f["PMI hits@1"]:.1%} |
+| the same by its mean log-probability a token | {f["hits@1"]:.1%} |
 
 All measures of those replies, NIST and BLEU against the one turn that really came; Ent and Dist depend on how many replies
 there are. The table is what this prints:

@@ -4,6 +4,7 @@ Letters: B contexts, T tokens, N candidates, R tokens of a candidate.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,13 +17,25 @@ LONGEST_REPLY = 64  # tokens; what is longer is scored by its beginning
 CANDIDATES = 10
 
 
+class Ranks(NamedTuple):
+    """Where the true next turn stands, best first: int64 (B,), 0 the best. hits@k is the share of ranks under k.
+
+    Attributes:
+      by_mean: ordered by mean log-probability a token, EOS included. Common phrases stand high whatever was said before.
+      by_information: ordered by log P(turn | context) − log P(turn), their pointwise mutual information (Li et al. 2016):
+        what the context adds. P(turn) is its probability after a lone EOS.
+    """
+
+    by_mean: np.ndarray
+    by_information: np.ndarray
+
+
 def ranks(
     bot: Bot, contexts: Sequence[Context], *, candidates: int = CANDIDATES, seed: int = 0, rows: int = 8
-) -> np.ndarray:
-    """Where the true next turn stands among turns of other dialogues, best first: int64 (B,), 0 the best.
+) -> Ranks:
+    """Where the true next turn stands among turns of other dialogues; chance is k / candidates.
 
-    hits@k is the share of ranks under k; chance is k / candidates. Ordered by mean log-probability a token, EOS included;
-    another turn that is as probable stands before the true one.
+    Another turn that scores the same stands before the true one.
 
     Args:
       bot: the model.
@@ -46,7 +59,8 @@ def ranks(
                 f"hits@k needs {candidates - 1} turns of other dialogues for each context; context {i} has {len(others)}"
             )
         sets_BN[i] = [i, *np.random.default_rng((seed, i)).choice(others, candidates - 1, replace=False)]
-    found_B = np.empty(len(contexts), np.int64)
+    found = Ranks(np.empty(len(contexts), np.int64), np.empty(len(contexts), np.int64))
+    nothing_BT, ones_B = np.full((rows, 1), eos, np.int32), np.ones(rows, np.int32)
     order = sorted(range(len(contexts)), key=lambda i: len(prompts[i]))
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
@@ -60,6 +74,8 @@ def ranks(
             for place, j in enumerate(sets_BN[i]):
                 replies_BNR[row, place, : len(truths[j])] = truths[j]
         scores = score_candidates(bot.params, bot.config, context_BT, lengths_B, replies_BNR, counts_BN)
-        mean_BN = np.asarray(scores.mean)[: len(chosen)]
-        found_B[chosen] = (mean_BN[:, 1:] >= mean_BN[:, :1]).sum(axis=1)
-    return found_B
+        alone = score_candidates(bot.params, bot.config, nothing_BT, ones_B, replies_BNR, counts_BN)
+        for ranks_B, scores_BN in zip(found, (scores.mean, np.asarray(scores.total) - alone.total), strict=True):
+            scores_BN = np.asarray(scores_BN)[: len(chosen)]
+            ranks_B[chosen] = (scores_BN[:, 1:] >= scores_BN[:, :1]).sum(axis=1)
+    return found

@@ -82,7 +82,8 @@ def measure_predictions(
     `bits per byte`: of the turns after the first, EOS counted in the bits, not in the bytes. `perplexity`: exp of the mean
     over all their tokens. `sample perplexity`: exp of the mean over dialogues of each one's mean, which DialoGPT's code
     reports as "ppl". `hits@k`: the true turn is among the k best of ten, nine of them from other dialogues
-    (`hits.ranks`), over the first 1,000 contexts; left out where there are not so many others.
+    (`hits.ranks`), over the first 1,000 contexts, by mean log-probability; `PMI hits@1` by what the context adds to it.
+    Left out where there are not so many others.
     """
     bootstrap = {"resamples": resamples, "seed": seed}
     spent = measure_dialogues(bot.params, bot.config, bot.tokenizer, dialogues)
@@ -98,7 +99,7 @@ def measure_predictions(
     others = [sum(c.dialogue != one.dialogue and c.truth != one.truth for c in ranked) for one in ranked]
     if min(others, default=0) < hits.CANDIDATES - 1:
         return found
-    ranks_B = hits.ranks(bot, ranked)
-    inside_BN = np.stack([ranks_B < k for k in PLACES], axis=-1).astype(np.float64)
-    names = [f"hits@{k}" for k in PLACES]
+    ranks = hits.ranks(bot, ranked)
+    inside_BN = np.stack([*(ranks.by_mean < k for k in PLACES), ranks.by_information < 1], axis=-1).astype(np.float64)
+    names = [*(f"hits@{k}" for k in PLACES), "PMI hits@1"]
     return found + estimates(names, lambda sums: sums / len(ranked), (inside_BN,), **bootstrap)

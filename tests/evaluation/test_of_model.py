@@ -40,10 +40,11 @@ def log_probability(bot, context, reply):
 def test_ranks_are_those_of_scores_one_by_one(bot, monkeypatch):
     contexts = cut(DIALOGUES)
     monkeypatch.setattr(hits, "LONGEST_REPLY", 16)
-    found = hits.ranks(bot, contexts, candidates=4, seed=5, rows=5)
-    assert set(found) == {0, 1, 2, 3}
-    assert (found == hits.ranks(bot, contexts, candidates=4, seed=5, rows=5)).all()
-    assert (found != hits.ranks(bot, contexts, candidates=4, seed=6, rows=5)).any()
+    found, gains = hits.ranks(bot, contexts, candidates=4, seed=5, rows=5)
+    assert set(found) == set(gains) == {0, 1, 2, 3}
+    assert (found != gains).any()
+    assert (found == hits.ranks(bot, contexts, candidates=4, seed=5, rows=5).by_mean).all()
+    assert (found != hits.ranks(bot, contexts, candidates=4, seed=6, rows=5).by_mean).any()
     eos = bot.config.eos_token_id
     for i in range(len(contexts)):
         others = [
@@ -51,10 +52,11 @@ def test_ranks_are_those_of_scores_one_by_one(bot, monkeypatch):
         ]
         drawn = np.random.default_rng((5, i)).choice(others, 3, replace=False)
         prompt = bot.encode(contexts[i].turns, max_new_tokens=16)
-        means = [
-            log_probability(bot, prompt, [*bot.tokenizer.encode(contexts[j].truth), eos][:16])[1] for j in [i, *drawn]
-        ]
+        turns = [[*bot.tokenizer.encode(contexts[j].truth), eos][:16] for j in [i, *drawn]]
+        totals, means = zip(*(log_probability(bot, prompt, turn) for turn in turns), strict=True)
         assert found[i] == sum(mean >= means[0] for mean in means[1:])
+        added = [total - log_probability(bot, [eos], turn)[0] for total, turn in zip(totals, turns, strict=True)]
+        assert gains[i] == sum(gain >= added[0] for gain in added[1:])
 
 
 def test_too_few_others_are_said(bot):
