@@ -74,9 +74,9 @@ def add_model_arguments(group: "argparse._ArgumentGroup") -> None:
 
 def run_model(args: argparse.Namespace) -> tables.Table | None:
     """The replies of `--model` to contexts of `--data`, and their measures; none of one `--part`."""
-    for other in ("hypotheses", "references", "keys", "reference_sets", "meteor_jar"):
-        if getattr(args, other) is not None:
-            raise ValueError(f"--{other.replace('_', '-')} does not go with --data")
+    for flag in ("hypotheses", "references", "keys", "reference_sets", "meteor_jar"):
+        if getattr(args, flag) is not None:
+            raise ValueError(f"--{flag.replace('_', '-')} does not go with --data")
     if args.clean:
         raise ValueError("--clean does not go with --data; --out writes replies that can be cleaned")
     if args.part and not args.out:
@@ -108,7 +108,7 @@ def run_model(args: argparse.Namespace) -> tables.Table | None:
         names = (args.decode, os.path.basename(str(args.compare)))
         systems = {
             name: of_model.measure_replies(contexts, answers, **bootstrap)
-            for name, answers in zip(names, (found, other), strict=True)
+            for name, answers in ((names[0], found), (names[1], other))
         }
         differences = [compare(*pair) for pair in zip(*systems.values(), strict=True)]
     run = harness.describe_run(bot, contexts, settings)
