@@ -101,7 +101,7 @@ Bits per byte on the first 100 dialogues of the valid part, while it was trained
 
 ## Figures
 
-On the valid part, {len(valid)} dialogues by other conversations, split off by a hash. Replies with the default settings \
+On the valid part, {len(valid)} dialogues split off by a hash. Replies with the default settings \
 ({describe(SETTINGS.sampling)}, at most {SETTINGS.max_new_tokens} tokens, seed {SETTINGS.seed}) to {len(contexts)} contexts, each dialogue
 cut before a drawn turn.
 
