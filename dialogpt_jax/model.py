@@ -19,6 +19,7 @@ otherwise multiply in bfloat16). Statistics of LayerNorm, softmax and logits are
 Source: Radford et al. 2019; transformers' `modeling_gpt2.py` for the order of operations.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -147,7 +148,9 @@ class GPT2(nn.Module):
         self.h = [Block(config, layer) for layer in range(config.n_layer)]
         self.ln_f = _layer_norm(config)
 
-    def __call__(self, tokens_BT, positions_BT, cache=None, segments_BT=None, dropout_key=None):
+    def __call__(
+        self, tokens_BT, positions_BT, cache=None, segments_BT=None, dropout_key=None, checkpoint_blocks=False
+    ):
         keys = [None] * (len(self.h) + 1) if dropout_key is None else jax.random.split(dropout_key, len(self.h) + 1)
         with jax.named_scope("embed"):
             # A pad may stand past the last position: it reads some row of wpe, for `nn.Embed` gives NaN out of range.
@@ -156,8 +159,15 @@ class GPT2(nn.Module):
             x_BTD = self.drop(x_BTD, dropout_key is None, keys[-1])
         for layer, block in enumerate(self.h):
             with jax.named_scope(f"block_{layer}"):
-                x_BTD, cache = block(x_BTD, positions_BT, cache, segments_BT, keys[layer])
+                run = _checkpointed(block) if checkpoint_blocks else block
+                x_BTD, cache = run(x_BTD, positions_BT, cache, segments_BT, keys[layer])
         return self.ln_f(x_BTD), cache
+
+
+def _checkpointed(block: Block):
+    """The block as a pure function of its parameters, whose inside is computed again for the gradient."""
+    module, variables = block.unbind()
+    return functools.partial(jax.checkpoint(module.apply), variables)
 
 
 def _layer_norm(config: GPT2Config) -> nn.LayerNorm:
@@ -200,6 +210,7 @@ def hidden(
     *,
     segments_BT: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
+    checkpoint_blocks: bool = False,
 ) -> tuple[jax.Array, Cache | None]:
     """The last hidden state of every token, x_BTD in the parameters' dtype, and the cache with these tokens written.
 
@@ -211,6 +222,7 @@ def hidden(
         slots of their positions and see the slots up to there. A `ReplyCache`: B·N rows, written to the replies.
       segments_BT: without a cache, tokens see their own segment only (packed training).
       dropout_key: dropout with the config's rates; without it, none.
+      checkpoint_blocks: for a gradient, keep only what enters each block and compute its inside again.
 
     Positions and the cache:
 
@@ -223,19 +235,28 @@ def hidden(
     """
     if cache is not None and segments_BT is not None:
         raise ValueError("segments_BT is for packed training; a cache knows its rows by their positions")
-    out: Any = GPT2(config).apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key)
-    return out
+    trunk: Any = GPT2(config)
+    return trunk.apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key, checkpoint_blocks)
+
+
+def head_kernel(params: Params, config: GPT2Config) -> jax.Array:
+    """The head's weight (V, D): the embedding where they are tied."""
+    return params["wte"]["embedding"] if config.tie_word_embeddings else params["lm_head"]["kernel"]
+
+
+def logits_by(kernel_VD: jax.Array, config: GPT2Config, x: jax.Array) -> jax.Array:
+    """`logits` by a head's weight that is at hand."""
+    out = matmul(x.reshape(-1, x.shape[-1]), kernel_VD).reshape(*x.shape[:-1], -1)
+    if config.padded_vocab_size == config.vocab_size:
+        return out
+    real_V = jnp.arange(config.padded_vocab_size) < config.vocab_size
+    return jnp.where(jnp.expand_dims(real_V, tuple(range(out.ndim - 1))), out, -jnp.inf)
 
 
 def logits(params: Params, config: GPT2Config, x: jax.Array) -> jax.Array:
     """Hidden states (…, D) → float32 logits (…, V), V padded to a multiple of 128, the pad −inf."""
     with jax.named_scope("head"):
-        kernel_VD = params["wte"]["embedding"] if config.tie_word_embeddings else params["lm_head"]["kernel"]
-        out = matmul(x.reshape(-1, x.shape[-1]), kernel_VD).reshape(*x.shape[:-1], -1)
-        if config.padded_vocab_size == config.vocab_size:
-            return out
-        real_V = jnp.arange(config.padded_vocab_size) < config.vocab_size
-        return jnp.where(jnp.expand_dims(real_V, tuple(range(out.ndim - 1))), out, -jnp.inf)
+        return logits_by(head_kernel(params, config), config, x)
 
 
 def forward(params: Params, config: GPT2Config, tokens_BT: jax.Array) -> jax.Array:

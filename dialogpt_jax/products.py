@@ -30,6 +30,12 @@ def _forward(x_MI, w_OI):
 
 def _backward(saved, g_MO):
     x_MI, w_OI = saved
+    dx_MI, dw_OI = product_gradient(x_MI, w_OI, g_MO)
+    return dx_MI.astype(x_MI.dtype), dw_OI.astype(w_OI.dtype)
+
+
+def product_gradient(x_MI: jax.Array, w_OI: jax.Array, g_MO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the cotangent of `matmul(x_MI, w_OI)` is to x_MI and to w_OI, float32, multiplied in the operands' dtype."""
     g_MO, how = g_MO.astype(x_MI.dtype), {"precision": precision_of(x_MI), "preferred_element_type": jnp.float32}
 
     def plain(g_MO, x_MI):
@@ -40,10 +46,9 @@ def _backward(saved, g_MO):
         g_OM = with_layout_constraint(g_MO.T, Layout(major_to_minor=(0, 1)))
         return jnp.einsum("OM,MI->OI", g_OM, x_MI, **how)
 
-    dx_MI = jnp.einsum("MO,OI->MI", g_MO, w_OI, **how)
     on_cpu = plain if x_MI.dtype == jnp.float32 else turned
-    dw_OI = jax.lax.platform_dependent(g_MO, x_MI, cpu=on_cpu, default=plain)
-    return dx_MI.astype(x_MI.dtype), dw_OI.astype(w_OI.dtype)
+    dx_MI = jnp.einsum("MO,OI->MI", g_MO, w_OI, **how)
+    return dx_MI, jax.lax.platform_dependent(g_MO, x_MI, cpu=on_cpu, default=plain)
 
 
 matmul.defvjp(_forward, _backward)

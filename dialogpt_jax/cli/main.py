@@ -18,6 +18,8 @@ COMMANDS = {
     "reply": "one reply to a dialogue, for scripts",
     "inspect": "say what a weight file or model directory is",
     "convert": "turn a checkpoint into a model directory, or back into Microsoft's layout",
+    "data": "look at dialogues for training, and prepare them",
+    "train": "train a model, from nothing or from another",
     "eval": "the paper's measures, from files or from a model",
 }
 

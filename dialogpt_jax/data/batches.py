@@ -1,14 +1,19 @@
 """Examples to batches: a batch is a function of (seed, step), so a run that resumes sees what it would have seen.
 
-Examples of similar length share a batch. A bucket of length T has `tokens_per_batch // T` rows, so every batch costs
-about the same and there is one compiled program per bucket. In each epoch the examples of a bucket are permuted, what
-does not fill a batch is left out for that epoch, and the batches of all buckets are permuted.
+The whole epoch is planned from the lengths of all examples, identically in every process: which examples share a batch,
+in which order, padded to which length. A process then reads only the rows that it needs. So the step is the only
+position, and another number of processes goes on at the very next example.
+
+    examples ─lengths→ plan of an epoch: [(T, the batch's examples), …] ─rows of a step→ Batch
 
 Letters: B rows, T tokens.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,63 +26,190 @@ class Batch(NamedTuple):
     Attributes:
       tokens_BT: int32.
       weights_BT: float32, weight of each token as a target.
+      segments_BT: int32, the number of each token's example within its row, pads −1; `None` where a row is one example.
     """
 
     tokens_BT: np.ndarray
     weights_BT: np.ndarray
+    segments_BT: np.ndarray | None = None
+
+
+class Planned(NamedTuple):
+    """One batch before it is read: the length of its rows, and the number of the example in each."""
+
+    length: int
+    members_B: np.ndarray
+
+
+class Planner(Protocol):
+    """How an epoch is divided into batches: from the length of each example and a generator, to the batches in order."""
+
+    def __call__(self, sizes: np.ndarray, rng: np.random.Generator) -> list[Planned]: ...
+
+
+class Buckets(NamedTuple):
+    """Examples of similar length share a batch, and every batch costs about the same.
+
+    A bucket of length T has `rows · length / T` rows, rounded down to a multiple of `multiple`. Examples are drawn in
+    random order; what does not fill a batch of its bucket goes up into the next longer one, and what does not fill the
+    last is left out for this epoch: fewer than `rows`. The batches come in random order.
+
+    Attributes:
+      rows: of a batch at the full length.
+      length: the longest row.
+      count: of buckets, alike in width; each is a shape, and so a program to compile.
+      multiple: what the rows of every batch are divided by: devices times parts of the batch.
+    """
+
+    rows: int
+    length: int
+    count: int = 8
+    multiple: int = 8
+
+    def shapes(self, longest: int) -> list[tuple[int, int]]:
+        """(B, T) of each bucket up to the one that holds `longest`."""
+        width = -(-self.length // self.count)
+        lengths = [min(width * (i + 1), self.length) for i in range(-(-min(longest, self.length) // width))]
+        return [(max(self.rows * self.length // T // self.multiple, 1) * self.multiple, T) for T in lengths]
+
+    def __call__(self, sizes: np.ndarray, rng: np.random.Generator) -> list[Planned]:
+        shapes = self.shapes(int(sizes.max()))
+        bucket_of = np.searchsorted([length for _, length in shapes], sizes)
+        left, plan = np.zeros(0, np.int64), []
+        for bucket, (rows, length) in enumerate(shapes):
+            members = rng.permutation(np.concatenate([left, np.flatnonzero(bucket_of == bucket)]))
+            full = len(members) // rows * rows
+            plan += [Planned(length, members[i : i + rows]) for i in range(0, full, rows)]
+            left = members[full:]
+        return [plan[i] for i in rng.permutation(len(plan))]
+
+
+class SortedWindows(NamedTuple):
+    """As microsoft/DialoGPT's `data_loader.py` does it: windows of 100 batches are sorted by length and cut into batches.
+
+    A batch is padded to its longest row, rounded up to a multiple of 8; what does not fill a batch is left out. Each
+    batch has `rows` rows, so short ones cost less, and there are as many programs as multiples of 8.
+    """
+
+    rows: int
+    window: int = 100
+    pad_multiple: int = 8
+
+    def __call__(self, sizes: np.ndarray, rng: np.random.Generator) -> list[Planned]:
+        order, plan = rng.permutation(len(sizes)), []
+        span = self.rows * self.window
+        for start in range(0, len(order), span):
+            window = order[start : start + span]
+            window = window[np.argsort(-sizes[window], kind="stable")]
+            for i in range(0, len(window) - self.rows + 1, self.rows):
+                members = window[i : i + self.rows]
+                plan.append(Planned(-(-int(sizes[members].max()) // self.pad_multiple) * self.pad_multiple, members))
+        return [plan[i] for i in rng.permutation(len(plan))]
+
+
+class Batches:
+    """All batches of a run, indexed by step, over as many epochs as are asked for.
+
+    Args:
+      examples: the epoch; where they have `.lengths`, those are taken, and nothing is read to plan.
+      planner: `Buckets` or `SortedWindows`.
+      seed: of the order.
+
+    Raises:
+      ValueError: there is not one whole batch.
+    """
+
+    def __init__(self, examples: Sequence[Example], planner: Planner, *, seed: int):
+        self._examples, self._planner, self._seed = examples, planner, seed
+        self._sizes = lengths_of(examples)
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+        self.per_epoch = len(self._epoch(0)) if len(self._sizes) else 0
+        if not self.per_epoch:
+            raise ValueError(
+                f"{len(self._sizes)} examples do not fill one batch ({planner}); "
+                "take a smaller batch size, or more dialogues"
+            )
+
+    def planned(self, step: int) -> Planned:
+        """Which examples make the batch of a step, counted from 0 over all epochs."""
+        epoch, index = divmod(step, self.per_epoch)
+        return self._epoch(epoch)[index]
+
+    def tokens(self, step: int) -> int:
+        """How many tokens the batch of a step has, pads not counted."""
+        return int(self._sizes[self.planned(step).members_B].sum())
+
+    def __getitem__(self, step: int) -> Batch:
+        """The whole batch of a step."""
+        return self.read(step, slice(None))
+
+    def read(self, step: int, rows: slice | np.ndarray) -> Batch:
+        """Some rows of the batch of a step; only they are read."""
+        length, members_B = self.planned(step)
+        return collate([self._examples[int(i)] for i in members_B[rows]], length)
+
+    def _plan_epoch(self, epoch: int) -> list[Planned]:
+        return self._planner(self._sizes, np.random.default_rng((self._seed, epoch)))
+
+
+def lengths_of(examples: Sequence[Example]) -> np.ndarray:
+    """Tokens of each example: what they say themselves (`.lengths`), or counted."""
+    lengths = getattr(examples, "lengths", None)
+    return np.array([len(e.tokens_T) for e in examples], np.int64) if lengths is None else np.asarray(lengths, np.int64)
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Tells other data from these: a hash of all lengths, and of the tokens and weights of up to 64 examples."""
+    sizes = lengths_of(examples)
+    digest = hashlib.sha256(sizes.tobytes())
+    for i in np.linspace(0, len(sizes) - 1, min(64, len(sizes))).astype(int):
+        digest.update(np.ascontiguousarray(examples[int(i)].tokens_T, np.int32).tobytes())
+        digest.update(np.ascontiguousarray(examples[int(i)].weights_T, np.float32).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def collate(rows: Sequence[Example], length: int) -> Batch:
     """Pads examples to `length`."""
-    tokens_BT = np.zeros((len(rows), length), np.int32)
-    weights_BT = np.zeros((len(rows), length), np.float32)
+    shape = (len(rows), length)
+    tokens_BT, weights_BT = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    packed = any(example.segments is not None for example in rows)
+    segments_BT = np.full(shape, -1, np.int32) if packed else None
     for row, example in enumerate(rows):
-        tokens_BT[row, : len(example.tokens_T)] = example.tokens_T
-        weights_BT[row, : len(example.weights_T)] = example.weights_T
-    return Batch(tokens_BT, weights_BT)
+        size = len(example.tokens_T)
+        tokens_BT[row, :size] = example.tokens_T
+        weights_BT[row, :size] = example.weights_T
+        if segments_BT is not None:
+            segments_BT[row, :size] = 0 if example.segments is None else example.segments
+    return Batch(tokens_BT, weights_BT, segments_BT)
 
 
-class Batches:
-    """All batches of a run, indexed by step.
+def rows_multiple(batch_size: int, *, accumulate: int, shards: int) -> int:
+    """What the rows of every batch are divided by: the parts of a batch times the devices that share it.
 
-    Args:
-      examples: the epoch.
-      lengths: the buckets, ascending; the last must hold the longest example.
-      tokens_per_batch: rows times length, at most.
-      seed: of the permutations.
+    Where the batch size allows, a multiple of 8, so that most other meshes can go on where this one stopped.
 
     Raises:
-      ValueError: an example is longer than the last bucket, or no bucket has enough examples for one batch.
+      ValueError: they do not divide the batch size.
     """
+    parts = accumulate * shards
+    if batch_size % parts:
+        raise ValueError(
+            f"a batch of {batch_size} examples is not divided by {accumulate} parts on {shards} devices; "
+            f"take a multiple of {parts}"
+        )
+    return math.gcd(batch_size, math.lcm(8, parts))
 
-    def __init__(self, examples: Sequence[Example], *, lengths: Sequence[int], tokens_per_batch: int, seed: int):
-        self._examples, self._seed = examples, seed
-        sizes = np.array([len(e.tokens_T) for e in examples])
-        if sizes.size and sizes.max() > lengths[-1]:
-            raise ValueError(f"an example has {sizes.max()} tokens; the longest bucket holds {lengths[-1]}")
-        bucket_of = np.searchsorted(lengths, sizes)
-        self._buckets = [
-            (length, max(1, tokens_per_batch // length), np.flatnonzero(bucket_of == i))
-            for i, length in enumerate(lengths)
-        ]
-        self.per_epoch = sum(len(members) // rows for _, rows, members in self._buckets)
-        if self.per_epoch == 0:
-            raise ValueError(f"{len(examples)} examples do not fill one batch of {tokens_per_batch} tokens")
-        self._epoch = -1
-        self._plan: list[tuple[int, np.ndarray]] = []
 
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of a step, counted from 0 over all epochs."""
-        epoch, index = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._plan = epoch, self._plan_epoch(epoch)
-        length, members = self._plan[index]
-        return collate([self._examples[i] for i in members], length)
+def read_ahead(load: Callable[[int], Batch], first: int, last: int, *, ahead: int = 4) -> Iterator[Batch]:
+    """`load(step)` for the steps from `first` to before `last`, in order, read on a thread while the device computes."""
+    import grain
 
-    def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        rng = np.random.default_rng((self._seed, epoch))
-        plan = []
-        for length, rows, members in self._buckets:
-            order = rng.permutation(members)
-            plan += [(length, order[i : i + rows]) for i in range(0, len(order) - rows + 1, rows)]
-        return [plan[i] for i in rng.permutation(len(plan))]
+    class Steps:
+        def __len__(self) -> int:
+            return max(last - first, 0)
+
+        def __getitem__(self, index) -> Batch:
+            return load(first + int(index))
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(Steps()).to_iter_dataset(options))

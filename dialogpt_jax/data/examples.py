@@ -13,6 +13,12 @@ context, so that every turn after the first is a target exactly once:
     max_length 6    5  6  0  7  0   |   7  0  8  9  0
                     0  0  0  1  1   |   0  0  1  1  1
 
+A turn's weight is that of each of its tokens and of its EOS. What weighs nothing and comes last is left out, and so is
+an example without a target:
+
+    weights 1, 0.3, 0       5  6  0   7   0             the first turn's weight is never used
+                            0  0  0  0.3 0.3
+
 Letters: T tokens.
 """
 
@@ -21,6 +27,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dialogpt_jax.data.formats import Dialogue
+
+ALL, LAST = "all", "last"
+
 
 class Example(NamedTuple):
     """One sequence.
@@ -28,13 +38,23 @@ class Example(NamedTuple):
     Attributes:
       tokens_T: int32.
       weights_T: float32; weight of token t as a target, predicted from the tokens before it. `weights_T[0]` is 0.
+      segments: int32, per token the number of its example among those packed into this row, from 0 (`packing.py`);
+        `None` where the row is one example.
     """
 
     tokens_T: np.ndarray
     weights_T: np.ndarray
+    segments: np.ndarray | None = None
 
 
-def windows(turns: Sequence[Sequence[int]], *, eos: int, max_length: int, context: int = 0) -> Iterator[Example]:
+def windows(
+    turns: Sequence[Sequence[int]],
+    *,
+    eos: int,
+    max_length: int,
+    context: int = 0,
+    weights: Sequence[float] | None = None,
+) -> Iterator[Example]:
     """The examples of one dialogue, each at most `max_length` tokens.
 
     Args:
@@ -43,8 +63,10 @@ def windows(turns: Sequence[Sequence[int]], *, eos: int, max_length: int, contex
       max_length: at least 2. A context that leaves no room for one turn is cut from its start, a target from its end.
       context: a later window begins with as many whole turns of the one before as fit into this many tokens; with
         one, however long. Training wants few (each is computed for its targets), an evaluation half of `max_length`.
+      weights: of each turn as a target, from 0; the first is not used. 1 each by default.
     """
     ended = [[*turn, eos] for turn in turns]
+    weighed = [1.0] * len(ended) if weights is None else list(weights)
     first = 1  # the first target of the window
     while first < len(ended):
         begin = first - 1
@@ -52,19 +74,89 @@ def windows(turns: Sequence[Sequence[int]], *, eos: int, max_length: int, contex
             begin -= 1
         before = [token for turn in ended[begin:first] for token in turn]
         targets: list[int] = []
+        values: list[float] = []
         stop = first
         while stop < len(ended) and len(before) + len(targets) + len(ended[stop]) <= max_length:
             targets += ended[stop]
+            values += [weighed[stop]] * len(ended[stop])
             stop += 1
         if not targets:
             targets = ended[first][: max_length - 1]
+            values = [weighed[first]] * len(targets)
             before, stop = before[len(targets) - max_length :], first + 1
-        tokens_T = np.array([*before, *targets], np.int32)
-        weights_T = np.array([0.0] * len(before) + [1.0] * len(targets), np.float32)
-        yield Example(tokens_T, weights_T)
         first = stop
+        while values and not values[-1]:  # no target, and nothing here after it needs it as context
+            values.pop()
+        if values:
+            tokens = [*before, *targets[: len(values)]]
+            yield Example(np.array(tokens, np.int32), np.array([0.0] * len(before) + values, np.float32))
 
 
 def examples(dialogues: Iterable[Sequence[Sequence[int]]], *, eos: int, max_length: int) -> list[Example]:
     """`windows` of every dialogue, in order."""
     return [e for turns in dialogues for e in windows(turns, eos=eos, max_length=max_length)]
+
+
+def order_and_weigh(dialogue: Dialogue, *, train_on: str = ALL, reverse: bool = False) -> Dialogue:
+    """The turns in the order in which they are trained, each with its weight as a target.
+
+        turns          A: "Hi!"   B: "Hello."   A: "Bye."       no weights given
+        all            0          1             1               every turn after the first
+        last           0          0             1
+        "B"            0          1             0               a speaker's turns, but for the first of the dialogue
+
+    Given weights are multiplied in: `last` of a last turn that weighs 0.3 is 0.3.
+
+    `reverse` gives the data of a backward model, p(source | reply), for MMI. The turns stand in reversed order with their
+    weights, as in Microsoft's `prepro.py --reverse`, and everything else is as for a dialogue said in this order. The
+    reply comes first and is only context; then the turn it answers, and so on back to the beginning:
+
+        turns          "Hi!"   "Hello."   "Bye."
+        reversed       Bye. EOS Hello. EOS Hi! EOS
+        all            0    0   1      1   1   1                what scores a reply: the log-probability of all turns
+        last           0    0   0      0   1   1                before it, newest first, given the reply and its EOS
+
+    Args:
+      dialogue: what was said.
+      train_on: "all", "last", or the name of a speaker.
+      reverse: whether the last turn comes first.
+    """
+    turns, speakers, weights = dialogue.turns, dialogue.speakers, dialogue.weights or (1.0,) * len(dialogue.turns)
+    if reverse:
+        turns, weights = turns[::-1], weights[::-1]
+        speakers = None if speakers is None else speakers[::-1]
+    if train_on == LAST:
+        chosen = [number == len(turns) - 1 for number in range(len(turns))]
+    else:
+        chosen = [number > 0 for number in range(len(turns))]
+        if train_on != ALL:
+            chosen = [c and speakers is not None and speakers[n] == train_on for n, c in enumerate(chosen)]
+    chosen[:1] = [False]
+    weights = tuple(weight if c else 0.0 for weight, c in zip(weights, chosen, strict=True))
+    return Dialogue(turns, speakers, weights)
+
+
+def dialogue_examples(
+    turns: Sequence[Sequence[int]], weights: Sequence[float], *, eos: int, max_length: int
+) -> list[Example]:
+    """The examples of one dialogue that `order_and_weigh` has ordered, its turns encoded.
+
+    A dialogue with one target, its last turn, is one example with as many whole turns of context as fit:
+
+        turns [5 6] [7] [8 9], weights 0 0 1, max_length 6      7 0 8 9 0       any other: see `windows`
+                                                                0 0 1 1 1
+
+    Args:
+      turns: token ids of each, without EOS.
+      weights: of each turn as a target.
+      eos: ends each turn.
+      max_length: of an example, in tokens.
+    """
+    if len(turns) > 2 and not any(weights[1:-1]):
+        total = sum(len(turn) + 1 for turn in turns)
+        begin = 0
+        while total > max_length and begin < len(turns) - 2:
+            total -= len(turns[begin]) + 1
+            begin += 1
+        turns, weights = turns[begin:], weights[begin:]
+    return list(windows(turns, eos=eos, max_length=max_length, weights=weights))

@@ -3,21 +3,41 @@
 Letters: D dialogues, B rows, T tokens.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import collate
 from dialogpt_jax.data.examples import windows
 from dialogpt_jax.model import Params
+from dialogpt_jax.parallel.distributed import global_batch
+from dialogpt_jax.parallel.rules import batch_sharding
 from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.training.loss import token_losses
 
-_losses = jax.jit(token_losses, static_argnames="config")
+
+@functools.cache
+def _losses_on(mesh: Mesh | None):
+    """The program for parameters that lie on a mesh; what comes out is whole in every process."""
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(token_losses, static_argnames="config", out_shardings=everywhere)
+
+
+def _losses(params: Params, config: GPT2Config, tokens_BT: np.ndarray) -> np.ndarray:
+    sharding = params["wte"]["embedding"].sharding if isinstance(params["wte"]["embedding"], jax.Array) else None
+    if not isinstance(sharding, NamedSharding):
+        return np.asarray(_losses_on(None)(params, config, jnp.asarray(tokens_BT)))
+    rows = batch_sharding(sharding.mesh)
+    if len(tokens_BT) % (sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"]):
+        rows = NamedSharding(sharding.mesh, PartitionSpec())
+    placed = global_batch(lambda here_B: tokens_BT[here_B], len(tokens_BT), rows)
+    return np.asarray(_losses_on(sharding.mesh)(params, config, placed))
 
 
 class Spent(NamedTuple):
@@ -59,7 +79,7 @@ def measure_dialogues(
         owners_B = [dialogue for dialogue, _ in chosen]
         filled = [example for _, example in chosen] + [chosen[0][1]] * (rows - len(chosen))  # one shape, one program
         batch = collate(filled, longest)
-        losses_BT = np.asarray(_losses(params, config, jnp.asarray(batch.tokens_BT)), np.float64)
+        losses_BT = _losses(params, config, batch.tokens_BT).astype(np.float64)
         np.add.at(nats_D, owners_B, (losses_BT * batch.weights_BT).sum(axis=1)[: len(chosen)])
         np.add.at(tokens_D, owners_B, batch.weights_BT.sum(axis=1, dtype=np.float64)[: len(chosen)])
     bytes_D = np.array([sum(len(turn.encode()) for turn in turns[1:]) for turns in dialogues], np.float64)

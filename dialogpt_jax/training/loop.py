@@ -1,105 +1,316 @@
-"""The loop around the pure step: the only file of this room with side effects. Batches in, checkpoints and metrics out.
+"""The loop around the pure step, with its side effects: a model and examples in; a trained model,
+checkpoints and figures out.
 
-A checkpoint is one file, replaced whole, so that a killed run goes on from the last one; since a batch is a function of
-(seed, step) and a step's key of (key, step), it ends where an unbroken run would have ended.
+    examples ─plan→ batches ─step→ state ─step→ … ─save→ checkpoints
+                                     └─ metrics, read one step late, so that the device never waits for the host
+
+Since a batch is a function of (seed, step) and a step's key of (key, step), a run that was stopped and goes on ends bit
+for bit where an unbroken one does, on the same machine kind, versions and mesh.
 """
 
 import dataclasses
 import functools
-import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import optax
-from flax import serialization
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.data.batches import Batches
-from dialogpt_jax.training.step import TrainState, train_step
+from dialogpt_jax.data.batches import Batch, Batches, fingerprint, lengths_of, read_ahead, rows_multiple
+from dialogpt_jax.data.examples import Example
+from dialogpt_jax.model import Params
+from dialogpt_jax.parallel.distributed import global_batch, rows_here
+from dialogpt_jax.parallel.mesh import make_mesh
+from dialogpt_jax.parallel.rules import batch_sharding, check_divides, shardings
+from dialogpt_jax.training.checkpoint import Checkpoints
+from dialogpt_jax.training.journal import Journal, Pace, progress_line
+from dialogpt_jax.training.options import TrainOptions
+from dialogpt_jax.training.plan import as_json, differences
+from dialogpt_jax.training.step import TrainState, init_state, train_step
+from dialogpt_jax.training.stopping import Stopping
 
-CHECKPOINT, METRICS = "checkpoint.msgpack", "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+BAD_STEPS = 5  # not finite, one after the other: then no later one will be
+MAY_CHANGE = ("steps", "decay")  # of the plan, when a run goes on: it ends elsewhere
+
+
+class TrainingError(ValueError):
+    """A run that cannot begin, go on or end well: one line."""
+
+
+class Fitted(NamedTuple):
+    """What a run ends with.
+
+    Attributes:
+      params: float32, on the run's mesh.
+      config: of the model.
+      state: all that `train_step` needs to go on.
+      history: what was noted, an entry a line of `metrics.jsonl`.
+      stopped: what asked for a stop before the last step; "" if nothing did.
+    """
+
+    params: Params
+    config: GPT2Config
+    state: TrainState
+    history: list[dict[str, Any]]
+    stopped: str
 
 
 def fit(
-    state: TrainState,
-    batches: Batches,
-    *,
+    params: Params,
     config: GPT2Config,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    out: str | os.PathLike[str],
-    compute_dtype: jax.typing.DTypeLike,
-    log_every: int = 20,
-    save_every: int = 100,
-    evaluate_every: int = 200,
-    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    examples: Sequence[Example],
+    options: TrainOptions,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    evaluate: Callable[[Params], dict[str, float]] | None = None,
+    sample: Callable[[Params], list[str]] | None = None,
     report: Callable[[str], None] = print,
-) -> TrainState:
-    """Trains until step `steps`, going on from the checkpoint in `out` if there is one.
+) -> Fitted:
+    """Trains a model on examples until step `options.steps`.
 
     Args:
-      state: where to begin; what the checkpoint holds replaces it, the key excepted.
-      batches: by step.
-      out: folder of the checkpoint and of `metrics.jsonl`.
-      evaluate: parameters to figures, reported and written every `evaluate_every` steps and at the end.
-      report: takes a line of progress.
+      params: where to begin; they are copied, not consumed.
+      config: of the model.
+      examples: a list from `examples`, or the folder of `dialogpt data prepare` (`open_shards`).
+      options: how; `TrainOptions(steps=200, batch_size=8, learning_rate=1e-3)`.
+      out: a folder for checkpoints, `metrics.jsonl` and TensorBoard's files; without one nothing is written.
+      resume: go on from the newest checkpoint in `out`, if there is one.
+      mesh: of `make_mesh`; by default all devices on `data`.
+      evaluate: parameters to figures, `valid_loss` among them: by it the best checkpoint is known. Called before the
+        first step, every `options.evaluate_every` and at the end.
+      sample: parameters to lines to be shown, at the same steps.
+      report: takes a line for a person.
+
+    Raises:
+      ValueError: examples, options, model and mesh do not fit each other; `out` holds another run.
+      TrainingError: several steps in a row were not finite.
+      OSError: a checkpoint cannot be read or written; those before it are as they were.
     """
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = restore(state, folder)
-    jitted = jax.jit(
-        functools.partial(train_step, config=config, optimizer=optimizer, compute_dtype=compute_dtype),
-        donate_argnames="state",
+    mesh = make_mesh() if mesh is None else mesh
+    folder = None if out is None else Path(out)
+    model = options.of_model(config)
+    optimizer = options.transformation(config)
+    layout, key = _layout(params, optimizer, mesh), jax.random.key(options.seed)
+    plan = _plan(options, config, examples, mesh)
+    checkpoints = _open(folder, options)
+    try:
+        state, plan = _begin(params, optimizer, layout, key, plan, checkpoints, resume=resume, report=report)
+        if options.recipe is not None and int(state.step):
+            resumed = options.recipe.resumed(state.opt_state, optimizer, state.params, int(state.step))
+            state = TrainState(state.step, state.params, jax.device_put(resumed, layout.opt_state), state.key)
+        batches = _batches(options, examples, plan)
+        check_divides(config, mesh, rows=plan["multiple"])
+        step = functools.partial(
+            _weighed_step,
+            options=options,
+            config=model,
+            optimizer=optimizer,
+            compute_dtype=options.compute_dtype,
+            accumulate=options.accumulate,
+            checkpoint_blocks=options.checkpoint_blocks,
+        )
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        run = _Run(
+            step=jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere)),
+            batches=batches,
+            sharding=batch_sharding(mesh),
+            options=options,
+            rate=options.rate(config),
+            plan=plan,
+            folder=folder,
+            checkpoints=checkpoints,
+            journal=Journal(folder if jax.process_index() == 0 else None, int(state.step), report),
+            evaluate=evaluate,
+            sample=sample,
+        )
+        try:
+            state, stopped = run.go(state)
+        finally:
+            run.journal.close()
+        return Fitted(state.params, config, state, run.journal.history, stopped)
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()
+
+
+@dataclasses.dataclass
+class _Run:
+    """What the loop has at hand; `go` is the loop."""
+
+    step: Callable[..., Any]
+    batches: Batches
+    sharding: NamedSharding
+    options: TrainOptions
+    rate: Callable[[int], Any]
+    plan: dict[str, Any]
+    folder: Path | None
+    checkpoints: Checkpoints | None
+    journal: Journal
+    evaluate: Callable[[Params], dict[str, float]] | None
+    sample: Callable[[Params], list[str]] | None
+    bad: int = 0
+
+    def go(self, state: TrainState) -> tuple[TrainState, str]:
+        """All steps that are left; the state after the last, and what asked for a stop before it."""
+        options, first = self.options, int(state.step)
+        best = min((e["valid_loss"] for e in self.journal.history if "valid_loss" in e), default=math.inf)
+        pace, pending = Pace(first, options.steps), None
+        if not first:
+            best = min(best, self._look(state, 0, pace).get("valid_loss", math.inf))
+        with Stopping() as stopping:
+            for step, local in zip(range(first, options.steps), self._read(first), strict=True):
+                length, members_B = self.batches.planned(step)
+                batch = global_batch(lambda _, local=local: local, len(members_B), self.sharding)
+                state, metrics = self.step(state, batch)
+                pace.add(self.batches.tokens(step), len(members_B) * length)
+                if pending is not None:
+                    self._settle(*pending, pace)  # of the step before: the device has its next one already
+                done, pending = step + 1, (step + 1, metrics, local)
+                stopped = stopping.asked(done) if done < options.steps else ""
+                last = done == options.steps or bool(stopped)
+                if last or _is_due(done, options.evaluate_every) or _is_due(done, options.save_every):
+                    self._settle(*pending, pace)
+                    pending = None
+                figures: dict[str, float] = {}
+                if done == options.steps or _is_due(done, options.evaluate_every):
+                    figures = self._look(state, done, pace)
+                better = figures.get("valid_loss", math.inf) < best
+                best = min(best, figures.get("valid_loss", math.inf))
+                if self.checkpoints is not None and (last or better or _is_due(done, options.save_every)):
+                    self.checkpoints.save(state, plan=self.plan, metrics=figures)
+                if stopped:
+                    if self.checkpoints is not None:
+                        self.checkpoints.wait()
+                    self.journal.tell(f"stopped by {stopped} after step {done} of {options.steps}")
+                    return state, stopped
+        return state, ""
+
+    def _read(self, first: int) -> Iterator[Batch]:
+        """This process's rows of every step, read ahead of it."""
+
+        def load(step: int) -> Batch:
+            return self.batches.read(step, rows_here(len(self.batches.planned(step).members_B), self.sharding))
+
+        return read_ahead(load, first, self.options.steps)
+
+    def _settle(self, done: int, metrics: dict[str, jax.Array], local: Batch, pace: Pace) -> None:
+        """Waits for a step's metrics, and notes them where that is due; stops a run that has gone wrong."""
+        figures = {name: float(value) for name, value in metrics.items()}
+        if figures.pop("finite"):
+            self.bad = 0
+        else:
+            self._tell_bad(done, figures, local)
+        if done == self.options.steps or _is_due(done, self.options.log_every):
+            figures |= {"learning_rate": float(self.rate(done - 1))} | pace.figures(done)
+            self.journal.note(done, figures)
+            self.journal.tell(progress_line(done, self.options.steps, figures))
+
+    def _tell_bad(self, done: int, figures: dict[str, float], local: Batch) -> None:
+        self.bad += 1
+        kept = ""
+        if self.folder is not None:
+            path = self.folder / "not_finite" / f"step_{done}_process_{jax.process_index()}.npz"
+            path.parent.mkdir(exist_ok=True)
+            np.savez(path, **{name: array for name, array in local._asdict().items() if array is not None})
+            kept = f"; its batch is in {path}"
+        said = f"step {done} was not finite (loss {figures['loss']}, gradient {figures['grad_norm']})"
+        self.journal.tell(f"{said} and changed nothing{kept}")
+        if self.bad == BAD_STEPS:
+            raise TrainingError(f"{BAD_STEPS} steps in a row were not finite, the last {done}; lower the learning rate")
+
+    def _look(self, state: TrainState, done: int, pace: Pace) -> dict[str, float]:
+        """Evaluates and samples; what that took is not counted as training."""
+        began, figures = time.perf_counter(), {}
+        if self.evaluate is not None:
+            figures = self.evaluate(state.params)
+            self.journal.note(done, figures)
+            self.journal.tell("  ".join([f"step {done}", *(f"{name} {value:,.4g}" for name, value in figures.items())]))
+        if self.sample is not None:
+            lines = self.sample(state.params)
+            self.journal.note(done, {"samples": lines})
+            for line in lines:
+                self.journal.tell(f"    {line}")
+        pace.pause(time.perf_counter() - began)
+        return figures
+
+
+def _weighed_step(state, batch, *, options, **bound):
+    return train_step(state, batch._replace(weights_BT=options.weigh(batch.weights_BT)), **bound)
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _layout(params, optimizer, mesh) -> TrainState:
+    """The sharding of every array of the state."""
+    masters = jax.eval_shape(lambda p: jax.tree.map(lambda x: x.astype(jnp.float32), p), params)
+    return shardings(jax.eval_shape(lambda p, k: init_state(p, optimizer, k), masters, jax.random.key(0)), mesh)
+
+
+def _plan(options, config, examples, mesh) -> dict[str, Any]:
+    """All that decides which numbers come out, as JSON."""
+    sizes = lengths_of(examples)
+    if not len(sizes):
+        raise TrainingError("there are no examples to train on")
+    longest, context = int(sizes.max()), config.n_positions
+    length = options.max_length or min(-(-longest // 8) * 8, context)
+    if max(length, longest) > context:
+        raise TrainingError(f"examples have up to {max(length, longest)} tokens; the model's context is {context}")
+    if longest > length:
+        raise TrainingError(f"an example has {longest} tokens, more than max_length {length}")
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return as_json(
+        {
+            "options": options.plan(),
+            "model": dataclasses.asdict(config),
+            "data": {"examples": len(sizes), "fingerprint": fingerprint(examples)},
+            "length": length,
+            "multiple": rows_multiple(options.batch_size, accumulate=options.accumulate, shards=shards),
+        }
     )
-    first = step = int(state.step)
-    if first:
-        report(f"going on from step {first}")
-    with (folder / METRICS).open("a", encoding="utf-8") as metrics_file:
-
-        def note(figures: dict[str, float]) -> None:
-            metrics_file.write(json.dumps({"step": step} | figures) + "\n")
-            metrics_file.flush()
-
-        began, tokens = time.perf_counter(), 0
-        while step < steps:
-            batch = batches[step]
-            state, metrics = jitted(state, batch)
-            step += 1
-            tokens += batch.tokens_BT.size
-            if step % log_every == 0 or step == steps:
-                figures = {name: float(value) for name, value in metrics.items()}
-                rate = tokens / (time.perf_counter() - began)
-                left = (steps - step) * (time.perf_counter() - began) / (step - first)
-                note(figures | {"tokens_per_second": rate})
-                report(
-                    f"step {step}/{steps}  loss {figures['loss']:.3f}  grad {figures['grad_norm']:.2f}  "
-                    f"{rate:,.0f} tokens/s  {left / 60:.0f} min left"
-                )
-            if evaluate is not None and (step % evaluate_every == 0 or step == steps):
-                figures = evaluate(state.params)
-                note(figures)
-                report("  ".join([f"step {step}", *[f"{name} {value:,.4g}" for name, value in figures.items()]]))
-            if step % save_every == 0 or step == steps:
-                save(state, folder)
-    return state
 
 
-def save(state: TrainState, folder: Path) -> None:
-    """Writes the checkpoint beside the old one and then replaces it."""
-    arrays = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    part = folder / (CHECKPOINT + ".part")
-    part.write_bytes(serialization.to_bytes(jax.device_get(arrays)))
-    os.replace(part, folder / CHECKPOINT)
+def _open(folder: Path | None, options: TrainOptions) -> Checkpoints | None:
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return Checkpoints(folder / CHECKPOINTS, keep=options.keep, best="valid_loss")
 
 
-def restore(state: TrainState, folder: Path) -> TrainState:
-    """The state with what the checkpoint in `folder` holds; as it was where there is none."""
-    if not (folder / CHECKPOINT).is_file():
-        return state
-    arrays = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    arrays = serialization.from_bytes(arrays, (folder / CHECKPOINT).read_bytes())
-    return dataclasses.replace(state, **jax.tree.map(jax.numpy.asarray, arrays))
+def _begin(params, optimizer, layout, key, plan, checkpoints, *, resume, report) -> tuple[TrainState, dict[str, Any]]:
+    """The state of step 0, or that of the newest checkpoint, on the mesh; and the plan that the run follows."""
+    latest = None if checkpoints is None else checkpoints.latest_step()
+    if latest is None:
+        copied = jax.tree.map(lambda x: np.array(x, np.float32), params)
+        placed = jax.device_put(copied, layout.params)
+        begin = jax.jit(lambda p, k: init_state(p, optimizer, k), donate_argnums=0, out_shardings=layout)
+        return begin(placed, key), plan
+    if not resume:
+        raise TrainingError(
+            f"{checkpoints.folder} holds a run at step {latest}; resume it (--resume), or choose another folder"
+        )
+    fresh = jax.eval_shape(lambda p, k: init_state(p, optimizer, k), params, key)
+    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), fresh, layout)
+    state, old = checkpoints.restore(like)
+    plan = plan | {"multiple": old.get("multiple", plan["multiple"])}
+    changed = differences(old, plan)
+    refused = [line for line in changed if not line.startswith(tuple(f"options.{name}:" for name in MAY_CHANGE))]
+    if refused:
+        raise TrainingError(f"this is not the run in {checkpoints.folder}: {'; '.join(refused)}")
+    report("; ".join([f"going on from step {int(state.step)}", *changed]))
+    return state, plan
+
+
+def _batches(options, examples, plan) -> Batches:
+    return Batches(examples, options.planner(plan["length"], plan["multiple"]), seed=options.seed)

@@ -1,14 +1,23 @@
-"""The optimiser, from optax: Muon for the matrices inside the blocks, Adam for embeddings, norms and biases.
+"""Optimisers, from optax: a schedule in, a gradient transformation out. AdamW; and Muon with Adam, the bundled model's.
 
 Muon (Jordan et al. 2024; optax.contrib.muon) orthogonalises each matrix's momentum. On short runs of a small model it
 needs clearly fewer tokens than AdamW does for the same loss.
+
+Weight decay takes matrices: the blocks' kernels, the head, and the embeddings, wte and wpe. Biases and norms are left
+alone: they are few, and pulling a gain to 0 is no prior. That embeddings decay is what microsoft/DialoGPT means (its
+`no_decay` list holds 'bias' and 'ln'), what GPT-2's reimplementations do, and wte is the output matrix as well.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
+
+from dialogpt_jax.training.schedules import trapezoid
+
+OPTIMIZERS = ("adamw", "muon")
 
 # Which axes of our kernels go in and out (model.py, "Layout"); the 3 of c_attn is a batch of three matrices.
 _MATRICES = {
@@ -17,6 +26,31 @@ _MATRICES = {
     "mlp.c_fc": MuonDimensionNumbers(reduction_axis=(1,), output_axis=(0,)),
     "mlp.c_proj": MuonDimensionNumbers(reduction_axis=(1,), output_axis=(0,)),
 }
+# The last name of a parameter's path. By name, not by rank: the bias of c_attn has three axes.
+_DECAYS = {"kernel": True, "embedding": True, "bias": False, "scale": False}
+# Adam's rate beside Muon's: the bundled model's 0.004 to 0.02.
+_ADAM_SHARE = 0.2
+
+
+class UnknownOptimizer(ValueError):
+    """No optimiser has this name."""
+
+
+def decays(params: Any) -> Any:
+    """For each parameter whether weight decay takes it.
+
+    Raises:
+      ValueError: a parameter's name is neither a matrix's nor a vector's.
+    """
+
+    def of(path, _):
+        name = path[-1].key
+        if name not in _DECAYS:
+            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"whether {where} decays is not known; the names that are: {', '.join(_DECAYS)}")
+        return _DECAYS[name]
+
+    return jax.tree_util.tree_map_with_path(of, params)
 
 
 def matrix_axes(params: Any) -> Any:
@@ -29,16 +63,28 @@ def matrix_axes(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def trapezoid(peak: float, *, steps: int, warmup: int, decay: int) -> optax.Schedule:
-    """Up over `warmup` steps, level, and down to 0 over the last `decay` of `steps`."""
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1)),
-            optax.constant_schedule(peak),
-            optax.linear_schedule(peak, 0.0, decay),
-        ],
-        boundaries=[warmup, steps - decay],
-    )
+def adamw(
+    schedule: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float | None = 0.01,
+    clip: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019): clip by the global norm, Adam, decay of matrices, times the rate.
+
+    Args:
+      schedule: the rate by step.
+      weight_decay: of matrices (see the head of this file), times the rate; 0 or `None`: absent.
+      clip: greatest norm of all gradients together; 0 or `None`: absent.
+    """
+    parts = [optax.scale_by_adam(b1, b2, eps)]
+    if clip:
+        parts.insert(0, optax.clip_by_global_norm(clip))
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, decays))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 
 def muon_and_adam(
@@ -55,3 +101,75 @@ def muon_and_adam(
             muon_weight_dimension_numbers=matrix_axes,
         ),
     )
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float | None = 0.01,
+    clip: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """The optimiser of a name; the arguments are those of `adamw`.
+
+    `muon`: the schedule is Muon's, for the matrices inside the blocks; the rest has Adam with b1, b2, Nesterov's momentum
+    and a fifth of the rate. Weight decay takes the same parameters as with `adamw`, at each one's own rate.
+
+    Raises:
+      UnknownOptimizer: a ValueError that names those there are.
+    """
+    if name == "adamw":
+        return adamw(schedule, weight_decay=weight_decay, clip=clip, b1=b1, b2=b2, eps=eps)
+    if name == "muon":
+        # Rates relative to the schedule first, the schedule last: so decay, which stands between, follows it too.
+        parts = [
+            muon(
+                1.0,
+                adam_learning_rate=_ADAM_SHARE,
+                adam_b1=b1,
+                adam_b2=b2,
+                eps=eps,
+                muon_weight_dimension_numbers=matrix_axes,
+            )
+        ]
+        if clip:
+            parts.insert(0, optax.clip_by_global_norm(clip))
+        if weight_decay:
+            parts.append(optax.add_decayed_weights(-weight_decay, _is_muons))
+            parts.append(optax.add_decayed_weights(-weight_decay * _ADAM_SHARE, _decays_by_adam))
+        return optax.chain(*parts, optax.scale_by_schedule(schedule))
+    raise UnknownOptimizer(f"no optimiser is called {name!r}; there are {', '.join(OPTIMIZERS)}")
+
+
+def _is_muons(params):
+    return jax.tree.map(lambda _, axes: axes is not None, params, matrix_axes(params))
+
+
+def _decays_by_adam(params):
+    return jax.tree.map(lambda decay, own: decay and not own, decays(params), _is_muons(params))
+
+
+def clip_each(limit: float) -> optax.GradientTransformation:
+    """Clips every parameter's gradient by its own norm, as `torch.nn.utils.clip_grad_norm_` does when called on one."""
+
+    def clip(g, _):
+        return g * jnp.minimum(limit / (jnp.sqrt(jnp.square(g).sum()) + 1e-6), 1.0)  # torch's 1e-6
+
+    return optax.stateless_with_tree_map(clip)
+
+
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """m / (√v + eps) of Adam's moments as they are: optax's without the correction of their start at 0.
+
+    The first steps are larger than Adam's: the very first by (1 − b1) / √(1 − b2), 3.2 times with 0.9 and 0.999.
+    """
+    adam = optax.scale_by_adam(b1, b2, eps)
+
+    def update(grads, state, params=None):
+        _, state = adam.update(grads, state, params)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), state.mu, state.nu), state
+
+    return optax.GradientTransformation(adam.init, update)

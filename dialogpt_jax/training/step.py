@@ -10,7 +10,7 @@ from flax import struct
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params
-from dialogpt_jax.training.loss import loss
+from dialogpt_jax.training.loss import summed_loss
 
 
 @struct.dataclass
@@ -42,13 +42,18 @@ def train_step(
     config: GPT2Config,
     optimizer: optax.GradientTransformation,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    accumulate: int = 1,
+    checkpoint_blocks: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of the optimiser on the mean loss per target token.
+    """One step of the optimiser on the mean loss per weight of target, over the whole batch.
 
     Args:
       state, batch: arrays.
-      config, optimizer, compute_dtype: bound by the caller. Products run in `compute_dtype` on a cast copy; parameters,
-        gradients and the optimiser stay float32.
+      config, optimizer: bound by the caller, like what follows.
+      compute_dtype: of the products, on a cast copy; parameters, gradients and the optimiser stay float32.
+      accumulate: the batch is computed in this many parts, one after the other, whose rows must be as many. Sums are
+        added and divided once, so the result is that of one part, up to rounding, however the weights are spread.
+      checkpoint_blocks: less memory for a third more computing: see `model.hidden`.
 
     Returns:
       The next state, and `loss` (nats per target), `targets` (their weight), `grad_norm`, `finite`. A loss or gradient
@@ -58,11 +63,33 @@ def train_step(
     if config.embd_pdrop or config.attn_pdrop or config.resid_pdrop:
         dropout_key = jax.random.fold_in(state.key, state.step)
 
-    def objective(params):
+    def objective(params, part, index):
         cast = jax.tree.map(lambda x: x.astype(compute_dtype), params)
-        return loss(cast, config, batch.tokens_BT, batch.weights_BT, dropout_key=dropout_key)
+        return summed_loss(
+            cast,
+            config,
+            part.tokens_BT,
+            part.weights_BT,
+            segments_BT=part.segments_BT,
+            dropout_key=None if dropout_key is None else jax.random.fold_in(dropout_key, index),
+            checkpoint_blocks=checkpoint_blocks,
+        )
 
-    (value, targets), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    gradient = jax.value_and_grad(objective, has_aux=True)
+
+    def add(sums, numbered):
+        index, part = numbered
+        return jax.tree.map(jnp.add, sums, gradient(state.params, part, index)), None
+
+    if accumulate == 1:
+        (total, targets), grads = gradient(state.params, batch, 0)
+    else:
+        zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
+        parts = jax.tree.map(lambda a: _parts(a, accumulate), batch)
+        ((total, targets), grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))
+    divisor = jnp.maximum(targets, 1e-9)
+    value, grads = total / divisor, jax.tree.map(lambda g: g / divisor, grads)
+
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -72,3 +99,8 @@ def train_step(
     )
     state = TrainState(state.step + 1, params, opt_state, state.key)
     return state, {"loss": value, "targets": targets, "grad_norm": grad_norm, "finite": finite}
+
+
+def _parts(a_BT, count):
+    """(B, T) → (A, B/A, T); each part takes every A-th row, so that rows lie on the devices where they lay."""
+    return jnp.moveaxis(a_BT.reshape(a_BT.shape[0] // count, count, *a_BT.shape[1:]), 1, 0)

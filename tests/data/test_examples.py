@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from dialogpt_jax.data.examples import examples, windows
+from dialogpt_jax.data.examples import dialogue_examples, examples, order_and_weigh, windows
+from dialogpt_jax.data.formats import Dialogue
 
 EOS = 0
 
@@ -50,7 +51,8 @@ def test_each_turn_is_a_target_once_with_its_end(context):
         several += len(found) > 1
         whole = [token for turn in turns for token in [*turn, EOS]]
         targets = []
-        for tokens_T, weights_T in found:
+        for tokens_T, weights_T, segments in found:
+            assert segments is None
             assert tokens_T.dtype == np.int32
             assert weights_T.dtype == np.float32
             assert len(tokens_T) == len(weights_T) <= max_length
@@ -89,3 +91,86 @@ def test_examples_are_the_windows_of_all_dialogues_in_order():
     dialogues = [[[1], [2]], [[3]], [[4], [5], [6]]]
     found = examples(dialogues, eos=EOS, max_length=32)
     assert [e.tokens_T.tolist() for e in found] == [[1, 0, 2, 0], [4, 0, 5, 0, 6, 0]]
+
+
+def test_a_turns_weight_is_that_of_its_tokens_and_its_end():
+    turns = [[5, 6], [7], [8, 9], [4]]
+    assert as_lists(windows(turns, eos=EOS, max_length=16, weights=[9, 0.25, 0, 2])) == [
+        ([5, 6, 0, 7, 0, 8, 9, 0, 4, 0], [0, 0, 0, 0.25, 0.25, 0, 0, 0, 2, 2])
+    ]
+    (example,) = windows(turns[:2], eos=EOS, max_length=16, weights=[1, 0.3])
+    assert example.weights_T.tolist() == [0, 0, 0, np.float32(0.3), np.float32(0.3)]
+
+
+def test_what_weighs_nothing_at_the_end_is_left_out_and_so_is_an_example_without_a_target():
+    turns = [[1, 1], [2, 2], [3, 3], [4, 4], [5, 5]]  # three tokens each; windows of 6 hold two turns
+    assert as_lists(windows(turns, eos=EOS, max_length=6, weights=[1, 1, 0, 1, 0])) == [
+        ([1, 1, 0, 2, 2, 0], [0, 0, 0, 1, 1, 1]),
+        ([3, 3, 0, 4, 4, 0], [0, 0, 0, 1, 1, 1]),
+    ]
+    assert list(windows(turns, eos=EOS, max_length=32, weights=[1, 0, 0, 0, 0])) == []
+    assert list(windows(turns, eos=EOS, max_length=6, weights=[0] * 5)) == []
+
+
+def test_weights_of_one_are_no_weights():
+    rng = random.Random(3)
+    for _ in range(50):
+        turns, longest = drawn_dialogue(rng), rng.randint(4, 30)
+        plain = as_lists(windows(turns, eos=EOS, max_length=longest))
+        assert as_lists(windows(turns, eos=EOS, max_length=longest, weights=[1.0] * len(turns))) == plain
+
+
+def test_each_weighed_token_is_a_target_once_whatever_the_weights():
+    """Without a weight of 0 at an end, all windows together hold each turn's weight once for each of its tokens."""
+    rng = random.Random(2)
+    split = 0
+    for _ in range(200):
+        turns = drawn_dialogue(rng)
+        weights = [rng.choice([0, 0.5, 1, 3]) for _ in turns]
+        found = dialogue_examples(turns, weights, eos=EOS, max_length=16)
+        split += len(found) > 1
+        seen = [(int(t), float(w)) for e in found for t, w in zip(e.tokens_T, e.weights_T, strict=True) if w]
+        expected = [(t, w) for turn, w in zip(turns[1:], weights[1:], strict=True) if w for t in [*turn, EOS]]
+        assert seen == expected
+        assert all(e.weights_T[0] == 0 and len(e.tokens_T) <= 16 and e.weights_T[-1] > 0 for e in found)
+    assert split > 40
+
+
+THREE = Dialogue(("Hi!", "Hello.", "Bye."), ("Ann", "Bob", "Ann"), (0.5, 0.3, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("train_on", "reverse", "turns", "weights"),
+    [
+        ("all", False, "Hi! Hello. Bye.", (0, 0.3, 2)),
+        ("last", False, "Hi! Hello. Bye.", (0, 0, 2)),
+        ("Bob", False, "Hi! Hello. Bye.", (0, 0.3, 0)),
+        ("Ann", False, "Hi! Hello. Bye.", (0, 0, 2)),  # not the first: nothing comes before it
+        ("Joe", False, "Hi! Hello. Bye.", (0, 0, 0)),
+        ("all", True, "Bye. Hello. Hi!", (0, 0.3, 0.5)),
+        ("last", True, "Bye. Hello. Hi!", (0, 0, 0.5)),
+        ("Bob", True, "Bye. Hello. Hi!", (0, 0.3, 0)),
+        ("Ann", True, "Bye. Hello. Hi!", (0, 0, 0.5)),
+    ],
+)
+def test_what_is_trained_in_which_order(train_on, reverse, turns, weights):
+    found = order_and_weigh(THREE, train_on=train_on, reverse=reverse)
+    assert (" ".join(found.turns), found.weights) == (turns, weights)
+    assert found.speakers == (THREE.speakers[::-1] if reverse else THREE.speakers)
+    nameless = order_and_weigh(Dialogue(THREE.turns), train_on=train_on, reverse=reverse)
+    assert [bool(w) for w in nameless.weights] == [bool(w) and train_on in ("all", "last") for w in weights]
+
+
+def test_the_last_turn_alone_gets_as_many_whole_turns_of_context_as_fit():
+    turns = [[1], [2, 2], [3, 3, 3], [4, 4]]  # 2, 3, 4 and 3 tokens with their ends
+    for max_length, tokens in [
+        (12, [1, 0, 2, 2, 0, 3, 3, 3, 0, 4, 4, 0]),
+        (11, [2, 2, 0, 3, 3, 3, 0, 4, 4, 0]),
+        (9, [3, 3, 3, 0, 4, 4, 0]),
+        (6, [3, 3, 0, 4, 4, 0]),
+        (3, [0, 4, 4]),
+    ]:
+        (example,) = dialogue_examples(turns, [0, 0, 0, 0.5], eos=EOS, max_length=max_length)
+        assert example.tokens_T.tolist() == tokens
+        kept = 2 if max_length == 3 else 3
+        assert example.weights_T.tolist() == [0] * (len(tokens) - kept) + [0.5] * kept

@@ -1,0 +1,107 @@
+"""Data for training: look at it, then prepare it.
+
+    dialogpt data check talk.jsonl                         is it right? lengths, three examples, what is dropped and why
+    dialogpt data prepare talk.jsonl more.tsv.gz DIR       once, in parallel; `dialogpt train --data DIR` reads it
+    dialogpt data prepare talk.jsonl DIR --train-on Bob    only what Bob says is learned; the rest is context
+    dialogpt data prepare talk.jsonl DIR --reverse         for a backward model, p(source | reply)
+
+A file has a dialogue a line, plain or `.gz`:
+
+    {"turns": ["Hi!", "Hello."]}                                      optional: "weights": [0, 0.3], "speakers": […]
+    {"turns": [{"text": "Hi!", "speaker": "Ann"}, {"text": "Hello.", "speaker": "Bob", "weight": 0.3}]}
+    {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]}
+    0.0 Hi! EOS 1.0 Hello. ⇥ 1.0 Bye.                                 Microsoft's, in a .tsv; the weights may be absent
+
+Every turn after the first is a target, and so is the EOS after it; a weight says how much. A longer dialogue is split
+between turns. A line that is no dialogue is dropped, and named with the reason.
+"""
+
+import argparse
+import os
+import sys
+
+from dialogpt_jax.cli.progress import show_progress
+from dialogpt_jax.data.recipe import make_recipe
+from dialogpt_jax.data.report import check_report
+from dialogpt_jax.text.tokenizer import Tokenizer
+
+CHECK = (
+    "Shows what training would see in files of dialogues: lengths, three examples with the loss mask, what is dropped."
+)
+PREPARE = "Writes files of dialogues as memory-mapped shards, whole or not at all, the same for any number of workers."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="look at it", description=CHECK)
+    prepare = actions.add_parser("prepare", help="write it for the trainer", description=PREPARE)
+    for action in (check, prepare):
+        action.add_argument("files", metavar="FILE", nargs="+", help=".jsonl, .tsv; each may end in .gz")
+    prepare.add_argument("folder", metavar="DIR", help="the folder to write")
+    for action in (check, prepare):
+        action.add_argument(
+            "--tokenizer",
+            metavar="DIR_OR_NAME",
+            help="the model that will be trained: its directory, or name on the Hub; by default the one in the package",
+        )
+        action.add_argument(
+            "--max-length", type=int, default=128, metavar="T", help="tokens of an example, at most (128)"
+        )
+        action.add_argument(
+            "--train-on",
+            default="all",
+            metavar="all|last|NAME",
+            help="every turn after the first (default), the last turn only, or one speaker's turns",
+        )
+        action.add_argument(
+            "--reverse", action="store_true", help="turns in reversed order, for a backward (MMI) model: reply first"
+        )
+        action.add_argument("--workers", type=_positive, metavar="N", help="processes (as many as there are cores)")
+    prepare.add_argument("--pack", action="store_true", help="fill each row with several whole dialogues")
+    check.add_argument("--force", action="store_true", help="pass data in which no EOS is a target")
+    prepare.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the data that is at DIR, and pass data in which no EOS is a target",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from dialogpt_jax.chat.bot import bundled_directory
+    from dialogpt_jax.data.check import dropped_table, first_examples, render_example, render_histogram, summary
+    from dialogpt_jax.data.prepare import prepare, survey
+    from dialogpt_jax.weights.hub import resolve_tokenizer
+
+    folder = bundled_directory() if args.tokenizer is None else resolve_tokenizer(args.tokenizer)
+    chosen = {"max_length": args.max_length, "train_on": args.train_on, "reverse": args.reverse}
+    recipe = make_recipe(folder, **chosen, pack=args.action == "prepare" and args.pack)
+    # A pipe has no width; a line of its own for each kind of what is dropped suits it best.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    with show_progress("kB", "tokens") as progress:
+        shared = {"workers": args.workers, "progress": progress}
+        if args.action == "prepare":
+            data, report = prepare(args.files, args.folder, folder, recipe, force=args.force, **shared)
+        else:
+            report = survey(args.files, folder, recipe, **shared)
+    if args.action == "check" and report.counts["examples"]:
+        tokenizer = Tokenizer.load(folder)
+        for shown in first_examples(args.files, tokenizer, recipe):
+            console.print(render_example(shown, tokenizer, recipe.eos), soft_wrap=True)
+        console.print("\n".join(["tokens       examples", *render_histogram(report.lengths), ""]), soft_wrap=True)
+    console.print("\n".join(summary(report, recipe)), markup=False, soft_wrap=True)
+    if report.dropped:
+        console.print(dropped_table(report, args.files))
+    if args.action == "check":
+        check_report(report, args.files, recipe, force=args.force)
+        return 0
+    size = sum(entry.stat().st_size for entry in os.scandir(data.path))
+    console.print(f"wrote {args.folder}: {len(data):,} rows, {size / 1e6:,.1f} MB", markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,275 @@
+"""Train a model: fine-tune one, or begin from nothing; on a laptop, several GPUs or a TPU pod.
+
+  dialogpt data check talk.jsonl                                               look at the data first
+  dialogpt train --data talk.jsonl --out RUN --steps 200 --export MODEL        fine-tune the model in the package
+  dialogpt train --init microsoft/DialoGPT-small --data DIR --valid v.jsonl --out RUN --steps 5000 --learning-rate 1e-4
+  dialogpt train --config small --tokenizer DIR --data DIR --out RUN --steps 100000 --mesh data=2,fsdp=4 --dtype bfloat16
+  dialogpt train … --resume                                                    go on where the run in RUN stopped
+  dialogpt train --config large --compile-only --topology v5e:2x4 --mesh fsdp=8 --max-length 1024 --batch-size 8
+
+RUN gets checkpoints (Orbax), metrics.jsonl and TensorBoard's files. SIGTERM or Ctrl-C saves and ends with status 0; the
+same command with --resume then ends bit for bit where an unbroken run does. A batch is a function of the seed and the
+step alone, so another number of processes goes on at the very next example. Several processes are started by the
+cluster's own launcher (SLURM, Kubernetes, a TPU VM), each with the same command.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+DEFAULT_PROMPTS = ("Hello, how are you?", "What do you like to do?")
+_SCHEDULES = "constant, linear, cosine, noam, noamwd, trapezoid"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--data", metavar="DIR_OR_FILE", help="a folder of `dialogpt data prepare`, or a file of dialogues"
+    )
+    what.add_argument(
+        "--valid", metavar="FILE", help="held-out dialogues: evaluated at step 0, at intervals, at the end"
+    )
+    what.add_argument("--valid-dialogues", type=int, default=500, metavar="N", help="evaluate on the first N (500)")
+    what.add_argument("--out", metavar="RUN", help="the folder of the run")
+    what.add_argument("--export", metavar="DIR", help="write the trained model there, as a model directory")
+    what.add_argument(
+        "--init", metavar="MODEL", help="begin from this directory or Hub name (default: the model in the package)"
+    )
+    what.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    what.add_argument("--config", metavar="small|medium|large|FILE", help="begin from nothing, with these sizes")
+    what.add_argument(
+        "--tokenizer", metavar="DIR", help="with --config: the tokenizer; with --init: one that extends the model's"
+    )
+    what.add_argument("--max-length", type=int, metavar="T", help="tokens of an example, where --data is a file (128)")
+    what.add_argument("--train-on", default="all", metavar="all|last|NAME", help="which turns are learned, of a file")
+    what.add_argument("--reverse", action="store_true", help="a backward (MMI) model, of a file")
+    how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=int, metavar="N", help="of the optimiser (1000)")
+    how.add_argument(
+        "--batch-size", type=int, metavar="B", help="examples of full length in a step, everywhere together (32)"
+    )
+    how.add_argument(
+        "--accumulate", type=int, metavar="A", help="compute a batch in A parts: less memory, same result (1)"
+    )
+    how.add_argument("--learning-rate", type=float, metavar="R", help="the schedule's peak; noam scales it (1e-4)")
+    how.add_argument("--warmup", type=int, metavar="W", help="steps up to it (a tenth of the run, at most 1000)")
+    how.add_argument("--schedule", metavar="NAME", help=f"{_SCHEDULES} (linear)")
+    how.add_argument("--decay", type=int, metavar="N", help="steps of a trapezoid's fall, or between noamwd's halvings")
+    how.add_argument("--optimizer", choices=("adamw", "muon"), help="(adamw)")
+    how.add_argument("--weight-decay", type=float, metavar="D", help="of matrices and embeddings (0.01)")
+    how.add_argument("--b2", type=float, metavar="B", help="of Adam (0.999)")
+    how.add_argument("--clip", type=float, metavar="C", help="greatest norm of the gradient (1.0); 0: none")
+    how.add_argument("--dropout", type=float, metavar="P", help="(what the model's config says)")
+    how.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the products; all that is kept is float32 (float32)"
+    )
+    how.add_argument("--seed", type=int, metavar="N", help="of the data's order, dropout and fresh weights (0)")
+    how.add_argument("--buckets", type=int, metavar="N", help="lengths of batches, each a program to compile (8)")
+    how.add_argument("--checkpoint-blocks", action="store_true", help="a third more computing for much less memory")
+    how.add_argument(
+        "--recipe", choices=("paper",), help="as microsoft/DialoGPT trains, quirks included; flags override its numbers"
+    )
+    how.add_argument("--fixed", metavar="QUIRK,…", help="with --recipe: these quirks put right (`all`: every one)")
+    where = parser.add_argument_group("where and when")
+    where.add_argument("--mesh", metavar="data=2,fsdp=4", help="how devices share the work (all on data); also tensor=")
+    where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in RUN, if there is one")
+    where.add_argument("--log-every", type=int, metavar="N", help="a line every N steps (10)")
+    where.add_argument("--evaluate-every", type=int, metavar="N", help="(a tenth of the run)")
+    where.add_argument("--save-every", type=int, metavar="N", help="a checkpoint every N steps (a tenth of the run)")
+    where.add_argument("--keep", type=int, metavar="K", help="newest checkpoints that stay, beside the best (2)")
+    where.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="show the reply to this at every evaluation; repeatable"
+    )
+    where.add_argument(
+        "--compile-only", action="store_true", help="compile the step for --topology, tell its costs, and end"
+    )
+    where.add_argument("--topology", default="v5e:2x4", metavar="T", help="of TPUs, for --compile-only (v5e:2x4)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from dialogpt_jax.parallel.distributed import initialize
+
+    if args.compile_only:
+        return _compile_only(args)
+    for name in ("data", "out"):
+        if getattr(args, name) is None:
+            raise ValueError(f"--{name} is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more")
+    if args.export is not None:
+        from dialogpt_jax.weights.directory import check_target
+
+        check_target(args.export, replace=False)
+    initialize()
+    return _train(args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    import jax
+
+    from dialogpt_jax.data.formats import read_dialogues
+    from dialogpt_jax.parallel.distributed import gather
+    from dialogpt_jax.parallel.mesh import make_mesh, parse_mesh
+    from dialogpt_jax.training.loop import fit
+    from dialogpt_jax.training.validation import make_evaluation, make_sampling
+    from dialogpt_jax.weights.directory import write_directory
+
+    first = jax.process_index() == 0
+    report = (lambda line: print(line, flush=True)) if first else (lambda line: None)
+    options = options_of(args)
+    mesh = make_mesh(parse_mesh(args.mesh or ""))
+    params, config, tokenizer, source = _model(args)
+    examples = _examples(args, config, tokenizer, source, report)
+    evaluate = sample = None
+    if args.valid is not None:
+        dialogues = [turns for _, turns in zip(range(args.valid_dialogues), read_dialogues(args.valid), strict=False)]
+        evaluate = make_evaluation(config, tokenizer, dialogues)
+    if jax.process_count() == 1 and not args.reverse:
+        sample = make_sampling(config, tokenizer, args.prompt or DEFAULT_PROMPTS)
+    report(
+        f"{config.num_parameters:,} parameters, {len(examples):,} examples, {options.steps:,} steps on "
+        f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
+    )
+    fitted = fit(
+        params,
+        config,
+        examples,
+        options,
+        out=args.out,
+        resume=args.resume,
+        mesh=mesh,
+        evaluate=evaluate,
+        sample=sample,
+        report=report,
+    )
+    if fitted.stopped:
+        report(f"go on with the same command and --resume{'; nothing was exported' if args.export else ''}")
+    elif args.export is not None:
+        whole = gather(fitted.params)
+        if first:
+            write_directory(args.export, whole, config, tokenizer)
+            report(f"wrote {args.export}: talk to it with `dialogpt chat --model {args.export}`")
+    return 0
+
+
+def options_of(args: argparse.Namespace) -> Any:
+    """The options that the flags say; what they do not say is the recipe's, or the default."""
+    from dialogpt_jax.training.options import TrainOptions
+    from dialogpt_jax.training.recipes import Recipe
+
+    fields = {field.name for field in dataclasses.fields(TrainOptions)}
+    said = {name: value for name, value in vars(args).items() if name in fields and value is not None}
+    del said["checkpoint_blocks"]
+    base: dict[str, Any] = {"steps": 1000}
+    if args.recipe is not None:
+        recipe = Recipe.paper()
+        if args.fixed:
+            recipe = recipe.fixed(*([] if args.fixed == "all" else args.fixed.split(",")))
+        numbers = dataclasses.asdict(recipe.numbers)
+        base = {name: value for name, value in numbers.items() if name in fields}
+        base |= {"recipe": recipe, "evaluate_every": numbers["validate_every"]}
+    elif args.fixed:
+        raise ValueError("--fixed names quirks of a recipe; give --recipe paper too")
+    steps = said.get("steps", base["steps"])
+    tenth = max(steps // 10, 1)
+    base = {"warmup": min(tenth, 1000), "evaluate_every": tenth, "save_every": tenth} | base
+    said.pop("recipe", None)
+    return TrainOptions(**(base | said), checkpoint_blocks=args.checkpoint_blocks)
+
+
+def _model(args: argparse.Namespace) -> tuple[Any, Any, Any, Path]:
+    """Parameters, config, tokenizer, and the directory that the tokenizer came from."""
+    import jax
+
+    from dialogpt_jax.chat.bot import bundled_directory, load
+    from dialogpt_jax.model import init_params
+    from dialogpt_jax.text.tokenizer import Tokenizer
+    from dialogpt_jax.training.vocabulary import check_extends, grow_vocabulary
+    from dialogpt_jax.weights.hub import resolve, resolve_tokenizer
+
+    key = jax.random.fold_in(jax.random.key(args.seed or 0), 1)  # not the run's own key, which draws dropout
+    if args.config is not None:
+        if args.init is not None:
+            raise ValueError("--config begins from nothing and --init from a model; give one of them")
+        if args.tokenizer is None:
+            raise ValueError("--config needs --tokenizer DIR: a model directory, or one with a tokenizer.json")
+        source = resolve_tokenizer(args.tokenizer)
+        tokenizer = Tokenizer.load(source)
+        config = _config(args.config, tokenizer)
+        return init_params(config, key), config, tokenizer, source
+    source = bundled_directory() if args.init is None else resolve(args.init, revision=args.revision)
+    bot = load(source)
+    params, config, tokenizer = bot.params, bot.config, bot.tokenizer
+    if args.tokenizer is not None:
+        source = resolve_tokenizer(args.tokenizer)
+        extended = Tokenizer.load(source)
+        check_extends(tokenizer, extended)
+        params, config = grow_vocabulary(params, config, max(extended.vocab_size, config.vocab_size), key)
+        tokenizer = extended
+    return params, config, tokenizer, source
+
+
+def _config(name: str, tokenizer: Any) -> Any:
+    """The sizes of a name or file, with the tokenizer's vocabulary."""
+    from dialogpt_jax.config import GPT2Config
+    from dialogpt_jax.weights.directory import read_config_file
+
+    sizes = {"small": GPT2Config.small, "medium": GPT2Config.medium, "large": GPT2Config.large}
+    config = sizes[name]() if name in sizes else read_config_file(name)
+    if tokenizer.end_of_text_id is None:
+        raise ValueError("the tokenizer has no <|endoftext|>, which must end every turn")
+    return dataclasses.replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.end_of_text_id)
+
+
+def _examples(args, config, tokenizer, source: Path, report) -> Any:
+    """The prepared data, or that of a file, prepared once into RUN/data."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    from dialogpt_jax.cli.progress import show_progress
+    from dialogpt_jax.data.check import summary
+    from dialogpt_jax.data.prepare import prepare
+    from dialogpt_jax.data.recipe import Recipe, fingerprint
+    from dialogpt_jax.data.shards import open_shards
+
+    folder = Path(args.data)
+    if not folder.is_dir():
+        length = args.max_length or min(128, config.n_positions)
+        if length > config.n_positions:
+            raise ValueError(f"--max-length is {length}; the model's context is {config.n_positions}")
+        folder = Path(args.out) / "data"
+        if jax.process_index() == 0 and not (args.resume and (folder / "data.json").exists()):
+            recipe = Recipe(config.eos_token_id, length, args.train_on, args.reverse)
+            with show_progress("kB", "tokens") as progress:
+                _, found = prepare([args.data], folder, source, recipe, force=True, progress=progress)
+            for line in summary(found, recipe):
+                report(line)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("data is prepared")
+    data = open_shards(folder)
+    if data.info["tokenizer_sha256"] != fingerprint(tokenizer):
+        raise ValueError(f"{folder} was prepared with another tokenizer; prepare it again with this model's")
+    return data
+
+
+def _compile_only(args: argparse.Namespace) -> int:
+    from dialogpt_jax.parallel.dryrun import dry_run, render
+    from dialogpt_jax.parallel.mesh import parse_mesh
+    from dialogpt_jax.weights.directory import read_config
+    from dialogpt_jax.weights.hub import resolve
+
+    from dialogpt_jax.config import GPT2Config  # isort: skip
+
+    sizes = {"small": GPT2Config.small, "medium": GPT2Config.medium, "large": GPT2Config.large}
+    if args.config in sizes:
+        config = sizes[args.config]()
+    else:
+        from dialogpt_jax.chat.bot import bundled_directory
+
+        config = read_config(bundled_directory() if args.init is None else resolve(args.init, revision=args.revision))
+    print(render(dry_run(config, options_of(args), topology=args.topology, mesh=parse_mesh(args.mesh or ""))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit("run `dialogpt train`")

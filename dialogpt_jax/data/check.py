@@ -1,0 +1,138 @@
+"""What `dialogpt data check` shows: a report and the first examples in, lines for a person out.
+
+A turn stands on a line of its own behind its weight, so that the mask is read without colours too; with them, context is
+dim, a target green, a weight under 1 yellow and over 1 bold.
+
+Letters: T tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from dialogpt_jax.data.batches import Buckets
+from dialogpt_jax.data.examples import Example
+from dialogpt_jax.data.packing import plan_rows
+from dialogpt_jax.data.prepare import encode, read_chunks
+from dialogpt_jax.data.recipe import Recipe
+from dialogpt_jax.data.report import Report
+from dialogpt_jax.text.tokenizer import Tokenizer
+
+EOS_MARK, CUT_MARK = "⟨EOS⟩", "…"
+BINS, BAR = 16, 40  # lines of the histogram, and the widest bar
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_SAMPLE = 8192  # examples that are packed to see how full rows get
+
+
+class Shown(NamedTuple):
+    """An example and where it is from: file, line, and of how many examples of its dialogue it is the first."""
+
+    file: str
+    line: int
+    example: Example
+    of: int
+
+
+def first_examples(files: Sequence, tokenizer: Tokenizer, recipe: Recipe, count: int = 3) -> Iterator[Shown]:
+    """The first example of each of the first dialogues that give one."""
+    recipe = Recipe(recipe.eos, recipe.max_length, recipe.train_on, recipe.reverse)  # not packed
+    for chunk in read_chunks(files):
+        for line in chunk.lines:
+            examples, _ = encode(chunk._replace(lines=[line]), tokenizer, recipe)
+            if examples:
+                yield Shown(chunk.file, line[0], examples[0], len(examples))
+                count -= 1
+            if not count:
+                return
+
+
+def render_example(shown: Shown, tokenizer: Tokenizer, eos: int) -> Text:
+    """An example, a turn a line: its weight, its text, its EOS; `…` where it is cut."""
+    tokens_T, weights_T, _ = shown.example
+    part = f", the first of {shown.of} examples" if shown.of > 1 else ""
+    text = Text(f"{shown.file}, line {shown.line}: {len(tokens_T)} tokens{part}\n", style="bold")
+    ends = np.flatnonzero(tokens_T == eos).tolist()
+    starts = [0, *(end + 1 for end in ends)]
+    for start, end in zip(starts, [*ends, len(tokens_T)], strict=True):
+        if start == len(tokens_T):
+            break
+        weight = float(weights_T[start])
+        style = "dim" if not weight else "yellow" if weight < 1 else "green" if weight == 1 else "bold green"
+        text.append(f"{f'{weight:g}' if weight else 'context':>8}  ", style=style)
+        said = _visible(tokenizer.decode(tokens_T[start:end]))
+        text.append(said or CUT_MARK, style=style)  # a context whose end alone had room
+        text.append(EOS_MARK if end < len(tokens_T) else CUT_MARK, style=f"{style} reverse" if weight else style)
+        text.append("\n")
+    return text
+
+
+def _visible(text: str) -> str:
+    """What would move the cursor or colour the terminal, as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def render_histogram(lengths: np.ndarray) -> list[str]:
+    """The lengths of the examples, a bar for each range.
+
+    Args:
+      lengths: how many examples have n tokens, at place n; the last is the longest.
+    """
+    longest = len(lengths) - 1
+    width = -(-longest // BINS)
+    padded = np.zeros(width * -(-longest // width), np.int64)
+    padded[:longest] = lengths[1:]
+    counts = padded.reshape(-1, width).sum(axis=1)
+    lines = []
+    for number, count in enumerate(counts.tolist()):
+        eighths = max(round(8 * BAR * count / counts.max()), int(count > 0))  # few is not none
+        bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+        low, high = number * width + 1, min((number + 1) * width, longest)
+        lines.append(f"{low:>6}-{high:<6}{count:>10,}  {bar}".rstrip())
+    return lines
+
+
+def padding(lengths: np.ndarray, max_length: int) -> tuple[float, float, float]:
+    """The share of a batch that is padding: rows of one length, in the trainer's buckets, and packed."""
+    sizes = np.arange(len(lengths))
+    count, tokens = int(lengths.sum()), int((sizes * lengths).sum())
+    buckets = np.array([length for _, length in Buckets(64, max_length).shapes(max_length)])
+    bucketed = int((buckets[np.searchsorted(buckets, sizes)] * lengths).sum())
+    places = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)  # as the whole is, but fewer
+    sample = np.searchsorted(np.cumsum(lengths), places, side="right")
+    packed = len(plan_rows(sample, max_length)) * max_length
+    return 1 - tokens / (count * max_length), 1 - tokens / bucketed, 1 - int(sample.sum()) / packed
+
+
+def summary(report: Report, recipe: Recipe) -> list[str]:
+    """The counts, in sentences."""
+    counts = report.counts
+    lost = sum(count for count, _ in report.dropped.values())
+    lines = [f"{counts['lines']:,} lines: {counts['dialogues']:,} dialogues, {lost:,} dropped"]
+    if not counts["examples"]:
+        return lines
+    split = f"; {counts['split']:,} longer dialogues were split" if counts["split"] else ""
+    share = counts["targets"] / counts["tokens"]
+    cut = counts["turns"] - counts["eos_targets"]
+    ends = f"EOS is a target after {counts['eos_targets']:,} of {counts['turns']:,} trained turns"
+    one, bucketed, packed = padding(report.lengths, recipe.max_length)
+    return [
+        *lines,
+        f"{counts['examples']:,} examples of at most {recipe.max_length} tokens{split}",
+        f"{counts['tokens']:,} tokens, {counts['targets']:,} of them targets ({share:.1%})",
+        ends + (f"; {cut:,} longer than {recipe.max_length} tokens lost their end" if cut else ""),
+        f"padding: {bucketed:.1%} in the trainer's buckets, {one:.1%} in rows of one length, {packed:.1%} with --pack",
+    ]
+
+
+def dropped_table(report: Report, files: Sequence) -> Table:
+    """What was dropped, by kind: how many lines, the first of them, and what is wrong with the very first."""
+    table = Table("dropped because", "lines", "first", "such as", box=None, pad_edge=False, header_style="bold")
+    table.columns[1].justify = "right"
+    for kind, (count, first) in sorted(report.dropped.items(), key=lambda item: -item[1][0]):
+        where = [f"{file}:{line}" if len(files) > 1 else str(line) for file, line, _ in first]
+        rest = [CUT_MARK] if count > len(first) else []
+        table.add_row(kind, f"{count:,}", Text(", ".join([*where, *rest])), Text(_visible(first[0][2])))
+    return table

@@ -1,0 +1,226 @@
+"""`dialogpt data prepare` as a function: files of dialogues in, a folder of shards and a report out.
+
+    files ─chunks→ numbered lines ─encode (workers)→ columns, what was dropped ─Writer→ folder
+
+The lines are cut into chunks by their number and size alone, and the chunks come back in order: the folder is the same,
+byte for byte, whatever the number of workers. Only a few chunks are held at once, so memory does not grow with the corpus.
+"""
+
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from dialogpt_jax.data.examples import ALL, LAST, Example, dialogue_examples, order_and_weigh
+from dialogpt_jax.data.formats import Dialogue, Dropped, form_of, parse_line, read_lines, unzipped
+from dialogpt_jax.data.packing import pack
+from dialogpt_jax.data.recipe import Recipe, fingerprint
+from dialogpt_jax.data.report import Encoded, Report, check_report
+from dialogpt_jax.data.shards import DROPPED_FILE, Shards, Writer, check_folder, open_shards, to_columns
+from dialogpt_jax.data.workers import map_in_order
+from dialogpt_jax.text.tokenizer import Tokenizer
+
+CHUNK_LINES, CHUNK_BYTES = 4096, 4 * 1024 * 1024  # whichever is reached first
+_WORTH_A_PROCESS = 4_000_000  # bytes of a file: a process takes half a second to start, this as long to encode
+Progress = Callable[[int, int, int], None]  # kB read now, kB left, tokens made of them
+
+
+class Chunk(NamedTuple):
+    """Lines of one file, and how many bytes of all files are read after them."""
+
+    file: str
+    form: str
+    lines: list[tuple[int, bytes] | Dropped]
+    position: int
+
+
+def prepare(
+    files: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    workers: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Shards, Report]:
+    """Writes the examples of files as a folder of shards, whole or not at all.
+
+    Args:
+      files: `.jsonl`, `.tsv`, each plain or `.gz`; see `formats.py`.
+      folder: does not exist, or is empty; with `force` it may be prepared data, which is then replaced.
+      tokenizer: the directory with its files.
+      recipe: how.
+      workers: processes; by default as many as there are cores, but fewer for little text.
+      force: also passes data in which no EOS is a target.
+      progress: called now and then.
+
+    Raises:
+      DataError: there is no example, no EOS is a target, or nobody bears the name in `train_on`; `folder` is in use.
+      OSError: a file cannot be read, or the folder not written; what was there before still is.
+    """
+    check_folder(folder, replace=force)
+    loaded = Tokenizer.load(tokenizer)
+    work = functools.partial(_encode_with, os.fspath(tokenizer), recipe)
+    report = Report()
+    writer = Writer(folder)
+    try:
+        with (
+            (writer.folder / DROPPED_FILE).open("w", encoding="utf-8") as dropped,
+            map_in_order(work, read_chunks(files), workers=workers or _workers_for(files)) as results,
+        ):
+            for chunk, encoded in _told(results, files, progress):
+                writer.append(encoded.columns)
+                report.add(chunk.file, encoded)
+                for line in encoded.dropped:
+                    fields = {"file": chunk.file, "line": line.line, "reason": line.reason}
+                    dropped.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        check_report(report, files, recipe, force=force)
+        writer.finish(_info(report, files, loaded, recipe))
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk does not say which
+            raise OSError(error.errno, os.strerror(error.errno), str(folder)) from error
+        raise
+    finally:
+        writer.close()
+    return open_shards(folder), report
+
+
+def encode_files(
+    files: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, recipe: Recipe, *, force: bool = False
+) -> tuple[list[Example], Report]:
+    """The examples of files in memory, as `prepare` would write them; for a corpus of megabytes.
+
+    Raises:
+      DataError, OSError: as `prepare`.
+    """
+    found: list[Example] = []
+    report = Report()
+    for chunk in read_chunks(files):
+        examples, encoded = encode(chunk, tokenizer, recipe)
+        found += examples
+        report.add(chunk.file, encoded)
+    check_report(report, files, recipe, force=force)
+    return found, report
+
+
+def survey(
+    files: Sequence[str | os.PathLike[str]],
+    tokenizer: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """The report of `prepare`, with nothing written and nothing refused."""
+    report = Report()
+    work = functools.partial(_encode_with, os.fspath(tokenizer), recipe)
+    with map_in_order(work, read_chunks(files), workers=workers or _workers_for(files)) as results:
+        for chunk, encoded in _told(results, files, progress):
+            report.add(chunk.file, encoded)
+    return report
+
+
+def read_chunks(files: Iterable[str | os.PathLike[str]]) -> Iterator[Chunk]:
+    """The lines of files, in order, some thousands at a time."""
+    before = 0
+    for path in files:
+        form = form_of(path)
+        with Path(path).open("rb") as raw:
+            lines: list[tuple[int, bytes] | Dropped] = []
+            size = 0
+            for line in read_lines(unzipped(raw, path)):
+                lines.append(line)
+                size += 0 if isinstance(line, Dropped) else len(line[1])
+                if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
+                    yield Chunk(os.fspath(path), form, lines, before + _read_of(raw))
+                    lines, size = [], 0
+            before += _read_of(raw)
+            if lines:
+                yield Chunk(os.fspath(path), form, lines, before)
+
+
+def _read_of(raw: BinaryIO) -> int:
+    return raw.tell() if raw.seekable() else 0  # a pipe does not say
+
+
+def encode(chunk: Chunk, tokenizer: Tokenizer, recipe: Recipe) -> tuple[list[Example], Encoded]:
+    """The examples of a chunk, packed if the recipe says so, and what there is to say of it."""
+    dropped: list[Dropped] = []
+    numbered: list[tuple[int, Dialogue]] = []
+    for line in chunk.lines:
+        parsed = line if isinstance(line, Dropped) else parse_line(*line, form=chunk.form)
+        if isinstance(parsed, Dropped):
+            dropped.append(parsed)
+            continue
+        dialogue = order_and_weigh(parsed, train_on=recipe.train_on, reverse=recipe.reverse)
+        assert not isinstance(line, Dropped)
+        numbered.append((line[0], dialogue))
+    named = recipe.train_on not in (ALL, LAST)
+    speakers = {name for _, dialogue in numbered for name in dialogue.speakers or () if name} if named else set()
+    ids = iter(tokenizer.encode_batch([turn for _, dialogue in numbered for turn in dialogue.turns]))
+    examples: list[Example] = []
+    counts = Counter(lines=len(chunk.lines))
+    for number, dialogue in numbered:
+        turns, weights = [next(ids) for _ in dialogue.turns], dialogue.weights or ()
+        new = dialogue_examples(turns, weights, eos=recipe.eos, max_length=recipe.max_length)
+        if not new:
+            reason = f"no turn of {recipe.train_on!r}" if named else "no turn that weighs anything"
+            dropped.append(Dropped(number, f"{reason} after the first", "nothing to train on"))
+            continue
+        examples += new
+        counts.update(dialogues=1, split=len(new) > 1, turns=sum(weight > 0 for weight in weights))
+    lengths = np.bincount([len(e.tokens_T) for e in examples], minlength=1)
+    counts.update(examples=len(examples))
+    rows = list(pack(examples, recipe.max_length)) if recipe.pack else examples
+    columns = to_columns(rows, vocab_size=max(tokenizer.vocab_size, recipe.eos + 1), max_length=recipe.max_length)
+    targets = np.repeat(columns.runs["weight"] > 0, columns.runs["length"])
+    counts.update(rows=len(rows), tokens=len(targets), targets=int(targets.sum()))
+    counts.update(eos_targets=int((targets & (columns.tokens == recipe.eos)).sum()))
+    return rows, Encoded(columns, sorted(dropped), counts, lengths, speakers)
+
+
+def _workers_for(files: Sequence[str | os.PathLike[str]]) -> int:
+    size = sum(Path(file).stat().st_size for file in files)
+    return max(1, min(os.cpu_count() or 1, size // _WORTH_A_PROCESS))
+
+
+@functools.lru_cache(maxsize=1)
+def _load(folder: str) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+def _encode_with(tokenizer: str, recipe: Recipe, chunk: Chunk) -> tuple[Chunk, Encoded]:
+    """A worker's function; the lines themselves need not travel back."""
+    return chunk._replace(lines=[]), encode(chunk, _load(tokenizer), recipe)[1]
+
+
+def _told(
+    results: Iterable[tuple[Chunk, Encoded]], files: Sequence[str | os.PathLike[str]], progress: Progress | None
+) -> Iterator[tuple[Chunk, Encoded]]:
+    total, done = sum(Path(file).stat().st_size for file in files), 0
+    for chunk, encoded in results:
+        if progress is not None:
+            progress((chunk.position - done + 999) // 1000, (total - chunk.position) // 1000, encoded.counts["tokens"])
+        done = chunk.position
+        yield chunk, encoded
+
+
+def _info(report: Report, files: Sequence, tokenizer: Tokenizer, recipe: Recipe) -> dict:
+    return {
+        "max_length": recipe.max_length,
+        "eos_token_id": recipe.eos,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_sha256": fingerprint(tokenizer),
+        "train_on": recipe.train_on,
+        "reverse": recipe.reverse,
+        "pack": recipe.pack,
+        "counts": {name: report.counts[name] for name in sorted(report.counts)},
+        "dropped": {kind: report.dropped[kind][0] for kind in sorted(report.dropped)},
+        "sources": [{"file": os.fspath(file), "bytes": Path(file).stat().st_size} for file in files],
+    }

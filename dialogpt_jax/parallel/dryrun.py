@@ -1,0 +1,390 @@
+"""Training for a TPU, compiled without one: a config and the name of a topology in, a report of the compiled programs out.
+
+    config, "v5e:2x4", mesh ─shapes only→ train step, generate ─TPU compiler→ programs ─read→ Report ─render→ text
+
+Nothing is allocated and nothing runs: parameters are shapes, devices are those of jax's ahead-of-time topologies. The
+compiler is libtpu's, from PyPI; it wants an environment of its own, for where it is installed jax would look for a TPU.
+
+Letters: B rows, T tokens.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.data.batches import Batch
+from dialogpt_jax.decoding import generate as decoding
+from dialogpt_jax.decoding.logits import Sampling, top_k_bucket
+from dialogpt_jax.model import init_params
+from dialogpt_jax.parallel.hlo import Collective, Loop, collectives, loops
+from dialogpt_jax.parallel.mesh import make_mesh
+from dialogpt_jax.parallel.rules import batch_sharding, check_divides, decode_sharding, shardings
+from dialogpt_jax.training.step import init_state, train_step
+
+TOPOLOGIES = "v5e:2x4, v6e:4x4, v5p:2x2x2, v4:2x2x4"
+
+# What libtpu asks of a TPU machine, so that it asks no machine. The names of `get_topology_desc` decide, not these.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened, so several dry runs can go on at a time
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU chip: bytes, bytes/s and flop/s; `network` is what it sends over all its links together."""
+
+    name: str
+    memory: float
+    flops: float
+    memory_speed: float
+    network: float
+
+
+# Source: "System architecture" of each in cloud.google.com/tpu/docs; links in Gbit/s there, by eight here.
+_CHIPS = {
+    "TPU v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9, 300e9),
+    "TPU v5 lite": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9),
+    "TPU v5": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9),
+    "TPU v6 lite": Chip("TPU v6e", 32 * 2**30, 918e12, 1640e9, 448e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, for one device.
+
+    Attributes:
+      name: what it is.
+      seconds_to_compile: on this machine.
+      arguments, outputs, aliased, temporaries, code: bytes; what is aliased (donated) is in both arguments and outputs.
+      flops: the model's arithmetic in one run, counted by hand: what a utilisation is measured by. For `generate`, that
+        of the prompt alone, since how many steps follow is not known before.
+      xla_flops, bytes_accessed: what XLA counts; it counts the body of a loop once.
+      collectives, loops: as the compiled text has them.
+      chip: what it runs on.
+    """
+
+    name: str
+    seconds_to_compile: float
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int
+    flops: float
+    xla_flops: float
+    bytes_accessed: float
+    collectives: tuple[Collective, ...]
+    loops: tuple[Loop, ...]
+    chip: Chip
+
+    @property
+    def memory(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= self.chip.memory
+
+    @property
+    def network_bytes(self) -> float:
+        """What a device sends in one run (those in loops of unknown length once)."""
+        return sum(found.wire_bytes * found.times for found in self.collectives)
+
+    @property
+    def roofline(self) -> dict[str, float]:
+        """Seconds that computing, memory and network need at least; a run needs at least the longest of them."""
+        return {
+            "compute": max(self.flops, self.xla_flops) / self.chip.flops,
+            "memory": self.bytes_accessed / self.chip.memory_speed,
+            "network": self.network_bytes / self.chip.network,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `dry_run` found.
+
+    Attributes:
+      topology, chip, devices, mesh: where it would run.
+      rows, length: of a batch, B and T.
+      parameters: of the model.
+      programs: the train step, then `generate` if it was asked for.
+    """
+
+    topology: str
+    chip: Chip
+    devices: int
+    mesh: Mapping[str, int]
+    rows: int
+    length: int
+    parameters: int
+    programs: tuple[Program, ...]
+
+
+class DryRunError(ValueError):
+    """The dry run cannot be made; one line."""
+
+
+def dry_run(
+    config: GPT2Config,
+    *,
+    topology: str = "v5e:2x4",
+    mesh: Mapping[str, int] | None = None,
+    rows: int,
+    length: int,
+    optimizer: optax.GradientTransformation | None = None,
+    compute_dtype: jax.typing.DTypeLike = jnp.bfloat16,
+    accumulate: int = 1,
+    checkpoint_blocks: bool = True,
+    max_new_tokens: int | None = 64,
+    sampling: Sampling | None = None,
+) -> Report:
+    """Compiles the train step, and `generate`, for TPUs that are not here.
+
+    Args:
+      config: the model.
+      topology: a chip and a shape, such as `v5e:2x4` or `v5p:2x2x2`.
+      mesh: sizes of the axes, as `parse_mesh` gives them; all devices on `data` by default.
+      rows, length: of a batch, B and T, over all devices.
+      optimizer, compute_dtype, accumulate, checkpoint_blocks: as `train_step`; AdamW with clipping by default.
+      max_new_tokens: of `generate`, for as many prompts of as many tokens as fit; `None`: it is not compiled.
+      sampling: how `generate` chooses; greedily by default.
+
+    Raises:
+      DryRunError: libtpu is not installed, or the topology is unknown.
+      MeshError: the mesh does not fit the topology's devices, the model, or the rows.
+    """
+    if not 1 <= length <= config.n_positions:
+        raise DryRunError(f"length is {length}; the model's positions allow 1 to {config.n_positions}")
+    devices = topology_devices(topology)
+    placed = make_mesh(mesh, devices)
+    check_divides(config, placed, rows=rows)
+    chip = chip_of(devices)
+    optimizer = optimizer or optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
+    how = {"compute_dtype": compute_dtype, "accumulate": accumulate, "checkpoint_blocks": checkpoint_blocks}
+    start = time.perf_counter()
+    lowered = lower_train_step(config, placed, optimizer=optimizer, rows=rows, length=length, **how)
+    flops = training_flops(config, rows, length, again=checkpoint_blocks) / len(devices)
+    programs = [_compiled("train step", lowered, flops, chip, len(devices), start)]
+    if max_new_tokens is not None:
+        start, replies = time.perf_counter(), -(-rows // len(devices)) * len(devices)
+        prompt = max(1, min(length, config.n_positions - max_new_tokens))
+        lowered = lower_decoding(
+            config,
+            placed,
+            rows=replies,
+            length=prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(),
+            dtype=compute_dtype,
+        )
+        flops = forward_flops(config, replies, prompt, head_tokens=replies) / len(devices)
+        programs.append(_compiled(f"generate {max_new_tokens}", lowered, flops, chip, len(devices), start))
+    return Report(
+        topology, chip, len(devices), dict(placed.shape), rows, length, config.num_parameters, tuple(programs)
+    )
+
+
+def topology_devices(topology: str) -> list[Any]:
+    """The devices of a topology, which can be compiled for.
+
+    Raises:
+      DryRunError: libtpu is not installed, or does not know the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise DryRunError(
+            "a dry run needs the TPU compiler: pip install 'dialogpt-jax[tpu]', in an environment of its own"
+        )
+    from jax.experimental import topologies
+
+    if jax.config.jax_platforms is None:  # else jax would start the TPU that libtpu promises
+        jax.config.update("jax_platforms", "cpu")
+    with _environment(_ENVIRONMENT):
+        try:
+            return list(topologies.get_topology_desc(topology, "tpu").devices)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise DryRunError(f"topology {topology!r}: {reason}; known ones are such as {TOPOLOGIES}") from error
+
+
+def chip_of(devices: list[Any]) -> Chip:
+    """What is known of a device's chip, divided among its devices where it has several (TPU v4).
+
+    Raises:
+      DryRunError: the chip is not in the table.
+    """
+    kind = devices[0].device_kind
+    if kind not in _CHIPS:
+        raise DryRunError(f"nothing is known of {kind}'s speed and memory; known are {', '.join(_CHIPS)}")
+    chip, cores = _CHIPS[kind], 1 + max(getattr(device, "core_on_chip", 0) for device in devices)
+    if cores == 1:
+        return chip
+    return Chip(
+        f"1/{cores} {chip.name}", chip.memory / cores, chip.flops / cores, chip.memory_speed / cores, chip.network / cores
+    )
+
+
+def lower_train_step(config, mesh, *, optimizer, rows, length, **how) -> Any:
+    """The jitted, donated train step on a mesh, lowered from shapes alone; `how` as `train_step`."""
+
+    def fresh():
+        key = jax.random.key(0)
+        return init_state(init_params(config, key), optimizer, key)
+
+    state = jax.eval_shape(fresh)
+    places = shardings(state, mesh)
+    tokens, weights = (_shape((rows, length), dtype, batch_sharding(mesh)) for dtype in (jnp.int32, jnp.float32))
+    step = functools.partial(train_step, config=config, optimizer=optimizer, mesh=mesh, **how)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    return jitted.lower(_placed(state, places), Batch(tokens, weights))
+
+
+def lower_decoding(config, mesh, *, rows, length, max_new_tokens, sampling, dtype) -> Any:
+    """`generate` with parameters and rows on a mesh, lowered from shapes alone."""
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
+    params, on = _placed(params, shardings(params, mesh)), decode_sharding(mesh)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    tokens_BT = _shape((rows, decoding.bucket_of(length, config.n_positions)), jnp.int32, on)
+    whole_B, keys_B = _shape((rows,), jnp.int32, on), _shape((rows,), keys.dtype, on)
+    numbers = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), sampling)
+    return decoding._generate_sharded.lower(  # the program that `generate` runs, without its checks on values
+        params,
+        config,
+        tokens_BT,
+        whole_B,
+        whole_B,
+        keys_B,
+        numbers,
+        rows_on=on,
+        candidates=1,
+        slots=decoding.bucket_of(max_new_tokens, config.n_positions),
+        bucket=top_k_bucket(sampling, config.vocab_size),
+    )
+
+
+def forward_flops(config: GPT2Config, rows: int, length: int, *, head_tokens: int) -> float:
+    """Multiplications and additions of a forward pass: 2 a weight and token, and the two products of attention, whole."""
+    blocks = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.mlp_dim)
+    attention = 4 * config.n_layer * config.n_embd * length
+    head = 2 * config.padded_vocab_size * config.n_embd
+    return float(rows * length * (2 * blocks + attention) + head_tokens * head)
+
+
+def training_flops(config: GPT2Config, rows: int, length: int, *, again: bool = False) -> float:
+    """Forward and twice as much backward (6 a weight and token); `again`: blocks are computed a second time."""
+    blocks = forward_flops(config, rows, length, head_tokens=0)
+    whole = forward_flops(config, rows, length, head_tokens=rows * length)
+    return 3 * whole + (blocks if again else 0.0)
+
+
+def render(report: Report) -> str:
+    """The report as a person reads it."""
+    mesh = ", ".join(f"{axis}={size}" for axis, size in report.mesh.items())
+    chip = report.chip
+    lines = [
+        f"{report.topology}: {report.devices} devices, {chip.name}, {_mb(chip.memory)} each; mesh {mesh}",
+        f"{report.parameters:,} parameters; {report.rows} rows of {report.length} tokens, "
+        f"{report.rows * report.length // report.devices:,} tokens a device",
+    ]
+    return "\n".join(lines + [line for program in report.programs for line in _rendered(program)])
+
+
+def _rendered(program: Program) -> list[str]:
+    chip, times = program.chip, program.roofline
+    slowest = max(times, key=times.__getitem__)
+    lines = [
+        "",
+        f"{program.name}, on each device (compiled in {program.seconds_to_compile:.0f} s)",
+        f"  memory      {_mb(program.memory):>12}  {'fits' if program.fits else 'DOES NOT FIT'} in {_mb(chip.memory)}",
+        f"    arguments {_mb(program.arguments):>12}",
+        f"    outputs   {_mb(program.outputs):>12}  of which {_mb(program.aliased)} take the arguments' place",
+        f"    temporary {_mb(program.temporaries):>12}",
+        f"    code      {_mb(program.code):>12}",
+        f"  flops       {program.flops / 1e9:>10,.1f} G  counted by hand; XLA, which takes a loop once: "
+        f"{program.xla_flops / 1e9:,.1f} G",
+        f"  memory read or written {program.bytes_accessed / 1e9:,.2f} GB (XLA, a loop once)",
+    ]
+    lines += ["  collectives" + ("" if program.collectives else ": none")]
+    for kind, certain, count, size, wire in collective_table(program):
+        mark = "" if certain else "  each pass of a loop"
+        lines.append(f"    {kind:<20}{count:>6} × {_mb(size / max(count, 1)):>10}  {_mb(wire)} sent{mark}")
+    lines += ["  loops" + ("" if program.loops else ": none")]
+    for loop in program.loops:
+        trips = "until its condition ends it" if loop.trips is None else f"{loop.trips} times"
+        lines.append(f"    {'  ' * loop.depth}{trips}  {loop.source[-90:]}")
+    least = "  ".join(f"{name} {1e3 * value:.2f} ms" for name, value in times.items())
+    lines.append(f"  at least    {1e3 * times[slowest]:.2f} ms, bound by {slowest}: {least}")
+    return lines
+
+
+def collective_table(program: Program) -> list[tuple[str, bool, int, int, float]]:
+    """(kind, whether its number is known, number, bytes of all, bytes that a device sends), the most bytes first."""
+    rows = []
+    for kind, certain in sorted({(found.kind, found.certain) for found in program.collectives}):
+        chosen = [found for found in program.collectives if (found.kind, found.certain) == (kind, certain)]
+        count = sum(found.times for found in chosen)
+        size = sum(found.bytes * found.times for found in chosen)
+        rows.append((kind, certain, count, size, sum(found.wire_bytes * found.times for found in chosen)))
+    return sorted(rows, key=lambda row: -row[4])
+
+
+def _compiled(name: str, lowered: Any, flops: float, chip: Chip, devices: int, start: float) -> Program:
+    with _environment(_ENVIRONMENT):
+        compiled = lowered.compile()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    cost = compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost or {}
+    return Program(
+        name=name,
+        seconds_to_compile=time.perf_counter() - start,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=flops,
+        xla_flops=cost.get("flops", 0.0),
+        bytes_accessed=cost.get("bytes accessed", 0.0),
+        collectives=tuple(collectives(text, devices=devices)),
+        loops=tuple(loops(text)),
+        chip=chip,
+    )
+
+
+@contextlib.contextmanager
+def _environment(wanted: Mapping[str, str]):
+    """Sets what is not set, and takes it back."""
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _shape(shape, dtype, sharding):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _placed(tree, places):
+    return jax.tree.map(lambda leaf, place: _shape(leaf.shape, leaf.dtype, place), tree, places)
+
+
+def _mb(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.2f} MiB"

@@ -1,0 +1,146 @@
+"""Where every array of a run lies: a tree of parameters or a whole training state in, a tree of shardings out.
+
+    "h_0/attn/c_attn/kernel" ─RULES→ PartitionSpec(None, "tensor", None, "fsdp") ─mesh→ NamedSharding
+
+`tensor` lies on heads, on hidden units of the MLP and on the vocabulary: two products in a row, the first divided by its
+outputs and the second by its inputs, need one sum over the devices between them and the residual stream, forward and
+backward. `fsdp` lies on the model's width D, which every matrix has: the matrix is gathered where it is used, and its
+gradient is summed and scattered. Biases of the width and norms are small and lie whole on every device. What the optimiser
+keeps for a parameter lies where the parameter does.
+
+Letters: B rows, T tokens, V vocabulary (padded to a multiple of 128), D model, H heads, K head dim, F mlp.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey, GetAttrKey
+
+from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.parallel.mesh import MeshError
+
+P = PartitionSpec
+ROWS = P(("data", "fsdp"))
+
+# (pattern of the whole path, axes of the array); the first that fits counts. A parameter that none fits is an error.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"wte/embedding", P("tensor", "fsdp")),  # (V, D); the head too where it is tied
+    (r"lm_head/kernel", P("tensor", "fsdp")),  # (V, D)
+    (r"wpe/embedding", P(None, "fsdp")),  # (positions, D)
+    (r"h_\d+/attn/c_attn/kernel", P(None, "tensor", None, "fsdp")),  # (3, H, K, D)
+    (r"h_\d+/attn/c_attn/bias", P(None, "tensor", None)),  # (3, H, K)
+    (r"h_\d+/attn/c_proj/kernel", P("fsdp", "tensor", None)),  # (D, H, K)
+    (r"h_\d+/mlp/c_fc/kernel", P("tensor", "fsdp")),  # (F, D)
+    (r"h_\d+/mlp/c_fc/bias", P("tensor")),  # (F,)
+    (r"h_\d+/mlp/c_proj/kernel", P("fsdp", "tensor")),  # (D, F)
+    (r"h_\d+/(attn|mlp)/c_proj/bias", P(None)),  # (D,)
+    (r"(h_\d+/ln_1|h_\d+/ln_2|ln_f)/(scale|bias)", P(None)),  # (D,)
+)
+
+
+class RuleError(ValueError):
+    """A parameter that no rule covers, or that its rule does not fit; the message names it."""
+
+
+def spec_of(path: str) -> PartitionSpec:
+    """The axes of the parameter at a path like `h_0/mlp/c_fc/kernel`.
+
+    Raises:
+      RuleError: no rule fits.
+    """
+    found = _rule(path)
+    if found is None:
+        raise RuleError(f"no rule says how the parameter {path} lies on a mesh; add one to RULES in parallel/rules.py")
+    return found
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A `NamedSharding` for each leaf of a tree of parameters, of a `TrainState`, or of an optimiser's state.
+
+    Args:
+      tree: arrays, or the shapes that `jax.eval_shape` gives.
+      mesh: with the axes of `make_mesh`.
+
+    A leaf of the optimiser's state whose path ends in a parameter's (Adam's moments, Muon's momentum) lies as the
+    parameter does; another one (a count, factored moments) lies whole on every device, as do the step and the key.
+
+    Raises:
+      RuleError: a parameter that no rule covers, or that does not divide.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh)), tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `data` and `fsdp`; the devices of a `tensor` group see the same rows. For every array of a batch."""
+    return NamedSharding(mesh, ROWS)
+
+
+def decode_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over all devices, for the keys that `generate` gets: rows share nothing, so no device waits for another.
+
+    Each device then gathers the parameters once for a call, however they lie.
+    """
+    return NamedSharding(mesh, P(mesh.axis_names))
+
+
+def check_divides(config: GPT2Config, mesh: Mesh, *, rows: int | None = None) -> None:
+    """Whether the model, and a batch of `rows`, divide among the devices of each axis.
+
+    Raises:
+      MeshError: names what does not divide, and the sizes that would be right.
+    """
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    # Every size below divides the heads, and the head's vocabulary is a multiple of 128.
+    right = _divisors(math.gcd(config.n_head, config.mlp_dim, config.padded_vocab_size))
+    if tensor not in right:
+        parts = f"{config.n_head} heads, {config.mlp_dim} hidden units and {config.padded_vocab_size} vocabulary rows"
+        raise MeshError(f"mesh: tensor={tensor} does not divide {parts}; right sizes for this model: {_listed(right)}")
+    if config.n_embd % fsdp:
+        right = _divisors(config.n_embd)
+        raise MeshError(f"mesh: fsdp={fsdp} does not divide the width {config.n_embd}; right sizes: {_listed(right)}")
+    groups = mesh.shape["data"] * fsdp
+    if rows is not None and (rows < 1 or rows % groups):
+        least = max(1, rows // groups) * groups
+        raise MeshError(
+            f"mesh: a batch of {rows} rows does not divide among data={mesh.shape['data']} × fsdp={fsdp} = {groups} "
+            f"groups of devices; {least} or {least + groups} rows would"
+        )
+
+
+def _rule(path: str) -> PartitionSpec | None:
+    return next((spec for pattern, spec in RULES if re.fullmatch(pattern, path)), None)
+
+
+def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> PartitionSpec:
+    start = len(path)
+    while start and isinstance(path[start - 1], DictKey):
+        start -= 1
+    names = [str(entry.key) for entry in path[start:]]
+    if names and (start == 0 or path[:start] == (GetAttrKey("params"),)):
+        name = "/".join(names)
+        spec = spec_of(name)
+        if not _fits(spec, leaf, mesh):
+            raise RuleError(f"the parameter {name} of shape {leaf.shape} does not divide as {spec} on {dict(mesh.shape)}")
+        return spec
+    for first in range(len(names)):  # an optimiser may keep its mirrors under further names
+        mirrored = _rule("/".join(names[first:]))
+        if mirrored is not None and _fits(mirrored, leaf, mesh):
+            return mirrored
+    return P()
+
+
+def _fits(spec: PartitionSpec, leaf: Any, mesh: Mesh) -> bool:
+    if len(spec) != len(leaf.shape):
+        return False
+    return all(axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=True))
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _listed(sizes: list[int]) -> str:
+    return ", ".join(map(str, sizes))

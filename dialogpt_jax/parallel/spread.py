@@ -1,0 +1,110 @@
+"""A gradient over the devices of a mesh: a function of (parameters, batch) in, the same function of divided ones out.
+
+    each device:  its rows, its part of every parameter ─`whole`→ the parameters ─loss, gradient→ ─sum, scatter→ its part
+
+The partitioner left to itself mixes up the two reasons to divide a matrix: where `fsdp` lies on the width, it divides the
+residual stream by its width and gathers the rows. So rows and `fsdp` are written down here, by `shard_map`; `tensor` is the
+partitioner's, which follows the parameters.
+The collectives of a step are then these: `fsdp` gathers each parameter in the dtype of the products, and sums and
+scatters its gradient in float32; `data` sums what is left of the gradient; `tensor` sums activations.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from dialogpt_jax.model import Params
+from dialogpt_jax.parallel.rules import ROWS, spec_of
+
+P = PartitionSpec
+ROW_AXES = ("data", "fsdp")
+
+
+def spread(sums: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`sums(params, batch, key) -> (scalars, gradient)` as a function of arrays that lie as `rules.py` says.
+
+    Args:
+      sums: called on each device with its rows and its parts of the parameters, which it makes whole by `whole`. The
+        scalars are sums over rows: they are added over all devices. Its key is another one on each group of rows, so
+        that dropout differs; `None` stays `None`.
+      mesh: with the axes of `make_mesh`.
+    """
+    manual = {axis for axis in mesh.axis_names if axis in ROW_AXES or mesh.shape[axis] == 1}
+
+    def one_device(params, batch, key):
+        if key is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(ROW_AXES))
+        scalars, gradient = sums(params, batch, key)
+        return jax.tree.map(lambda x: jax.lax.psum(x, ROW_AXES), scalars), gradient
+
+    def run(params, batch, key):
+        parts = jax.tree_util.tree_map_with_path(lambda path, _: _manual_part(spec_of(_name(path))), params)
+        return jax.shard_map(
+            one_device,
+            mesh=mesh,
+            in_specs=(parts, ROWS, P()),
+            out_specs=(P(), parts),
+            axis_names=manual,
+            check_vma=False,
+        )(params, batch, key)
+
+    return run
+
+
+def whole(params: Params, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Params:
+    """Inside `spread`: the whole parameters in `dtype`; the gradient that flows back is the sum over all rows, divided."""
+
+    def each(path, leaf):
+        return _gathered(leaf, spec_of(_name(path)), jnp.dtype(dtype), mesh)
+
+    return jax.tree_util.tree_map_with_path(each, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(part, spec, dtype, mesh):
+    def gather(part):
+        return jax.lax.all_gather(part, "fsdp", axis=tuple(spec).index("fsdp"), tiled=True)
+
+    return _in_tensor_groups(gather, spec, mesh)(part.astype(dtype)) if _divided(spec, mesh) else part.astype(dtype)
+
+
+def _gathered_forward(part, spec, dtype, mesh):
+    return _gathered(part, spec, dtype, mesh), None
+
+
+def _gathered_backward(spec, dtype, mesh, _, g):
+    def scatter(g):
+        return jax.lax.psum_scatter(g, "fsdp", scatter_dimension=tuple(spec).index("fsdp"), tiled=True)
+
+    # In float32: a sum over many devices in half precision loses what the master weights are there for.
+    g = g.astype(jnp.float32)
+    if not _divided(spec, mesh):
+        return (jax.lax.psum(g, ROW_AXES),)
+    return (jax.lax.psum(_in_tensor_groups(scatter, spec, mesh)(g), "data"),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def _divided(spec: PartitionSpec, mesh: Mesh) -> bool:
+    return "fsdp" in spec and mesh.shape["fsdp"] > 1
+
+
+def _in_tensor_groups(f, spec: PartitionSpec, mesh: Mesh):
+    """`f` on what each device of a `tensor` group has: the partitioner would gather that axis before it runs `f`."""
+    if mesh.shape["tensor"] == 1:
+        return f
+    part = P(*[axis if axis == "tensor" else None for axis in spec])
+    return jax.shard_map(f, in_specs=part, out_specs=part, axis_names={"tensor"}, check_vma=False)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(str(entry.key) for entry in path)
+
+
+def _manual_part(spec: PartitionSpec) -> PartitionSpec:
+    return P(*[axis if axis in ROW_AXES else None for axis in spec])

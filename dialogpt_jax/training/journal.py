@@ -1,0 +1,119 @@
+"""What a run tells while it goes: figures in, lines for a person, `metrics.jsonl` and TensorBoard's files out.
+
+A run that goes on from step N first drops what the files say of later steps, which it will tell again.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+METRICS, BOARD = "metrics.jsonl", "tensorboard"
+
+
+class Journal:
+    """The history of a run, in memory and, where there is a folder, in files.
+
+    Args:
+      folder: `None` writes nothing.
+      step: what was told of later steps is dropped.
+      report: takes a line for a person.
+    """
+
+    def __init__(self, folder: Path | None, step: int, report: Callable[[str], None]):
+        self.history: list[dict[str, Any]] = []
+        self._report = report
+        self._file = self._board = None
+        if folder is None:
+            return
+        from tensorboardX import SummaryWriter
+
+        path = folder / METRICS
+        if path.exists():
+            lines = (_entry(line) for line in path.read_text(encoding="utf-8").splitlines())
+            self.history = [entry for entry in lines if entry is not None and entry["step"] <= step]
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")
+        os.replace(part, path)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / BOARD), purge_step=step + 1)
+
+    def note(self, step: int, figures: dict[str, Any]) -> None:
+        """Keeps figures (or texts) of a step, and writes them."""
+        entry = {"step": step} | figures
+        self.history.append(entry)
+        if self._file is None or self._board is None:
+            return
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            if isinstance(value, list):
+                self._board.add_text(name, "\n\n".join(map(str, value)), step)
+            else:
+                self._board.add_scalar(name, value, step)
+
+    def tell(self, line: str) -> None:
+        """A line for a person."""
+        self._report(line)
+
+    def close(self) -> None:
+        """Ends the files."""
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+
+
+class Pace:
+    """Tokens a second and the time that is left, from the steps since it began."""
+
+    def __init__(self, step: int, steps: int):
+        self._first, self._steps = step, steps
+        self._began = self._told = time.perf_counter()
+        self._since = self._padded = 0
+
+    def add(self, tokens: int, padded: int) -> None:
+        """A step was done: its tokens, and how many were computed with the pads."""
+        self._since, self._padded = self._since + tokens, self._padded + padded
+
+    def pause(self, seconds: float) -> None:
+        """What was spent on something else than steps does not count."""
+        self._told += seconds
+        self._began += seconds
+
+    def figures(self, step: int) -> dict[str, float]:
+        """`tokens_per_second` and `computed_per_second` since the last call, `seconds_left` by the whole run."""
+        now = time.perf_counter()
+        spent = max(now - self._told, 1e-9)
+        left = (now - self._began) / max(step - self._first, 1) * (self._steps - step)
+        rates = {"tokens_per_second": self._since / spent, "computed_per_second": self._padded / spent}
+        self._told, self._since, self._padded = now, 0, 0
+        return rates | {"seconds_left": left}
+
+
+def progress_line(step: int, steps: int, figures: dict[str, float]) -> str:
+    """One step for a person: `step 20/200  loss 3.512  ppl 33.5  rate 1.0e-04  3,812 tokens/s  41 s left`."""
+    parts = [f"step {step}/{steps}", f"loss {figures['loss']:.3f}", f"ppl {math.exp(min(figures['loss'], 700)):,.4g}"]
+    parts += [f"rate {figures['learning_rate']:.2e}", f"{figures['tokens_per_second']:,.0f} tokens/s"]
+    if "mfu" in figures:
+        parts.append(f"MFU {figures['mfu']:.0%}")
+    return "  ".join([*parts, f"{duration(figures['seconds_left'])} left"])
+
+
+def duration(seconds: float) -> str:
+    """`41 s`, `12 min`, `3 h 5 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the metrics; `None` for one that a killed run left unfinished."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None

@@ -1,0 +1,153 @@
+"""`dialogpt data`: what it prints, its exit status, one line for what goes wrong."""
+
+import json
+
+import pytest
+
+from dialogpt_jax.cli.main import main
+from dialogpt_jax.data.shards import open_shards
+from dialogpt_jax.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    Tokenizer.train(["bytes"], 257).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def command(capfd, tokenizer):
+    """Runs `dialogpt data WORDS…` with a tokenizer of bytes: (status, stdout, stderr)."""
+
+    def run(*words, own=True):
+        try:
+            status = main(["data", *map(str, words), *(["--tokenizer", tokenizer] if own else [])])
+        except SystemExit as error:
+            status = error.code
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def talk(tmp_path):
+    file = tmp_path / "talk.jsonl"
+    lines = [
+        {"turns": ["Hi ☕!", "Hello.", "Bye."], "speakers": ["Ann", "Bob", "Ann"], "weights": [0, 0.3, 1]},
+        "broken",
+        {"turns": ["one"]},
+        ["Where?", "Here."],
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return file
+
+
+def test_check_shows_everything(command, talk):
+    status, out, err = command("check", talk)
+    assert status == 0
+    assert [line.rstrip() for line in out.splitlines()] == [
+        f"{talk}, line 1: 20 tokens",
+        " context  Hi ☕!⟨EOS⟩",
+        "     0.3  Hello.⟨EOS⟩",
+        "       1  Bye.⟨EOS⟩",
+        "",
+        f"{talk}, line 4: 13 tokens",
+        " context  Where?⟨EOS⟩",
+        "       1  Here.⟨EOS⟩",
+        "",
+        "tokens       examples",
+        *[f"{low:>6}-{low + 1:<6}{0:>10}" for low in range(1, 13, 2)],
+        f"    13-14             1  {'█' * 40}",
+        "    15-16             0",
+        "    17-18             0",
+        f"    19-20             1  {'█' * 40}",
+        "",
+        "4 lines: 2 dialogues, 2 dropped",
+        "2 examples of at most 128 tokens",
+        "33 tokens, 18 of them targets (54.5%)",
+        "EOS is a target after 3 of 3 trained turns",
+        "padding: 31.2% in the trainer's buckets, 87.1% in rows of one length, 74.2% with --pack",
+        "dropped because               lines  first  such as",
+        "no `turns` and no `messages`      1  2      no `turns` and no `messages`",
+        "fewer than two turns              1  3      one turn; a dialogue has at least two",
+    ]
+    assert "tokens/s" in err
+
+
+def test_check_takes_its_choices(command, talk):
+    _, out, _ = command("check", talk, "--train-on", "Bob", "--reverse", "--max-length", "16", "--workers", "2")
+    assert " context  Bye.⟨EOS⟩" in out  # the last is the first
+    assert "0.3  Hello.⟨EOS⟩" in out
+    assert "no turn of 'Bob' after the first" in out
+    assert "examples of at most 16 tokens" in out
+
+
+def test_check_refuses_what_never_ends_unless_forced(command, tmp_path):
+    file = tmp_path / "long.jsonl"
+    file.write_text('["a", "a long reply"]')
+    status, out, err = command("check", file, "--max-length", "8")
+    assert status == 1
+    assert "EOS is a target after 0 of 1 trained turns; 1 longer than 8 tokens lost their end" in out
+    assert "       1  a long …" in out
+    (line,) = [line for line in err.splitlines() if line.startswith("dialogpt data: ")]
+    assert "no EOS is a target, so that a model would never learn to stop" in line
+    assert command("check", file, "--max-length", "8", "--force")[0] == 0
+    assert command("prepare", file, tmp_path / "data", "--max-length", "8")[0] == 1
+    assert not (tmp_path / "data").exists()
+    assert command("prepare", file, tmp_path / "data", "--max-length", "8", "--force")[0] == 0
+
+
+def test_prepare_writes_what_the_flags_say(command, talk, tmp_path):
+    folder = tmp_path / "data"
+    flags = ("--reverse", "--pack", "--max-length", "64", "--workers", "2", "--train-on", "last")
+    status, out, _ = command("prepare", talk, talk, folder, *flags)
+    assert status == 0
+    data = open_shards(folder)
+    assert "dropped because" in out
+    assert out.splitlines()[-1].startswith(f"wrote {folder}: {len(data)} rows, 0.0 MB")
+    chosen = {name: data.info[name] for name in ("reverse", "pack", "max_length", "train_on", "eos_token_id")}
+    assert chosen == {"reverse": True, "pack": True, "max_length": 64, "train_on": "last", "eos_token_id": 256}
+    assert data.info["counts"]["lines"] == 8
+    assert [source["file"] for source in data.info["sources"]] == [str(talk)] * 2
+    status, _, err = command("prepare", talk, folder)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{folder}: prepared data is there already; --force replaces it" in err
+    assert command("prepare", talk, folder, "--force")[0] == 0
+    assert open_shards(folder).info["reverse"] is False
+
+
+def test_the_tokenizer_of_the_package_is_the_default(command, talk, tmp_path):
+    assert command("prepare", talk, tmp_path / "data", own=False)[0] == 0
+    info = open_shards(tmp_path / "data").info
+    assert (info["vocab_size"], info["eos_token_id"]) == (8192, 8191)
+    status, _, err = command("prepare", talk, tmp_path / "more", "--max-length", "257", own=False)
+    assert status == 1
+    assert "max_length is 257; the model in" in err
+    assert "has a context of 256 (n_positions)" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["check", "nowhere.jsonl"], 1, "nowhere.jsonl: No such file or directory"),
+        (["check", "TALK", "--train-on", "Joe"], 1, "nobody is called 'Joe' here; the speakers are Ann, Bob"),
+        (["check", "TALK", "--max-length", "1"], 1, "max_length is 1"),
+        (["check", "TALK", "--workers", "0"], 2, "'0' is no whole number from 1"),
+        (["prepare", "TALK"], 2, "required: DIR"),
+        ([], 2, "required: ACTION"),
+    ],
+)
+def test_what_goes_wrong_is_told(command, talk, words, status, said):
+    found, _, err = command(*(str(talk) if word == "TALK" else word for word in words), own=bool(words))
+    assert found == status
+    assert said in err
+
+
+def test_help_teaches(command):
+    _, out, _ = command("--help", own=False)
+    for part in ('{"turns": ["Hi!", "Hello."]}', '"weight": 0.3', '"role": "user"', "EOS 1.0 Hello. ⇥ 1.0 Bye."):
+        assert part in out
+    assert "--train-on" in command("prepare", "--help", own=False)[1]

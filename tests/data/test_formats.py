@@ -1,0 +1,182 @@
+"""Formats: each form of a line gives the same dialogue; a line that gives none is named with what is wrong with it."""
+
+import gzip
+import json
+import tracemalloc
+
+import pytest
+
+from dialogpt_jax.data import formats
+from dialogpt_jax.data.formats import Dialogue, Dropped, form_of, lenient_dialogues
+
+TURNS = ("Hi ☕!", "Hello.", "Bye.")
+SPEAKERS, WEIGHTS = ("Ann", "Bob", "Ann"), (0.0, 0.3, 1.0)
+WHOLE = Dialogue(TURNS, SPEAKERS, WEIGHTS)
+
+
+def read(tmp_path, *lines, name="talk.jsonl"):
+    """Lines that are bytes as they are, all others as JSON."""
+    raw = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return list(lenient_dialogues(file))
+
+
+@pytest.mark.parametrize("name", ["talk.jsonl", "talk.jsonl.gz", "talk.json"])
+def test_each_form_of_json_in_one_file(tmp_path, name):
+    as_turns = [{"text": t, "speaker": s, "weight": w} for t, s, w in zip(TURNS, SPEAKERS, WEIGHTS, strict=True)]
+    as_messages = [{"role": s, "content": t, "weight": w} for t, s, w in zip(TURNS, SPEAKERS, WEIGHTS, strict=True)]
+    found = read(
+        tmp_path,
+        b"\xef\xbb\xbf" + json.dumps({"turns": TURNS}).encode(),  # a byte order mark
+        {"turns": TURNS, "weights": WEIGHTS, "speakers": SPEAKERS, "source": "ours"},
+        {"turns": as_turns},
+        {"messages": as_messages},
+        as_messages,
+        TURNS,
+        {"turns": [TURNS[0], {"text": "Hello.", "loss": False}, {"text": "Bye.", "speaker": "Bob"}]},
+        {"turns": TURNS, "speakers": ["Ann", None, "Ann"], "weights": [1, 2, 3]},
+        name=name,
+    )
+    assert found == [
+        Dialogue(TURNS),
+        *[WHOLE] * 4,
+        Dialogue(TURNS),
+        Dialogue(TURNS, (None, None, "Bob"), (1.0, 0.0, 1.0)),
+        Dialogue(TURNS, ("Ann", None, "Ann"), (1.0, 2.0, 3.0)),
+    ]
+
+
+@pytest.mark.parametrize("name", ["talk.tsv", "talk.tsv.gz"])
+def test_microsofts_lines(tmp_path, name):
+    lines = [b"0.0 2 of us . EOS 1.0 so ?\t1.0 yes\r", b"1 hi\t0.3 EOS is a word", b"0.0 a EOS 0.0 b\t.5 c"]
+    assert read(tmp_path, *lines, name=name) == [
+        Dialogue(("2 of us .", "so ?", "yes"), None, (0.0, 1.0, 1.0)),
+        Dialogue(("hi", "EOS is a word"), None, (1.0, 0.3)),
+        Dialogue(("a", "b", "c"), None, (0.0, 0.0, 0.5)),
+    ]
+    assert form_of(tmp_path / name) == formats.WEIGHTED_TSV
+    plain = [b"2 of us ?\tyes", b"how many ? EOS 2 of us .\t2 ?", b"nan\t1 2 3"]
+    assert read(tmp_path, *plain, name=name) == [  # a number at the start of some turns is no weight
+        Dialogue(("2 of us ?", "yes")),
+        Dialogue(("how many ?", "2 of us .", "2 ?")),
+        Dialogue(("nan", "1 2 3")),
+    ]
+    assert form_of(tmp_path / name) == formats.TSV
+
+
+def test_the_dummy_corpus(shared):
+    found = list(lenient_dialogues(shared / "data" / "dummy_data.tsv"))
+    assert len(found) == 2000
+    assert found[0] == Dialogue(("what are you doing for a living ?", "i am a admin ."))
+    assert not any(isinstance(line, Dropped) for line in found)
+
+
+BROKEN = [
+    (b"{oops", "not JSON (Expecting property name", "not JSON"),
+    (b"[" * 100_000, "not JSON (maximum recursion depth", "not JSON"),
+    (b'{"turns": ["a", "b\xff"]}', "byte 19 (0xff) is not UTF-8", "not UTF-8"),
+    (b"", "the line is blank", "the line is blank"),
+    (b"7", "no `turns` and no `messages`", "no `turns` and no `messages`"),
+    ({"text": "a"}, "no `turns` and no `messages`", "no `turns` and no `messages`"),
+    ({"turns": "ab"}, "`turns` is no list", "`turns` is no list"),
+    ({"messages": {"a": 1}}, "`messages` is no list", "`messages` is no list"),
+    ({"turns": []}, "no turn; a dialogue has at least two", "fewer than two turns"),
+    ({"turns": ["a"]}, "one turn; a dialogue has at least two", "fewer than two turns"),
+    ({"turns": ["a", " \n"]}, "turn 2 is empty", "a turn is empty"),
+    ({"turns": ["a", 5]}, "turn 2 has no text", "a turn has no text"),
+    ({"turns": ["a", {"content": None}]}, "turn 2 has no text", "a turn has no text"),
+    ({"turns": ["a", "b" * 100_001]}, "turn 2 has 100,001 characters; the most is 100,000", "a turn is too long"),
+    ({"turns": ["a", "b" * 10_000_000]}, "the line has 10,000,021 bytes; the most is 8,388,608", "line too long"),
+    (b'{"turns": ["a", "\\ud800"]}', "turn 2 holds a lone surrogate, which is no character", "a lone surrogate"),
+    ({"turns": ["a", "b"], "weights": [1]}, "1 weights for 2 turns", "not as many weights as turns"),
+    ({"turns": ["a", "b"], "weights": [1, -1]}, "weight 2 is -1; it must be a finite", "a weight is out of range"),
+    ({"turns": ["a", "b"], "weights": [1, float("nan")]}, "weight 2 is nan; it", "a weight is out of range"),
+    ({"turns": ["a", "b"], "weights": [1, 1e39]}, "weight 2 is 1e+39; it", "a weight is out of range"),
+    ({"turns": ["a", "b"], "weights": [1, 10**400]}, "weight 2 is 1000", "a weight is out of range"),
+    ({"turns": ["a", "b"], "weights": [1, "1"]}, 'weight 2 is "1", not a number', "a weight is not a number"),
+    ({"turns": ["a", "b"], "weights": [1, True]}, "weight 2 is true, not a number", "a weight is not a number"),
+    ({"turns": ["a", "b"], "weights": [1, None]}, "weight 2 is null, not a number", "a weight is not a number"),
+    ({"turns": ["a", "b"], "weights": 1}, "`weights` is no list", "`weights` is no list"),
+    ({"turns": ["a", {"text": "b", "weight": "x"}]}, 'weight 2 is "x", not', "a weight is not a number"),
+    ({"turns": ["a", {"text": "b", "weight": 1}], "weights": [1, 1]}, "weights stand both in", "weights stand both"),
+    ({"turns": ["a", "b"], "speakers": ["x"]}, "1 speakers for 2 turns", "not as many speakers as turns"),
+    ({"turns": ["a", "b"], "speakers": ["x", 5]}, "the speaker of turn 2 is no text", "a speaker is no text"),
+]
+
+
+def test_broken_lines_are_named_and_the_rest_is_read(tmp_path):
+    good = {"turns": ["a", "b"]}
+    found = read(tmp_path, *[line for broken, *_ in BROKEN for line in (broken, good)])
+    assert found[1::2] == [Dialogue(("a", "b"))] * len(BROKEN)
+    for number, (dropped, (_, reason, kind)) in enumerate(zip(found[::2], BROKEN, strict=True)):
+        assert isinstance(dropped, Dropped)
+        assert dropped.line == 2 * number + 1
+        assert dropped.reason.startswith(reason)
+        assert dropped.kind.startswith(kind)
+
+
+def test_broken_lines_of_tsv(tmp_path):
+    good = [b"0.0 a\t1.0 b"] * 10
+    broken = [
+        b"0.0 a 1.0 b",
+        b"1,2,3\t0.0 a\t1.0 b",
+        b"0.0 a\t",
+        b"0.0 a\tb",
+        b"0.0 a\t-1 b",
+        b"0.0 a\tnan b",
+        b"0.0\t1.0 b",
+    ]
+    found = read(tmp_path, *good, *broken, name="talk.tsv")
+    assert [d.line for d in found[10:]] == list(range(11, 18))
+    assert [d.reason for d in found[10:]] == [
+        "no tab; expected source ⇥ target",
+        "3 columns; expected source ⇥ target",
+        "turn 2 begins with '', not a weight",
+        "turn 2 begins with 'b', not a weight",
+        "weight 2 is -1; it must be a finite number from 0",
+        "weight 2 is nan; it must be a finite number from 0",
+        "turn 1 is empty",
+    ]
+    (dropped,) = read(tmp_path, b"a\t ", name="plain.tsv")
+    assert dropped == Dropped(1, "turn 2 is empty", "a turn is empty")
+
+
+def test_what_was_read_before_a_broken_end_of_gzip_is_kept(tmp_path):
+    lines = b"".join(json.dumps({"turns": [f"{i} a", "b"]}).encode() + b"\n" for i in range(5000))
+    file = tmp_path / "talk.jsonl.gz"
+    file.write_bytes(gzip.compress(lines)[:-2000])
+    *found, last = lenient_dialogues(file)
+    assert 100 < len(found) < 5000
+    assert all(isinstance(d, Dialogue) for d in found)
+    assert last.line == len(found) + 1
+    assert last.reason.startswith("the gzip file is broken from here (")
+    file.write_bytes(lines)
+    (only,) = lenient_dialogues(file)
+    assert only.reason.startswith("the gzip file is broken from here (Not a gzipped file")
+
+
+def test_a_huge_line_is_not_held_in_memory(tmp_path):
+    file = tmp_path / "talk.jsonl"
+    with file.open("wb") as out:
+        for _ in range(64):
+            out.write(b"x" * (1 << 20))
+        out.write(b'\n{"turns": ["a", "b"]}')
+    tracemalloc.start()
+    found = list(lenient_dialogues(file))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [
+        Dropped(1, f"the line has {(64 << 20) + 1:,} bytes; the most is 8,388,608", "line too long"),
+        Dialogue(("a", "b")),
+    ]
+    assert peak < 40 << 20
+
+
+def test_the_longest_line_and_turn_that_are_read(tmp_path):
+    size = formats.MAX_LINE_BYTES
+    line = b'{"turns": ["a", "b"], "note": "' + b"x" * (size - 33) + b'"}'
+    assert len(line) == size
+    assert read(tmp_path, line) == [Dialogue(("a", "b"))]
+    assert isinstance(read(tmp_path, line + b" ")[0], Dropped)
+    assert read(tmp_path, {"turns": ["a", "b" * 100_000]}) == [Dialogue(("a", "b" * 100_000))]
