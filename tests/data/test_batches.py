@@ -1,17 +1,26 @@
-"""Batches: a function of (seed, step), padded without weight, each example once an epoch."""
+"""Batches: a function of (seed, step), padded without weight, planned alike by everyone, each example once an epoch."""
 
 import collections
 
 import numpy as np
 import pytest
 
-from dialogpt_jax.data.batches import Batch, Batches, collate
+from dialogpt_jax.data.batches import (
+    Batch,
+    Batches,
+    Buckets,
+    SortedWindows,
+    collate,
+    fingerprint,
+    read_ahead,
+    rows_multiple,
+)
 from dialogpt_jax.data.examples import Example
 
-LENGTHS = (8, 16, 32)
+BUCKETS = Buckets(rows=4, length=32, count=4, multiple=2)
 
 
-def drawn_examples(count=60, seed=0):
+def drawn_examples(count=90, seed=0):
     """The first token of an example is its number plus one; a length of 2 to 32."""
     rng = np.random.default_rng(seed)
     out = []
@@ -24,68 +33,160 @@ def drawn_examples(count=60, seed=0):
     return out
 
 
-def make(examples, seed=0, tokens_per_batch=64):
-    return Batches(examples, lengths=LENGTHS, tokens_per_batch=tokens_per_batch, seed=seed)
+def make(examples, seed=0, planner=BUCKETS):
+    return Batches(examples, planner, seed=seed)
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(one[:2], other[:2], strict=True))
+
+
+def sizes(batch: Batch) -> np.ndarray:
+    return (batch.tokens_BT > 0).sum(axis=1)
 
 
 def test_collate_pads_at_the_right_with_no_weight():
-    tokens_BT, weights_BT = collate([Example(np.array([5, 6, 7]), np.array([0, 1, 1])), drawn_examples(1)[0]], 40)
+    tokens_BT, weights_BT, segments_BT = collate(
+        [Example(np.array([5, 6, 7]), np.array([0, 1, 0.3])), drawn_examples(1)[0]], 40
+    )
     assert (tokens_BT.shape, tokens_BT.dtype, weights_BT.dtype) == ((2, 40), np.int32, np.float32)
     assert tokens_BT[0].tolist() == [5, 6, 7] + [0] * 37
-    assert weights_BT[0].tolist() == [0, 1, 1] + [0] * 37
+    np.testing.assert_array_equal(weights_BT[0], np.array([0, 1, 0.3] + [0] * 37, np.float32))
+    assert segments_BT is None
 
 
-def test_a_batch_is_a_function_of_seed_and_step():
+def test_collate_marks_the_pads_of_packed_rows_as_of_no_segment():
+    packed = Example(np.array([5, 6, 7]), np.array([0, 1, 0]), np.array([0, 0, 1], np.int32))
+    batch = collate([packed, drawn_examples(1)[0]], 40)
+    assert batch.segments_BT.dtype == np.int32
+    assert batch.segments_BT[0].tolist() == [0, 0, 1] + [-1] * 37
+    size = int(sizes(batch)[1])
+    assert batch.segments_BT[1].tolist() == [0] * size + [-1] * (40 - size)
+
+
+@pytest.mark.parametrize("planner", [BUCKETS, SortedWindows(4, window=3)])
+def test_a_batch_is_a_function_of_seed_and_step(planner):
     examples = drawn_examples()
-    batches = make(examples)
+    batches = make(examples, planner=planner)
     steps = 3 * batches.per_epoch
     seen = [batches[step] for step in range(steps)]
     for step in (0, steps - 1, 2, batches.per_epoch, batches.per_epoch - 1):  # in any order, by another object
-        assert same(make(examples)[step], seen[step])
+        assert same(make(examples, planner=planner)[step], seen[step])
         assert same(batches[step], seen[step])
-    other = make(examples, seed=1)
+    other = make(examples, seed=1, planner=planner)
     assert not all(same(other[step], seen[step]) for step in range(batches.per_epoch))
 
 
-def test_each_example_is_seen_at_most_once_an_epoch_and_all_in_the_long_run():
+@pytest.mark.parametrize("planner", [BUCKETS, SortedWindows(4, window=3)])
+def test_each_example_is_seen_at_most_once_an_epoch_and_all_in_the_long_run(planner):
     examples = drawn_examples()
-    batches = make(examples)
-    ever = set()
-    orders = []
+    batches = make(examples, planner=planner)
+    ever, orders = set(), []
     for epoch in range(12):
-        numbers = [
-            int(n)
-            for step in range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
-            for n in batches[step].tokens_BT[:, 0]
-        ]
+        steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
+        numbers = [int(n) for step in steps for n in batches[step].tokens_BT[:, 0]]
         assert max(collections.Counter(numbers).values()) == 1
+        assert len(numbers) > len(examples) - 4 * (1 if planner is BUCKETS else 8)  # less than a batch is left out
         ever |= set(numbers)
         orders.append(numbers)
     assert ever == set(range(1, len(examples) + 1))
     assert len({tuple(order) for order in orders}) == len(orders)  # an epoch is not the one before
 
 
-def test_batches_cost_about_the_same_and_hold_what_fits_their_bucket():
+def test_batches_cost_about_the_same_and_their_rows_divide():
     batches = make(drawn_examples())
-    shapes = set()
+    shapes = {batches[step].tokens_BT.shape for step in range(batches.per_epoch)}
+    assert shapes == {(16, 8), (8, 16), (4, 24), (4, 32)} == set(BUCKETS.shapes(32))
     for step in range(batches.per_epoch):
-        tokens_BT, weights_BT = batches[step]
-        shapes.add(tokens_BT.shape)
-        longest = int((tokens_BT > 0).sum(axis=1).max())
-        assert next(n for n in LENGTHS if n >= longest) <= tokens_BT.shape[1]
-        assert all(n > tokens_BT.shape[1] // 2 or tokens_BT.shape[1] == 8 for n in (tokens_BT > 0).sum(axis=1))
-        np.testing.assert_array_equal(weights_BT.sum(axis=1), (tokens_BT > 0).sum(axis=1) - 1)
-    assert shapes == {(8, 8), (4, 16), (2, 32)}
+        batch = batches[step]
+        np.testing.assert_array_equal(batch.weights_BT.sum(axis=1), sizes(batch) - 1)
+        assert batches.tokens(step) == sizes(batch).sum()
+        fits = np.searchsorted([8, 16, 24, 32], sizes(batch))
+        own = [8, 16, 24, 32].index(batch.tokens_BT.shape[1])
+        assert fits.max() <= own
+        assert (fits == own).any() or own == 3  # what a shorter bucket could not fill, beside the bucket's own
+
+
+def test_a_corpus_of_a_few_short_dialogues_still_fills_batches():
+    few = [e for e in drawn_examples() if len(e.tokens_T) < 30][:9]
+    batches = make(few)
+    assert batches.per_epoch == 2
+    assert {batches[step].tokens_BT.shape[0] for step in range(2)} == {4}
+
+
+def test_shapes_end_where_the_longest_example_does():
+    assert Buckets(rows=32, length=256).shapes(100) == [(256, 32), (128, 64), (80, 96), (64, 128)]
+    assert Buckets(rows=4, length=100, count=1, multiple=4).shapes(3) == [(4, 100)]
+
+
+def test_the_paper_s_windows_are_sorted_by_length_and_padded_to_eight():
+    batches = make(drawn_examples(), planner=SortedWindows(4, window=3))
+    spreads = []
+    for step in range(batches.per_epoch):
+        batch = batches[step]
+        assert batch.tokens_BT.shape == (4, -(-int(sizes(batch).max()) // 8) * 8)
+        spreads.append(np.ptp(sizes(batch)))
+    unsorted = [np.ptp([len(e.tokens_T) for e in drawn_examples()[i : i + 4]]) for i in range(0, 88, 4)]
+    assert np.mean(spreads) < 0.6 * np.mean(unsorted)
+
+
+def test_a_part_of_a_batch_reads_only_its_rows():
+    examples = drawn_examples()
+    read = []
+
+    class Watched(list):
+        lengths = np.array([len(e.tokens_T) for e in examples])
+
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    batches = make(Watched(examples))
+    assert read == []  # lengths are enough to plan
+    whole = make(examples)[3]
+    for rows in (slice(1, 3), np.array([0, 3])):
+        read.clear()
+        part = batches.read(3, rows)
+        assert len(read) == 2
+        assert np.array_equal(part.tokens_BT, whole.tokens_BT[rows])
+
+
+def test_steps_are_read_ahead_in_order():
+    assert list(read_ahead(lambda step: step * 10, 3, 8)) == [30, 40, 50, 60, 70]
+    assert list(read_ahead(lambda step: step, 5, 5)) == []
+
+
+def test_an_error_while_reading_ahead_arrives():
+    def load(step):
+        if step == 2:
+            raise OSError("the disk is gone")
+        return step
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(read_ahead(load, 0, 5))
+
+
+def test_data_is_known_by_its_fingerprint():
+    one, other = drawn_examples(), drawn_examples()
+    assert fingerprint(one) == fingerprint(other)
+    weights_T = other[0].weights_T.copy()
+    weights_T[1] = 0.3
+    assert fingerprint([other[0]._replace(weights_T=weights_T), *other[1:]]) != fingerprint(one)
+    assert fingerprint(one[:-1]) != fingerprint(one)
+    assert fingerprint([*one[:-1], one[-1]._replace(tokens_T=one[-1].tokens_T + 1)]) != fingerprint(one)
+
+
+def test_rows_divide_by_parts_and_devices_and_where_they_can_by_eight():
+    assert rows_multiple(32, accumulate=1, shards=1) == 8
+    assert rows_multiple(32, accumulate=2, shards=8) == 16
+    assert rows_multiple(6, accumulate=3, shards=1) == 6
+    assert rows_multiple(3, accumulate=1, shards=1) == 1
+    with pytest.raises(ValueError, match="a batch of 12 examples is not divided by 1 parts on 8 devices; take a multiple of 8"):
+        rows_multiple(12, accumulate=1, shards=8)
 
 
 def test_what_gives_no_batch_is_an_error_with_its_numbers():
-    with pytest.raises(ValueError, match="an example has 33 tokens; the longest bucket holds 32"):
-        make([Example(np.ones(33, np.int32), np.ones(33, np.float32))])
-    with pytest.raises(ValueError, match="3 examples do not fill one batch of 512 tokens"):
-        make(drawn_examples(3), tokens_per_batch=512)
+    with pytest.raises(ValueError, match=r"3 examples do not fill one batch .*rows=4.*take a smaller batch size"):
+        make(drawn_examples(3))
     with pytest.raises(ValueError, match="0 examples"):
         make([])

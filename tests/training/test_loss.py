@@ -142,3 +142,47 @@ def test_bfloat16_parameters_have_a_float32_loss_and_bfloat16_gradients():
         assert ours.dtype == jnp.bfloat16
         # A few per cent: a dozen roundings of 2^-9, on the way there and back, of numbers that partly cancel.
         assert tensor_error(ours.astype(jnp.float32), theirs) < 0.06, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 100])
+def test_a_head_in_chunks_is_the_head(chunk):
+    # 11 tokens: chunks that divide them, that do not, and one for all. The whole logits, by jax's own gradient.
+    def whole(params):
+        logits_BTV = model.forward(params, CONFIG, jnp.asarray(TOKENS_BT))
+        log_BTV = jax.nn.log_softmax(logits_BTV)
+        costs_BT = -jnp.take_along_axis(log_BTV[:, :-1], jnp.asarray(TOKENS_BT)[:, 1:, None], axis=-1)[..., 0]
+        return (costs_BT * WEIGHTS_BT[:, 1:]).sum() / WEIGHTS_BT[:, 1:].sum()
+
+    def chunked(params):
+        return losses.loss(params, CONFIG, jnp.asarray(TOKENS_BT), jnp.asarray(WEIGHTS_BT), chunk=chunk)[0]
+
+    (value, gradients), (expected, references) = (jax.jit(jax.value_and_grad(f))(PARAMS) for f in (chunked, whole))
+    assert float(value) == pytest.approx(float(expected), rel=TOLERANCE)
+    assert float(jax.jit(chunked)(PARAMS)) == pytest.approx(float(expected), rel=TOLERANCE)  # no gradient asked for
+    for path, got in jax.tree_util.tree_leaves_with_path(gradients):
+        wanted = dict(jax.tree_util.tree_leaves_with_path(references))[path]
+        error = float(jnp.linalg.norm(got - wanted) / jnp.maximum(jnp.linalg.norm(wanted), 1e-3))
+        assert error < GRADIENT_TOLERANCE, jax.tree_util.keystr(path)
+    token = jax.jit(losses.token_losses, static_argnames=("config", "chunk"))
+    np.testing.assert_allclose(
+        token(PARAMS, CONFIG, jnp.asarray(TOKENS_BT), chunk=chunk),
+        token_losses(PARAMS, CONFIG, jnp.asarray(TOKENS_BT)),
+        rtol=TOLERANCE,
+        atol=TOLERANCE,
+    )
+
+
+def test_logits_are_never_held_whole():
+    config = dataclasses.replace(CONFIG, n_layer=1, vocab_size=200)  # 256 with the pad: no other width of the model
+    params = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
+
+    def text(chunk):
+        tokens_BT, weights_BT = jnp.zeros((2, 24), jnp.int32), jnp.ones((2, 24))
+        step = jax.grad(lambda p: losses.loss(p, config, tokens_BT, weights_BT, chunk=chunk)[0])
+        return jax.jit(step).lower(params).compile().as_text()
+
+    whole, chunked = text(24), text(4)
+    assert "f32[48,256]" in whole
+    assert "f32[8,256]" in chunked
+    assert "[48,256]" not in chunked
+    assert "[2,24,256]" not in chunked

@@ -5,7 +5,6 @@ Float32 throughout; equality is exact where the same program runs twice.
 
 import dataclasses
 import functools
-import itertools
 
 import fakes
 import jax
@@ -16,7 +15,7 @@ import pytest
 
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.training.loss import loss
-from dialogpt_jax.training.optim import matrix_axes, muon_and_adam, trapezoid
+from dialogpt_jax.training.optim import make_optimizer, matrix_axes
 from dialogpt_jax.training.step import init_state, train_step
 
 # Two programs (one jitted, one not) round sums of a few hundred terms in another order.
@@ -165,7 +164,7 @@ def test_the_bundled_models_optimiser_takes_matrices_as_matrices_and_learns(para
     assert axes["wte"]["embedding"] is None
     assert axes["h_0"]["ln_1"]["scale"] is None
     assert axes["h_0"]["mlp"]["c_fc"]["bias"] is None
-    optimizer = muon_and_adam(steps=40, warmup=4, decay=10, muon_rate=0.02, adam_rate=3e-3, clip=1.0)
+    optimizer = make_optimizer("muon", optax.constant_schedule(0.02), weight_decay=0.0, b2=0.99)
     step, state, losses = step_of(optimizer), init_state(params, optimizer, jax.random.key(0)), []
     for _ in range(30):
         state, metrics = step(state, batch())
@@ -173,11 +172,61 @@ def test_the_bundled_models_optimiser_takes_matrices_as_matrices_and_learns(para
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_the_rate_rises_stays_and_falls():
-    rate = trapezoid(2.0, steps=100, warmup=10, decay=30)
-    found = [float(rate(step)) for step in range(101)]
-    np.testing.assert_allclose(found[0], 0.2, rtol=1e-6)
-    np.testing.assert_allclose(found[9:71], 2.0, rtol=1e-6)
-    np.testing.assert_allclose(found[85], 1.0, rtol=1e-6)
-    assert found[100] == 0
-    assert all(b >= a - 1e-6 for a, b in itertools.pairwise(found[:10]))
+def unequal(rows=8, length=12) -> Batch:
+    """Rows whose weights differ wildly: a mean of means would be another number."""
+    data = batch(rows=rows, length=length)
+    return Batch(data.tokens_BT, data.weights_BT * np.array([0, 0.3, 5, 1, 1, 0, 0.01, 2], np.float32)[:rows, None])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_batch(params, parts):
+    optimizer = optax.sgd(0.5)
+    state = init_state(params, optimizer, jax.random.key(0))
+    whole, metrics = step_of(optimizer)(state, unequal())
+    added, others = step_of(optimizer, accumulate=parts)(state, unequal())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), added.params, whole.params)
+    for name in metrics:
+        np.testing.assert_allclose(others[name], metrics[name], **TOLERANCE)
+
+
+def test_packed_rows_are_the_loss_and_the_step_of_unpacked_ones(params):
+    apart = batch(rows=4, length=9)
+    sizes = [9, 4, 7, 2]
+    weights_BT = apart.weights_BT * (np.arange(9) < np.array(sizes)[:, None])
+    weights_BT[:, 0] = 3.0  # on a text's first token a weight says nothing, in whatever row
+    tokens_BT, packed_BT = np.zeros((2, 14), np.int32), np.zeros((2, 14), np.float32)
+    segments_BT = np.full((2, 14), -1, np.int32)
+    for row, start, segment, source in ((0, 0, 0, 0), (0, 9, 1, 1), (1, 0, 0, 2), (1, 7, 1, 3)):
+        place = slice(start, start + sizes[source])
+        tokens_BT[row, place] = apart.tokens_BT[source, : sizes[source]]
+        packed_BT[row, place] = weights_BT[source, : sizes[source]]
+        segments_BT[row, place] = segment
+    optimizer = optax.sgd(0.5)
+    state = init_state(params, optimizer, jax.random.key(0))
+    one, metrics = step_of(optimizer)(state, Batch(apart.tokens_BT, weights_BT))
+    other, others = step_of(optimizer)(state, Batch(tokens_BT, packed_BT, segments_BT))
+    assert float(others["loss"]) == pytest.approx(float(metrics["loss"]), abs=1e-5)
+    assert float(others["targets"]) == pytest.approx(float(metrics["targets"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), other.params, one.params)
+
+
+def test_computing_blocks_twice_changes_memory_and_no_number(params):
+    config = dataclasses.replace(CONFIG, resid_pdrop=0.2, attn_pdrop=0.1)  # the same dropout both times
+    optimizer = optax.sgd(0.5)
+    state = init_state(params, optimizer, jax.random.key(0))
+    once, _ = step_of(optimizer, config=config)(state, batch())
+    step = step_of(optimizer, config=config, checkpoint_blocks=True)
+    assert str(jax.make_jaxpr(step)(state, batch())).count("remat") == config.n_layer  # once in each block's gradient
+    twice, _ = step(state, batch())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), twice.params, once.params)
+
+
+def test_parts_of_a_batch_drop_out_differently(params):
+    config = dataclasses.replace(CONFIG, resid_pdrop=0.5)
+    optimizer = optax.sgd(0.5)
+    state = init_state(params, optimizer, jax.random.key(0))
+    one_part = batch(rows=1)
+    doubled = Batch(*(np.concatenate([a, a]) for a in one_part[:2]))
+    alone, _ = step_of(optimizer, config=config)(state, one_part)
+    both, _ = step_of(optimizer, config=config, accumulate=2)(state, doubled)
+    assert not same(both.params, alone.params)  # with the same draw the mean of both would be either
