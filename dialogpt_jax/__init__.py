@@ -26,8 +26,22 @@ from dialogpt_jax.decoding.score import score as score
 from dialogpt_jax.model import forward as forward
 from dialogpt_jax.model import init_params as init_params
 
+# Data for training
+from dialogpt_jax.data.batches import Batch as Batch
+from dialogpt_jax.data.examples import Example as Example
+from dialogpt_jax.data.shards import open_shards as open_shards
+
 # Text
 from dialogpt_jax.text.tokenizer import Tokenizer as Tokenizer
+
+# Training as pure functions, and the loop around them
+from dialogpt_jax.training.loop import Fitted as Fitted
+from dialogpt_jax.training.loop import fit as fit
+from dialogpt_jax.training.loss import loss as loss
+from dialogpt_jax.training.options import TrainOptions as TrainOptions
+from dialogpt_jax.training.step import TrainState as TrainState
+from dialogpt_jax.training.step import init_state as init_state
+from dialogpt_jax.training.step import train_step as train_step
 
 # Model directories
 from dialogpt_jax.weights.directory import load_params as load_params

@@ -44,7 +44,7 @@ LIMITS = """\
 def read_curve(metrics: Path) -> list[tuple[int, float]]:
     """(step, bits per byte) of each evaluation in a run's `metrics.jsonl`; of a step run twice, the later."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return sorted({row["step"]: row["bits_per_byte"] for row in rows if "bits_per_byte" in row}.items())
+    return sorted({row["step"]: row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row}.items())
 
 
 def measure(bot: Bot, valid: Sequence[Sequence[str]]) -> tuple[list[Estimate], list[Context], list[Reply]]:
@@ -55,7 +55,13 @@ def measure(bot: Bot, valid: Sequence[Sequence[str]]) -> tuple[list[Estimate], l
 
 
 def write_card(
-    directory: Path, bot: Bot, valid: Sequence[Sequence[str]], *, curve: list[tuple[int, float]], command: str
+    directory: Path,
+    bot: Bot,
+    valid: Sequence[Sequence[str]],
+    *,
+    curve: list[tuple[int, float]],
+    command: str,
+    how: str,
 ) -> None:
     """Measures the model in `directory` and writes its card there."""
     found, contexts, answers = measure(bot, valid)
@@ -88,12 +94,13 @@ token's loss counted alike wherever it stands. Stored in float16; any reader of 
 {command}
 ```
 
-with this package's own train step (optax: Muon for the matrices, Adam for the rest; bfloat16 products, float32 state), on
-the train part of a corpus of 34,237 dialogues, 6.7 million words:
+which trains the tokenizer and then runs `dialogpt data prepare … --max-length 256`, `dialogpt train … {how}` and
+`dialogpt convert … --dtype float16`: Muon for the matrices, Adam for the rest, bfloat16 products, float32 state. It saw the
+train part of a corpus of 34,237 dialogues, 6.7 million words:
 
 {SOURCES}
 
-Bits per byte on the first 100 dialogues of the valid part, while it was trained (8,192 tokens a step):
+Bits per byte on the first 100 dialogues of the valid part, while it was trained (up to 8,192 tokens a step):
 
 | step | {steps} |
 |---|{"---|" * len(curve)}

@@ -15,9 +15,11 @@ cluster's own launcher (SLURM, Kubernetes, a TPU VM), each with the same command
 
 import argparse
 import dataclasses
-import sys
+import os
 from pathlib import Path
 from typing import Any
+
+from dialogpt_jax.cli.common import NO_CACHE_VARIABLE, keep_compiled_programs
 
 DEFAULT_PROMPTS = ("Hello, how are you?", "What do you like to do?")
 _SCHEDULES = "constant, linear, cosine, noam, noamwd, trapezoid"
@@ -101,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
 
         check_target(args.export, replace=False)
     initialize()
+    if not (args.no_compilation_cache or os.environ.get(NO_CACHE_VARIABLE)):
+        keep_compiled_programs()  # a run that goes on compiles nothing again
     return _train(args)
 
 
@@ -187,7 +191,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, Any, Path]:
     from dialogpt_jax.training.vocabulary import check_extends, grow_vocabulary
     from dialogpt_jax.weights.hub import resolve, resolve_tokenizer
 
-    key = jax.random.fold_in(jax.random.key(args.seed or 0), 1)  # not the run's own key, which draws dropout
+    key = jax.random.key(args.seed or 0)
     if args.config is not None:
         if args.init is not None:
             raise ValueError("--config begins from nothing and --init from a model; give one of them")
@@ -269,7 +273,3 @@ def _compile_only(args: argparse.Namespace) -> int:
         config = read_config(bundled_directory() if args.init is None else resolve(args.init, revision=args.revision))
     print(render(dry_run(config, options_of(args), topology=args.topology, mesh=parse_mesh(args.mesh or ""))))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit("run `dialogpt train`")

@@ -131,7 +131,6 @@ def order_and_weigh(dialogue: Dialogue, *, train_on: str = ALL, reverse: bool = 
         chosen = [number > 0 for number in range(len(turns))]
         if train_on != ALL:
             chosen = [c and speakers is not None and speakers[n] == train_on for n, c in enumerate(chosen)]
-    chosen[:1] = [False]
     weights = tuple(weight if c else 0.0 for weight, c in zip(weights, chosen, strict=True))
     return Dialogue(turns, speakers, weights)
 

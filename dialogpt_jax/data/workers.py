@@ -31,6 +31,7 @@ sys.modules["dialogpt_jax"] = package
 from dialogpt_jax.data.workers import serve
 serve()
 """
+_SECONDS_TO_DIE = 5.0  # enough to write a traceback
 # One thread each: there are as many workers as there are cores.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -74,6 +75,9 @@ def _in_processes(function: Callable, items: Iterable, count: int) -> Iterator[I
             child.stdin.flush()  # type: ignore[union-attr]
             result, error = pickle.load(child.stdout)  # type: ignore[arg-type]
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it is at its end, or its answer was none
+                child.wait(timeout=_SECONDS_TO_DIE)
+            child.kill()
             status = child.wait()
             raise ChildProcessError(f"a worker ended with status {status}; fewer workers need less memory") from None
         finally:
@@ -115,8 +119,8 @@ def _ordered(threads: ThreadPoolExecutor, ask: Callable, items: Iterable, most: 
 def serve() -> None:
     """A worker's life: a function from stdin, then items until it ends; a result or an exception for each to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
-    items, results = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # what prints must not come between
+    items, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what prints, from Python or below it, must not come between
     try:
         function = pickle.load(items)
         while True:

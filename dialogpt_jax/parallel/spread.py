@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from dialogpt_jax.model import Params
-from dialogpt_jax.parallel.rules import ROWS, spec_of
+from dialogpt_jax.parallel.rules import ROWS, fitted_spec
 
 P = PartitionSpec
 ROW_AXES = ("data", "fsdp")
@@ -42,7 +42,7 @@ def spread(sums: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         return jax.tree.map(lambda x: jax.lax.psum(x, ROW_AXES), scalars), gradient
 
     def run(params, batch, key):
-        parts = jax.tree_util.tree_map_with_path(lambda path, _: _manual_part(spec_of(_name(path))), params)
+        parts = jax.tree_util.tree_map_with_path(lambda path, leaf: _manual_part(fitted_spec(_name(path), leaf.shape, mesh)), params)
         return jax.shard_map(
             one_device,
             mesh=mesh,
@@ -59,7 +59,7 @@ def whole(params: Params, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Params:
     """Inside `spread`: the whole parameters in `dtype`; the gradient that flows back is the sum over all rows, divided."""
 
     def each(path, leaf):
-        return _gathered(leaf, spec_of(_name(path)), jnp.dtype(dtype), mesh)
+        return _gathered(leaf, fitted_spec(_name(path), leaf.shape, mesh), jnp.dtype(dtype), mesh)
 
     return jax.tree_util.tree_map_with_path(each, params)
 
@@ -67,7 +67,8 @@ def whole(params: Params, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Params:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(part, spec, dtype, mesh):
     def gather(part):
-        return jax.lax.all_gather(part, "fsdp", axis=tuple(spec).index("fsdp"), tiled=True)
+        flat, axis, others = _as_matrix(part, spec)
+        return _unflat(jax.lax.all_gather(flat, "fsdp", axis=axis, tiled=True), axis, others)
 
     return _in_tensor_groups(gather, spec, mesh)(part.astype(dtype)) if _divided(spec, mesh) else part.astype(dtype)
 
@@ -78,7 +79,8 @@ def _gathered_forward(part, spec, dtype, mesh):
 
 def _gathered_backward(spec, dtype, mesh, _, g):
     def scatter(g):
-        return jax.lax.psum_scatter(g, "fsdp", scatter_dimension=tuple(spec).index("fsdp"), tiled=True)
+        flat, axis, others = _as_matrix(g, spec)
+        return _unflat(jax.lax.psum_scatter(flat, "fsdp", scatter_dimension=axis, tiled=True), axis, others)
 
     # In float32: a sum over many devices in half precision loses what the master weights are there for.
     g = g.astype(jnp.float32)
@@ -92,6 +94,20 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 def _divided(spec: PartitionSpec, mesh: Mesh) -> bool:
     return "fsdp" in spec and mesh.shape["fsdp"] > 1
+
+
+def _as_matrix(x: jax.Array, spec: PartitionSpec) -> tuple[jax.Array, int, tuple[int, ...]]:
+    """(x as a matrix, the axis of `fsdp` in it, the other axes' sizes); that axis is the first or the last of x.
+
+    XLA for TPU scatters a sum only of matrices; one of more axes it sums whole on every device and cuts afterwards.
+    """
+    if tuple(spec).index("fsdp") == 0:
+        return x.reshape(x.shape[0], -1), 0, x.shape[1:]
+    return x.reshape(-1, x.shape[-1]), 1, x.shape[:-1]
+
+
+def _unflat(x: jax.Array, axis: int, others: tuple[int, ...]) -> jax.Array:
+    return x.reshape(x.shape[0], *others) if axis == 0 else x.reshape(*others, x.shape[-1])
 
 
 def _in_tensor_groups(f, spec: PartitionSpec, mesh: Mesh):

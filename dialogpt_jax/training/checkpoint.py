@@ -60,6 +60,8 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}; at least 1 checkpoint must stay")
         ocp = orbax()
         self.folder = folder if "://" in str(folder) else Path(folder).absolute()
+        if isinstance(self.folder, Path):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._best, self._keep = best, keep
         self._known: set[int] = set()  # steps that this object wrote, or read as the newest
         self._damaged: set[int] = set()

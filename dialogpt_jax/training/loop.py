@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch, Batches, fingerprint, lengths_of, read_ahead, rows_multiple
 from dialogpt_jax.data.examples import Example
-from dialogpt_jax.model import Params
+from dialogpt_jax.model import Params, init_params
 from dialogpt_jax.parallel.distributed import global_batch, rows_here
 from dialogpt_jax.parallel.mesh import make_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, check_divides, shardings
@@ -98,30 +98,18 @@ def fit(
     """
     mesh = make_mesh() if mesh is None else mesh
     folder = None if out is None else Path(out)
-    model = options.of_model(config)
-    optimizer = options.transformation(config)
-    layout, key = _layout(params, optimizer, mesh), jax.random.key(options.seed)
+    program = _compile(options, config, mesh)
     plan = _plan(options, config, examples, mesh)
     checkpoints = _open(folder, options)
     try:
-        state, plan = _begin(params, optimizer, layout, key, plan, checkpoints, resume=resume, report=report)
+        state, plan = _begin(params, program, plan, checkpoints, resume=resume, report=report)
         if options.recipe is not None and int(state.step):
-            resumed = options.recipe.resumed(state.opt_state, optimizer, state.params, int(state.step))
-            state = TrainState(state.step, state.params, jax.device_put(resumed, layout.opt_state), state.key)
-        batches = _batches(options, examples, plan)
+            opt_state = options.recipe.resumed(state.opt_state, program.optimizer, state.params, int(state.step))
+            state = dataclasses.replace(state, opt_state=jax.device_put(opt_state, _lies(program.layout.opt_state)))
+        batches = Batches(examples, options.planner(plan["length"], plan["multiple"]), seed=options.seed)
         check_divides(config, mesh, rows=plan["multiple"])
-        step = functools.partial(
-            _weighed_step,
-            options=options,
-            config=model,
-            optimizer=optimizer,
-            compute_dtype=options.compute_dtype,
-            accumulate=options.accumulate,
-            checkpoint_blocks=options.checkpoint_blocks,
-        )
-        everywhere = NamedSharding(mesh, PartitionSpec())
         run = _Run(
-            step=jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere)),
+            step=program.step,
             batches=batches,
             sharding=batch_sharding(mesh),
             options=options,
@@ -244,18 +232,53 @@ class _Run:
         return figures
 
 
-def _weighed_step(state, batch, *, options, **bound):
-    return train_step(state, batch._replace(weights_BT=options.weigh(batch.weights_BT)), **bound)
+class _Program(NamedTuple):
+    """The first state and the step, jitted; shape, dtype and sharding of every array of the state."""
+
+    begin: Callable[..., TrainState]
+    step: Callable[..., Any]
+    layout: TrainState
+    optimizer: optax.GradientTransformation
+
+
+@functools.lru_cache(maxsize=8)  # fit again with the same options, and nothing is compiled again
+def _compile(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> _Program:
+    """What `fit` runs on a mesh."""
+    optimizer = options.transformation(config)
+
+    def begin(params: Params) -> TrainState:
+        return init_state(params, optimizer, jax.random.key(options.seed))
+
+    def step(state: TrainState, batch: Batch):
+        batch = batch._replace(weights_BT=options.weigh(batch.weights_BT))
+        return train_step(
+            state,
+            batch,
+            config=options.of_model(config),
+            optimizer=optimizer,
+            compute_dtype=options.compute_dtype,
+            accumulate=options.accumulate,
+            checkpoint_blocks=options.checkpoint_blocks,
+        )
+
+    abstract = jax.eval_shape(lambda: begin(init_params(config, jax.random.key(0))))
+    layout = shardings(abstract, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return _Program(
+        begin=jax.jit(begin, donate_argnums=0, out_shardings=layout),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere)),
+        layout=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout),
+        optimizer=optimizer,
+    )
+
+
+def _lies(layout: Any) -> Any:
+    """The shardings of a layout."""
+    return jax.tree.map(lambda a: a.sharding, layout)
 
 
 def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
-
-
-def _layout(params, optimizer, mesh) -> TrainState:
-    """The sharding of every array of the state."""
-    masters = jax.eval_shape(lambda p: jax.tree.map(lambda x: x.astype(jnp.float32), p), params)
-    return shardings(jax.eval_shape(lambda p, k: init_state(p, optimizer, k), masters, jax.random.key(0)), mesh)
 
 
 def _plan(options, config, examples, mesh) -> dict[str, Any]:
@@ -288,21 +311,17 @@ def _open(folder: Path | None, options: TrainOptions) -> Checkpoints | None:
     return Checkpoints(folder / CHECKPOINTS, keep=options.keep, best="valid_loss")
 
 
-def _begin(params, optimizer, layout, key, plan, checkpoints, *, resume, report) -> tuple[TrainState, dict[str, Any]]:
+def _begin(params, program, plan, checkpoints, *, resume, report) -> tuple[TrainState, dict[str, Any]]:
     """The state of step 0, or that of the newest checkpoint, on the mesh; and the plan that the run follows."""
     latest = None if checkpoints is None else checkpoints.latest_step()
     if latest is None:
-        copied = jax.tree.map(lambda x: np.array(x, np.float32), params)
-        placed = jax.device_put(copied, layout.params)
-        begin = jax.jit(lambda p, k: init_state(p, optimizer, k), donate_argnums=0, out_shardings=layout)
-        return begin(placed, key), plan
+        masters = jax.tree.map(lambda x: np.array(x, np.float32), params)  # a copy: the state's buffers are donated
+        return program.begin(jax.device_put(masters, _lies(program.layout.params))), plan
     if not resume:
         raise TrainingError(
             f"{checkpoints.folder} holds a run at step {latest}; resume it (--resume), or choose another folder"
         )
-    fresh = jax.eval_shape(lambda p, k: init_state(p, optimizer, k), params, key)
-    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), fresh, layout)
-    state, old = checkpoints.restore(like)
+    state, old = checkpoints.restore(program.layout)
     plan = plan | {"multiple": old.get("multiple", plan["multiple"])}
     changed = differences(old, plan)
     refused = [line for line in changed if not line.startswith(tuple(f"options.{name}:" for name in MAY_CHANGE))]
@@ -310,7 +329,3 @@ def _begin(params, optimizer, layout, key, plan, checkpoints, *, resume, report)
         raise TrainingError(f"this is not the run in {checkpoints.folder}: {'; '.join(refused)}")
     report("; ".join([f"going on from step {int(state.step)}", *changed]))
     return state, plan
-
-
-def _batches(options, examples, plan) -> Batches:
-    return Batches(examples, options.planner(plan["length"], plan["multiple"]), seed=options.seed)

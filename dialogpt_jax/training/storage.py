@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+_NEVER_BEGUN = "coroutine 'async_serialize"
+
 
 def agreed(read: Callable[[], Any]) -> tuple[Any, str]:
     """What `read` returns; or `None` and the reason, if it failed in any process: they must go the same way."""
@@ -46,16 +48,22 @@ def orbax() -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    # After a first error Orbax leaves its event loop: tensorstore's threads then answer to nobody, and what was not
-    # begun is never awaited. Python would print a traceback for each; the error itself is told by ours.
-    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
-    before = sys.unraisablehook
+    warnings.filterwarnings("ignore", _NEVER_BEGUN, RuntimeWarning)
+    sys.unraisablehook = without_orphans(sys.unraisablehook)
+    return ocp
 
-    def hook(unraisable: Any) -> None:
+
+def without_orphans(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An unraisable hook that passes on to `hook` all but what follows from an error that Orbax has raised already.
+
+    After a first error Orbax leaves its event loop: tensorstore's threads then answer to nobody, and what was not begun
+    is never awaited. Python would print a traceback for each.
+    """
+
+    def pass_on(unraisable: Any) -> None:
         text = str(unraisable.exc_value)
         orphan = unraisable.object is None and text == "Event loop is closed"
-        if not orphan and not text.startswith("coroutine 'async_serialize"):
-            before(unraisable)
+        if not orphan and not text.startswith(_NEVER_BEGUN):
+            hook(unraisable)
 
-    sys.unraisablehook = hook
-    return ocp
+    return pass_on

@@ -136,7 +136,7 @@ def test_each_weighed_token_is_a_target_once_whatever_the_weights():
     assert split > 40
 
 
-THREE = Dialogue(("Hi!", "Hello.", "Bye."), ("Ann", "Bob", "Ann"), (0.5, 0.3, 2.0))
+THREE = Dialogue(("Hi!", "Hello.", "Bye."), ("Ann", "Bob", "Bob"), (0.5, 0.3, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ THREE = Dialogue(("Hi!", "Hello.", "Bye."), ("Ann", "Bob", "Ann"), (0.5, 0.3, 2.
     [
         ("all", False, "Hi! Hello. Bye.", (0, 0.3, 2)),
         ("last", False, "Hi! Hello. Bye.", (0, 0, 2)),
-        ("Bob", False, "Hi! Hello. Bye.", (0, 0.3, 0)),
-        ("Ann", False, "Hi! Hello. Bye.", (0, 0, 2)),  # not the first: nothing comes before it
+        ("Bob", False, "Hi! Hello. Bye.", (0, 0.3, 2)),
+        ("Ann", False, "Hi! Hello. Bye.", (0, 0, 0)),  # not the first: nothing comes before it
         ("Joe", False, "Hi! Hello. Bye.", (0, 0, 0)),
         ("all", True, "Bye. Hello. Hi!", (0, 0.3, 0.5)),
         ("last", True, "Bye. Hello. Hi!", (0, 0, 0.5)),

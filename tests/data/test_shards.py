@@ -3,6 +3,7 @@
 import errno
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,23 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
     write(tmp_path / "data", drawn_examples(seed=2))
     assert_same(open_shards(tmp_path / "data"), drawn_examples(seed=2))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_folder_that_cannot_be_moved_into_place_leaves_what_was_there(tmp_path, monkeypatch):
+    old = drawn_examples(seed=1)
+    write(tmp_path / "data", old)
+    rename = Path.rename
+
+    def refuse(self, target):
+        if (self / "data.json").exists() and self.name.startswith(".data.") and not self.name.endswith(".old"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        write(tmp_path / "data", drawn_examples(seed=2))
+    assert_same(open_shards(tmp_path / "data"), old)
     assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
 
 

@@ -23,7 +23,9 @@ def test_results_come_in_the_order_of_the_items(workers):
 
 
 def test_it_is_other_processes_that_work_and_they_load_no_jax():
-    with map_in_order(eval, [f"({LOADED}, __import__('os').getpid(), print('hi'))"] * 40, workers=2) as results:
+    with map_in_order(
+        eval, [f"({LOADED}, __import__('os').getpid(), print('hi', flush=True))"] * 40, workers=2
+    ) as results:
         found = list(results)
     assert {tuple(loaded) for loaded, *_ in found} == {()}
     pids = {pid for _, pid, _ in found}

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from dialogpt_jax.training.checkpoint import CheckpointError, CheckpointMismatch
 from dialogpt_jax.training.optim import muon_and_adam
 from dialogpt_jax.training.plan import differences
 from dialogpt_jax.training.step import TrainState
+from dialogpt_jax.training.storage import without_orphans
 
 PLAN = {"seed": 0, "batch_size": 32, "data": {"rows": 5, "lengths": [64, 128]}}
 SHAPES = {
@@ -218,6 +220,9 @@ def test_no_checkpoint_is_one_clear_line(folder):
             checkpoints.restore(make_state(0), step=3)
     with pytest.raises(ValueError, match="keep is 0"):
         Checkpoints(folder, keep=0)
+    (folder / "file").write_text("")
+    with pytest.raises(FileExistsError, match="file"):
+        Checkpoints(folder / "file")
 
 
 def _truncate_data(path):
@@ -289,7 +294,7 @@ def files_up_to(size):
 LARGE = {"large": ((200_000,), np.float32)}
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint(folder, capfd):
+def test_a_write_that_fails_leaves_the_last_checkpoint(folder, caplog):
     """A limit on the size of files fails in the same call as a full disk, and needs no disk to fill."""
     states = [make_state(step, shapes=LARGE) for step in (1, 2, 3)]
     with Checkpoints(folder, keep=1) as checkpoints:
@@ -307,7 +312,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(folder, capfd):
         checkpoints.save(states[1], plan=PLAN)  # there is room again
         assert_same(checkpoints.restore(states[2])[0], states[1])
     assert os.listdir(folder) == ["2"]
-    assert "orbax" not in capfd.readouterr().err
+    assert not [record for record in caplog.records if "orbax" in record.pathname]
 
 
 def test_an_error_in_the_run_is_not_hidden_by_a_failed_write(folder):
@@ -340,24 +345,40 @@ def test_a_full_disk_is_told_before_anything_is_written(folder, monkeypatch):
         assert_same(checkpoints.restore(make_state(0))[0], make_state(2))
 
 
+def test_only_what_follows_a_told_error_is_silenced():
+    passed: list[object] = []
+    hook = without_orphans(passed.append)
+    closed, other = RuntimeError("Event loop is closed"), RuntimeError("something else")
+    warning = RuntimeWarning("coroutine 'async_serialize_from_host.<locals>.write' was never awaited")
+    cases = [
+        SimpleNamespace(exc_value=e, object=o) for e, o in [(closed, None), (warning, 0), (other, None), (closed, 0)]
+    ]
+    for case in cases:
+        hook(case)
+    assert passed == cases[2:]
+
+
+TINY = {"tiny": ((64,), np.float32)}
+
 # Forks once everything is imported, so that each life begins at once. A life goes on from the newest checkpoint, and says
 # `began N` when the write of step N is under way and `wrote N` when it is done.
 LIVES = """
 import os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
-from test_checkpoint import PLAN, Checkpoints, assert_same, make_state
+from test_checkpoint import PLAN, TINY, Checkpoints, assert_same, make_state
 import orbax.checkpoint
-for wait_for, delay in [(3, 0.0), (2, 0.015), (3, 0.04)]:
+for life in range(12):
+    wait_for, delay = [(2, 0.015), (3, 0.04), (3, 0.0)][life % 3]
     end, mouth = os.pipe()
     child = os.fork()
     if not child:
         with Checkpoints(sys.argv[2], keep=2) as checkpoints:
             step = checkpoints.latest_step() or 0
             if step:
-                assert_same(checkpoints.restore(make_state(0))[0], make_state(step))
+                assert_same(checkpoints.restore(make_state(0, shapes=TINY))[0], make_state(step, shapes=TINY))
             while True:
                 step += 1
-                checkpoints.save(make_state(step), plan=PLAN)
+                checkpoints.save(make_state(step, shapes=TINY), plan=PLAN)
                 os.write(mouth, f"began {step}\\n".encode())
                 checkpoints.wait()
                 os.write(mouth, f"wrote {step}\\n".encode())
@@ -374,28 +395,31 @@ for wait_for, delay in [(3, 0.0), (2, 0.015), (3, 0.04)]:
     os.waitpid(child, 0)
     lines += heard.readlines()
     wrote = max(int(line.split()[1]) for line in lines if line.startswith("wrote"))
-    print(wrote, *os.listdir(sys.argv[2]), flush=True)
+    names = os.listdir(sys.argv[2])
+    print(wrote, *names, flush=True)
+    if life >= 2 and any("tmp" in name for name in names):
+        break  # three lives, and the last kill hit a write
 """
 
 
 def test_a_kill_loses_no_checkpoint(folder):
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", LIVES, os.path.dirname(__file__), str(folder)]
-    lives = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    lives = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert lives.returncode == 0, lives.stderr[-2000:]
     seen = [line.split() for line in lives.stdout.splitlines()]
-    assert len(seen) == 3
+    assert len(seen) >= 3
     for wrote, *names in seen:
         assert wrote in names
-    assert any("tmp" in name for _, *names in seen for name in names)  # a kill hit a write
+    assert any("tmp" in name for name in seen[-1])
     last = int(seen[-1][0])
     with Checkpoints(folder, keep=2) as checkpoints:
         latest = checkpoints.latest_step()
         assert latest is not None
         assert latest >= last >= 5
-        assert_same(checkpoints.restore(make_state(0))[0], make_state(latest))
-        checkpoints.save(make_state(latest + 1), plan=PLAN)
-    assert sorted(os.listdir(folder)) == sorted([str(latest), str(latest + 1)])  # what the kills left is gone
+        assert_same(checkpoints.restore(make_state(0, shapes=TINY))[0], make_state(latest, shapes=TINY))
+        checkpoints.save(make_state(latest + 2, shapes=TINY), plan=PLAN)
+    assert sorted(os.listdir(folder)) == sorted([str(latest), str(latest + 2)])  # what the kills left is gone
 
 
 def test_differences_of_plans_are_lines():
