@@ -29,6 +29,8 @@ from dialogpt_jax.model import init_params as init_params
 # Data for training
 from dialogpt_jax.data.batches import Batch as Batch
 from dialogpt_jax.data.examples import Example as Example
+from dialogpt_jax.data.examples import make_examples as make_examples
+from dialogpt_jax.data.formats import Dialogue as Dialogue
 from dialogpt_jax.data.shards import open_shards as open_shards
 
 # Text

@@ -88,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile-only", action="store_true", help="compile the step for --topology, tell its costs, and end"
     )
     where.add_argument("--topology", default="v5e:2x4", metavar="T", help="of TPUs, for --compile-only (v5e:2x4)")
+    where.add_argument(
+        "--no-compilation-cache",
+        action="store_true",
+        help=f"do not keep compiled programs in the user's cache folder (also: {NO_CACHE_VARIABLE}=1)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,13 +127,16 @@ def _train(args: argparse.Namespace) -> int:
     report = (lambda line: print(line, flush=True)) if first else (lambda line: None)
     options = options_of(args)
     mesh = make_mesh(parse_mesh(args.mesh or ""))
+    _refuse_another_run(args)
     params, config, tokenizer, source = _model(args)
     examples = _examples(args, config, tokenizer, source, report)
     evaluate = sample = None
     if args.valid is not None:
         dialogues = [turns for _, turns in zip(range(args.valid_dialogues), read_dialogues(args.valid), strict=False)]
+        if examples.info["reverse"]:
+            dialogues = [turns[::-1] for turns in dialogues]
         evaluate = make_evaluation(config, tokenizer, dialogues)
-    if jax.process_count() == 1 and not args.reverse:
+    if jax.process_count() == 1 and not examples.info["reverse"]:
         sample = make_sampling(config, tokenizer, args.prompt or DEFAULT_PROMPTS)
     report(
         f"{config.num_parameters:,} parameters, {len(examples):,} examples, {options.steps:,} steps on "
@@ -170,6 +178,7 @@ def options_of(args: argparse.Namespace) -> Any:
         if args.fixed:
             recipe = recipe.fixed(*([] if args.fixed == "all" else args.fixed.split(",")))
         numbers = dataclasses.asdict(recipe.numbers)
+        del numbers["max_length"]  # the data has its own
         base = {name: value for name, value in numbers.items() if name in fields}
         base |= {"recipe": recipe, "evaluate_every": numbers["validate_every"]}
     elif args.fixed:
@@ -225,48 +234,80 @@ def _config(name: str, tokenizer: Any) -> Any:
     return dataclasses.replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.end_of_text_id)
 
 
+def _refuse_another_run(args: argparse.Namespace) -> None:
+    """Before RUN/data is written: a run that is there already needs its own."""
+    from dialogpt_jax.training.loop import CHECKPOINTS
+
+    folder = Path(args.out) / CHECKPOINTS
+    held = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if held and not args.resume:
+        raise ValueError(
+            f"{folder} holds a run at step {max(held)}; resume it (--resume), or choose another folder for --out"
+        )
+
+
 def _examples(args, config, tokenizer, source: Path, report) -> Any:
     """The prepared data, or that of a file, prepared once into RUN/data."""
     import jax
-    from jax.experimental import multihost_utils
 
-    from dialogpt_jax.cli.progress import show_progress
-    from dialogpt_jax.data.check import summary
-    from dialogpt_jax.data.prepare import prepare
     from dialogpt_jax.data.recipe import Recipe, fingerprint
     from dialogpt_jax.data.shards import open_shards
+    from dialogpt_jax.parallel.distributed import any_process
 
-    folder = Path(args.data)
-    if not folder.is_dir():
+    folder, wanted = Path(args.data), {"train_on": args.train_on, "reverse": args.reverse}
+    if folder.is_dir():
+        wanted = {name: value for name, value in wanted.items() if value not in (False, "all")}
+    else:
         length = args.max_length or min(128, config.n_positions)
         if length > config.n_positions:
             raise ValueError(f"--max-length is {length}; the model's context is {config.n_positions}")
-        folder = Path(args.out) / "data"
+        recipe = Recipe(config.eos_token_id, length, args.train_on, args.reverse)
+        wanted |= {"max_length": length}
+        folder, failure = Path(args.out) / "data", None
         if jax.process_index() == 0 and not (args.resume and (folder / "data.json").exists()):
-            recipe = Recipe(config.eos_token_id, length, args.train_on, args.reverse)
-            with show_progress("kB", "tokens") as progress:
-                _, found = prepare([args.data], folder, source, recipe, force=True, progress=progress)
-            for line in summary(found, recipe):
-                report(line)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("data is prepared")
+            try:
+                _prepare(args.data, folder, source, recipe, report)
+            except (ValueError, OSError) as error:
+                failure = error
+        if any_process(failure is not None):  # or the others would wait for it
+            raise failure or ValueError("process 0 could not prepare the data; its own line says why")
     data = open_shards(folder)
     if data.info["tokenizer_sha256"] != fingerprint(tokenizer):
         raise ValueError(f"{folder} was prepared with another tokenizer; prepare it again with this model's")
+    for name, value in wanted.items():
+        if data.info[name] != value:
+            raise ValueError(f"{folder} was prepared with {name} {data.info[name]}, and {value} is asked for now")
+    (size, *_) = [source["bytes"] for source in data.info["sources"]]
+    if folder != Path(args.data) and Path(args.data).exists() and Path(args.data).stat().st_size != size:
+        raise ValueError(
+            f"{args.data} is not the file that {folder} was prepared from, which had {size:,} bytes; "
+            "a run goes on with its own data"
+        )
     return data
+
+
+def _prepare(file: str, folder: Path, tokenizer: Path, recipe: Any, report) -> None:
+    from dialogpt_jax.cli.progress import show_progress
+    from dialogpt_jax.data.check import summary
+    from dialogpt_jax.data.prepare import prepare
+
+    with show_progress("kB", "tokens") as progress:
+        _, found = prepare([file], folder, tokenizer, recipe, force=True, progress=progress)
+    for line in summary(found, recipe):
+        report(line)
 
 
 def _compile_only(args: argparse.Namespace) -> int:
     from dialogpt_jax.parallel.dryrun import dry_run, render
     from dialogpt_jax.parallel.mesh import parse_mesh
-    from dialogpt_jax.weights.directory import read_config
+    from dialogpt_jax.weights.directory import read_config, read_config_file
     from dialogpt_jax.weights.hub import resolve
 
     from dialogpt_jax.config import GPT2Config  # isort: skip
 
     sizes = {"small": GPT2Config.small, "medium": GPT2Config.medium, "large": GPT2Config.large}
-    if args.config in sizes:
-        config = sizes[args.config]()
+    if args.config is not None:
+        config = sizes[args.config]() if args.config in sizes else read_config_file(args.config)
     else:
         from dialogpt_jax.chat.bot import bundled_directory
 

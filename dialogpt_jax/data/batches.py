@@ -57,18 +57,18 @@ class Buckets(NamedTuple):
     Attributes:
       rows: of a batch at the full length.
       length: the longest row.
-      count: of buckets, alike in width; each is a shape, and so a program to compile.
+      widths: how many buckets, each as much longer than the one before; each is a shape, a program to compile.
       multiple: what the rows of every batch are divided by: devices times parts of the batch.
     """
 
     rows: int
     length: int
-    count: int = 8
+    widths: int = 8
     multiple: int = 8
 
     def shapes(self, longest: int) -> list[tuple[int, int]]:
         """(B, T) of each bucket up to the one that holds `longest`."""
-        width = -(-self.length // self.count)
+        width = -(-self.length // self.widths)
         lengths = [min(width * (i + 1), self.length) for i in range(-(-min(longest, self.length) // width))]
         return [(max(self.rows * self.length // T // self.multiple, 1) * self.multiple, T) for T in lengths]
 

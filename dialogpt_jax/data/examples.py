@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dialogpt_jax.data.formats import Dialogue
+from dialogpt_jax.text.tokenizer import Tokenizer
 
 ALL, LAST = "all", "last"
 
@@ -159,3 +160,36 @@ def dialogue_examples(
             begin += 1
         turns, weights = turns[begin:], weights[begin:]
     return list(windows(turns, eos=eos, max_length=max_length, weights=weights))
+
+
+def make_examples(
+    dialogues: Iterable[Dialogue | Sequence[str]],
+    tokenizer: Tokenizer,
+    *,
+    eos: int | None = None,
+    max_length: int = 128,
+    train_on: str = ALL,
+    reverse: bool = False,
+) -> list[Example]:
+    """The examples of dialogues that are at hand, in memory; `dialogpt data prepare` does it with files.
+
+    Args:
+      dialogues: each a list of texts, or a `Dialogue` with weights and speakers.
+      tokenizer: the model's.
+      eos: ends each turn; the tokenizer's `<|endoftext|>` by default.
+      max_length: of an example in tokens; at most the model's context.
+      train_on, reverse: see `order_and_weigh`.
+
+    Raises:
+      ValueError: the tokenizer has no `<|endoftext|>` and no `eos` is given.
+    """
+    eos = tokenizer.end_of_text_id if eos is None else eos
+    if eos is None:
+        raise ValueError("the tokenizer has no <|endoftext|>; say which id ends a turn (eos=)")
+    found: list[Example] = []
+    for dialogue in dialogues:
+        dialogue = dialogue if isinstance(dialogue, Dialogue) else Dialogue(tuple(dialogue))
+        dialogue = order_and_weigh(dialogue, train_on=train_on, reverse=reverse)
+        ids = tokenizer.encode_batch(dialogue.turns)
+        found += dialogue_examples(ids, dialogue.weights or (), eos=eos, max_length=max_length)
+    return found

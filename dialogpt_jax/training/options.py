@@ -1,13 +1,14 @@
 """What a training run is told: numbers and names in, the optimiser, the plan of its data and its own description out."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import optax
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.data.batches import Buckets, Planner, SortedWindows
+from dialogpt_jax.data.batches import Buckets, Planner
 from dialogpt_jax.training.optim import make_optimizer
 from dialogpt_jax.training.recipes import Recipe
 from dialogpt_jax.training.schedules import make_schedule
@@ -67,8 +68,16 @@ class TrainOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("learning_rate", "warmup", "weight_decay", "clip", "log_every", "evaluate_every", "save_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:  # NaN neither
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number from 0")
+        if not 0 <= self.b2 < 1:
+            raise ValueError(f"b2 is {self.b2}; it is a share from 0 to below 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^32 − 1")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; an example has at least 2 tokens")
+        if self.decay is not None and self.decay < 1:
+            raise ValueError(f"decay is {self.decay}; it must be at least 1 step")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it is a share from 0 to below 1")
 
@@ -107,9 +116,8 @@ class TrainOptions:
 
     def planner(self, length: int, multiple: int) -> Planner:
         """How an epoch of examples of at most `length` tokens is cut into batches."""
-        if self.recipe is not None and self.recipe.sort_window is not None:
-            return SortedWindows(self.batch_size, pad_multiple=self.recipe.multiple)
-        return Buckets(self.batch_size, length, self.buckets, multiple)
+        planner = None if self.recipe is None else self._numbered().planner()
+        return planner or Buckets(self.batch_size, length, self.buckets, multiple)
 
     def weigh(self, weights_BT: jax.Array) -> jax.Array:
         """The weights of targets as the recipe takes them."""

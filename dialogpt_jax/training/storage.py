@@ -12,8 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-_NEVER_BEGUN = "coroutine 'async_serialize"
-
 
 def agreed(read: Callable[[], Any]) -> tuple[Any, str]:
     """What `read` returns; or `None` and the reason, if it failed in any process: they must go the same way."""
@@ -48,7 +46,7 @@ def orbax() -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    warnings.filterwarnings("ignore", _NEVER_BEGUN, RuntimeWarning)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)  # see without_orphans
     sys.unraisablehook = without_orphans(sys.unraisablehook)
     return ocp
 
@@ -56,14 +54,15 @@ def orbax() -> Any:
 def without_orphans(hook: Callable[[Any], None]) -> Callable[[Any], None]:
     """An unraisable hook that passes on to `hook` all but what follows from an error that Orbax has raised already.
 
-    After a first error Orbax leaves its event loop: tensorstore's threads then answer to nobody, and what was not begun
-    is never awaited. Python would print a traceback for each.
+    After a first error Orbax leaves its event loop: tensorstore's threads then answer to nobody, and its own coroutines
+    are dropped, begun or not. Python would print a traceback for each.
     """
 
     def pass_on(unraisable: Any) -> None:
-        text = str(unraisable.exc_value)
-        orphan = unraisable.object is None and text == "Event loop is closed"
-        if not orphan and not text.startswith(_NEVER_BEGUN):
+        coroutine = getattr(unraisable.object, "cr_code", None)
+        lost = coroutine is not None and "orbax" in coroutine.co_filename
+        orphan = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        if not lost and not orphan:
             hook(unraisable)
 
     return pass_on

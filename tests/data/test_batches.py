@@ -17,7 +17,7 @@ from dialogpt_jax.data.batches import (
 )
 from dialogpt_jax.data.examples import Example
 
-BUCKETS = Buckets(rows=4, length=32, count=4, multiple=2)
+BUCKETS = Buckets(rows=4, length=32, widths=4, multiple=2)
 
 
 def drawn_examples(count=90, seed=0):
@@ -116,7 +116,7 @@ def test_a_corpus_of_a_few_short_dialogues_still_fills_batches():
 
 def test_shapes_end_where_the_longest_example_does():
     assert Buckets(rows=32, length=256).shapes(100) == [(256, 32), (128, 64), (80, 96), (64, 128)]
-    assert Buckets(rows=4, length=100, count=1, multiple=4).shapes(3) == [(4, 100)]
+    assert Buckets(rows=4, length=100, widths=1, multiple=4).shapes(3) == [(4, 100)]
 
 
 def test_the_paper_s_windows_are_sorted_by_length_and_padded_to_eight():

@@ -102,11 +102,11 @@ def test_the_first_examples_are_of_the_first_dialogues_that_give_any(tmp_path, t
 
 def test_bars_are_in_proportion():
     lengths = np.zeros(33, np.int64)
-    lengths[[1, 2, 3, 32]] = 100, 300, 50, 1
+    lengths[[1, 2, 3, 32]] = 1000, 3000, 500, 1
     lines = render_histogram(lengths)
     assert len(lines) == 16
-    assert lines[0].split() == ["1-2", "400", "█" * 40]
-    assert lines[1].split() == ["3-4", "50", "█" * 5]
+    assert lines[0].split() == ["1-2", "4,000", "█" * 40]
+    assert lines[1].split() == ["3-4", "500", "█" * 5]
     assert lines[2].split() == ["5-6", "0"]
     assert lines[-1].split() == ["31-32", "1", "▏"]
     odd = np.zeros(20, np.int64)
@@ -124,6 +124,8 @@ def test_padding_is_counted():
     assert packed == 0  # four of 32 fill a row
     lengths = np.zeros(101, np.int64)
     lengths[100] = 10
+    assert padding(lengths, 128) == pytest.approx((28 / 128, 12 / 112, 28 / 128))
+    lengths[100] = 1
     assert padding(lengths, 128) == pytest.approx((28 / 128, 12 / 112, 28 / 128))
 
 

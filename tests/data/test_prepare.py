@@ -105,6 +105,7 @@ def test_the_examples_are_those_of_the_dialogues(tmp_path, tokenizer):
 
 
 BROKEN = {
+    1: ('{"turns": ["a", "b"], "weights": [1, 0]}', "no turn that weighs anything after the first"),
     2: ("{oops", "not JSON"),
     3: ("no tab", "not JSON"),
     5: ('{"turns": ["one"]}', "one turn"),
@@ -112,7 +113,6 @@ BROKEN = {
     8: ('{"turns": ["a", "%s"]}' % ("b" * 10_000_000), "the line has 10,000,021 bytes"),
     9: ('{"turns": ["a", "b"], "weights": [1]}', "1 weights for 2 turns"),
     10: ('{"turns": ["a", "\udcff"]}', "byte 18 (0xff) is not UTF-8"),
-    12: ('{"turns": ["a", "b"], "weights": [1, 0]}', "no turn that weighs anything after the first"),
 }
 
 

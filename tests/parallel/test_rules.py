@@ -123,7 +123,7 @@ def test_rows_lie_over_data_and_fsdp():
 
 @pytest.mark.parametrize(("heads", "right"), [(12, "1, 2, 3, 4, 6, 12"), (16, "1, 2, 4, 8, 16"), (20, "1, 2, 4, 5, 10, 20")])
 def test_a_wrong_size_of_tensor_names_the_right_ones(heads, right):
-    config = {12: GPT2Config.small, 16: GPT2Config.medium, 20: GPT2Config.large}[heads]()
+    config = {12: GPT2Config.small, 16: GPT2Config.medium, 20: GPT2Config.large}[heads](n_layer=1)
     devices = jax.devices()
     for size in range(1, 9):
         mesh = make_mesh({"tensor": size}, devices[:size])

@@ -73,7 +73,7 @@ def test_a_mesh_of_eight_devices_trains_as_one_device_and_moves_what_the_rules_s
     mesh = make_mesh(parse_mesh(text))
     losses, state, compiled = run(mesh, optimizer=OPTIMIZER)
     np.testing.assert_allclose(losses, alone[0], **LOSS)
-    assert losses[-1] < losses[0] - 0.5
+    assert losses[-4:].mean() < losses[:4].mean() - 0.1
     moved = collectives(compiled.as_text(), devices=8)
     counted = Counter(found.kind for found in moved)
     assert set(counted) <= {"all-gather", "reduce-scatter", "all-reduce"}

@@ -349,10 +349,9 @@ def test_only_what_follows_a_told_error_is_silenced():
     passed: list[object] = []
     hook = without_orphans(passed.append)
     closed, other = RuntimeError("Event loop is closed"), RuntimeError("something else")
-    warning = RuntimeWarning("coroutine 'async_serialize_from_host.<locals>.write' was never awaited")
-    cases = [
-        SimpleNamespace(exc_value=e, object=o) for e, o in [(closed, None), (warning, 0), (other, None), (closed, 0)]
-    ]
+    theirs, ours = (SimpleNamespace(cr_code=SimpleNamespace(co_filename=f"/{name}/x.py")) for name in ("orbax", "ours"))
+    pairs = [(closed, None), (other, theirs), (other, None), (closed, ours), (closed, 0)]
+    cases = [SimpleNamespace(exc_value=error, object=thing) for error, thing in pairs]
     for case in cases:
         hook(case)
     assert passed == cases[2:]
