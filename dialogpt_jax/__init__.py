@@ -14,6 +14,13 @@ from dialogpt_jax.chat.session import Chat as Chat
 # The model as pure functions of parameters
 from dialogpt_jax.config import GPT2Config as GPT2Config
 
+# Data for training
+from dialogpt_jax.data.batches import Batch as Batch
+from dialogpt_jax.data.examples import Example as Example
+from dialogpt_jax.data.examples import make_examples as make_examples
+from dialogpt_jax.data.formats import Dialogue as Dialogue
+from dialogpt_jax.data.shards import open_shards as open_shards
+
 # Decoding
 from dialogpt_jax.decoding.generate import Generated as Generated
 from dialogpt_jax.decoding.generate import generate as generate
@@ -25,13 +32,6 @@ from dialogpt_jax.decoding.score import Scores as Scores
 from dialogpt_jax.decoding.score import score as score
 from dialogpt_jax.model import forward as forward
 from dialogpt_jax.model import init_params as init_params
-
-# Data for training
-from dialogpt_jax.data.batches import Batch as Batch
-from dialogpt_jax.data.examples import Example as Example
-from dialogpt_jax.data.examples import make_examples as make_examples
-from dialogpt_jax.data.formats import Dialogue as Dialogue
-from dialogpt_jax.data.shards import open_shards as open_shards
 
 # Text
 from dialogpt_jax.text.tokenizer import Tokenizer as Tokenizer

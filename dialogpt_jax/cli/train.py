@@ -185,7 +185,8 @@ def options_of(args: argparse.Namespace) -> Any:
         raise ValueError("--fixed names quirks of a recipe; give --recipe paper too")
     steps = said.get("steps", base["steps"])
     tenth = max(steps // 10, 1)
-    base = {"warmup": min(tenth, 1000), "evaluate_every": tenth, "save_every": tenth} | base
+    rises = said.get("schedule", base.get("schedule", "")).startswith("noam")  # it has no run without a warm-up
+    base = {"warmup": max(min(steps // 10, 1000), int(rises)), "evaluate_every": tenth, "save_every": tenth} | base
     said.pop("recipe", None)
     return TrainOptions(**(base | said), checkpoint_blocks=args.checkpoint_blocks)
 

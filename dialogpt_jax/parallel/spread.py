@@ -67,8 +67,7 @@ def whole(params: Params, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Params:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(part, spec, dtype, mesh):
     def gather(part):
-        flat, axis, others = _as_matrix(part, spec)
-        return _unflat(jax.lax.all_gather(flat, "fsdp", axis=axis, tiled=True), axis, others)
+        return _on_front(functools.partial(jax.lax.all_gather, axis_name="fsdp", axis=0, tiled=True), part, spec)
 
     return _in_tensor_groups(gather, spec, mesh)(part.astype(dtype)) if _divided(spec, mesh) else part.astype(dtype)
 
@@ -79,8 +78,8 @@ def _gathered_forward(part, spec, dtype, mesh):
 
 def _gathered_backward(spec, dtype, mesh, _, g):
     def scatter(g):
-        flat, axis, others = _as_matrix(g, spec)
-        return _unflat(jax.lax.psum_scatter(flat, "fsdp", scatter_dimension=axis, tiled=True), axis, others)
+        sum_and_scatter = functools.partial(jax.lax.psum_scatter, axis_name="fsdp", scatter_dimension=0, tiled=True)
+        return _on_front(sum_and_scatter, g, spec)
 
     # In float32: a sum over many devices in half precision loses what the master weights are there for.
     g = g.astype(jnp.float32)
@@ -96,18 +95,16 @@ def _divided(spec: PartitionSpec, mesh: Mesh) -> bool:
     return "fsdp" in spec and mesh.shape["fsdp"] > 1
 
 
-def _as_matrix(x: jax.Array, spec: PartitionSpec) -> tuple[jax.Array, int, tuple[int, ...]]:
-    """(x as a matrix, the axis of `fsdp` in it, the other axes' sizes); that axis is the first or the last of x.
+def _on_front(f: Callable[[jax.Array], jax.Array], x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """`f` on x as a matrix whose first axis is that of `fsdp`.
 
-    XLA for TPU scatters a sum only of matrices; one of more axes it sums whole on every device and cuts afterwards.
+    XLA for TPU scatters a sum along the first axis of a matrix; along another one, or with more axes, it sums the whole
+    on every device and cuts afterwards, which sends twice as much.
     """
-    if tuple(spec).index("fsdp") == 0:
-        return x.reshape(x.shape[0], -1), 0, x.shape[1:]
-    return x.reshape(-1, x.shape[-1]), 1, x.shape[:-1]
-
-
-def _unflat(x: jax.Array, axis: int, others: tuple[int, ...]) -> jax.Array:
-    return x.reshape(x.shape[0], *others) if axis == 0 else x.reshape(*others, x.shape[-1])
+    axis = tuple(spec).index("fsdp")
+    front = jnp.moveaxis(x, axis, 0)
+    y = f(front.reshape(front.shape[0], -1))
+    return jnp.moveaxis(y.reshape(y.shape[0], *front.shape[1:]), 0, axis)
 
 
 def _in_tensor_groups(f, spec: PartitionSpec, mesh: Mesh):

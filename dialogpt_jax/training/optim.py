@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from dialogpt_jax.training.schedules import trapezoid
-
 OPTIMIZERS = ("adamw", "muon")
 
 # Which axes of our kernels go in and out (model.py, "Layout"); the 3 of c_attn is a batch of three matrices.
@@ -85,22 +83,6 @@ def adamw(
     if weight_decay:
         parts.append(optax.add_decayed_weights(weight_decay, decays))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
-
-
-def muon_and_adam(
-    *, steps: int, warmup: int, decay: int, muon_rate: float, adam_rate: float, clip: float
-) -> optax.GradientTransformation:
-    """The bundled model's optimiser: both rates follow one trapezoid; gradients are clipped by their global norm."""
-    shape = {"steps": steps, "warmup": warmup, "decay": decay}
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        muon(
-            trapezoid(muon_rate, **shape),
-            adam_learning_rate=trapezoid(adam_rate, **shape),
-            adam_b2=0.99,  # Adam sees a few hundred effective steps here; 0.999 would average over most of the run
-            muon_weight_dimension_numbers=matrix_axes,
-        ),
-    )
 
 
 def make_optimizer(

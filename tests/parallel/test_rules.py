@@ -13,14 +13,14 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.model import init_params
 from dialogpt_jax.parallel.mesh import MeshError, make_mesh
 from dialogpt_jax.parallel.rules import RuleError, batch_sharding, check_divides, shardings, spec_of
-from dialogpt_jax.training.optim import muon_and_adam
+from dialogpt_jax.training.optim import make_optimizer
 from dialogpt_jax.training.step import init_state
 
 CONFIG = dataclasses.replace(fakes.TINY, tie_word_embeddings=False)
 MESH = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
 OPTIMIZERS = {
     "adamw": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)),
-    "muon": muon_and_adam(steps=9, warmup=2, decay=2, muon_rate=0.02, adam_rate=1e-3, clip=1.0),
+    "muon": make_optimizer("muon", optax.constant_schedule(0.02)),
     "frozen": optax.multi_transform(
         {"on": optax.adam(1e-3), "off": optax.set_to_zero()},
         lambda params: {name: "on" if name == "h_0" else "off" for name in params},
@@ -121,7 +121,9 @@ def test_rows_lie_over_data_and_fsdp():
     assert len(placed.device_set) == 8
 
 
-@pytest.mark.parametrize(("heads", "right"), [(12, "1, 2, 3, 4, 6, 12"), (16, "1, 2, 4, 8, 16"), (20, "1, 2, 4, 5, 10, 20")])
+@pytest.mark.parametrize(
+    ("heads", "right"), [(12, "1, 2, 3, 4, 6, 12"), (16, "1, 2, 4, 8, 16"), (20, "1, 2, 4, 5, 10, 20")]
+)
 def test_a_wrong_size_of_tensor_names_the_right_ones(heads, right):
     config = {12: GPT2Config.small, 16: GPT2Config.medium, 20: GPT2Config.large}[heads](n_layer=1)
     devices = jax.devices()

@@ -6,6 +6,7 @@ from collections import Counter
 
 import fakes
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,7 +15,7 @@ from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.parallel.hlo import collectives
 from dialogpt_jax.parallel.mesh import make_mesh, parse_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, shardings
-from dialogpt_jax.training.optim import muon_and_adam
+from dialogpt_jax.training.optim import make_optimizer
 from dialogpt_jax.training.step import init_state, train_step
 
 # Sums over devices round in another order: 1e-7 a step, which 20 steps may enlarge.
@@ -89,35 +90,37 @@ def test_a_mesh_of_eight_devices_trains_as_one_device_and_moves_what_the_rules_s
 
 
 def test_parts_of_a_batch_blocks_computed_again_and_half_precision_go_over_a_mesh():
-    losses, _, compiled = run(
-        make_mesh({"fsdp": 4, "tensor": 2}),
-        optimizer=OPTIMIZER,
-        steps=3,
-        accumulate=2,
-        checkpoint_blocks=True,
-        compute_dtype=jax.numpy.bfloat16,
-    )
-    alone, _, _ = run(
-        None, optimizer=OPTIMIZER, steps=3, accumulate=2, checkpoint_blocks=True, compute_dtype=jax.numpy.bfloat16
-    )
+    how = {"accumulate": 2, "checkpoint_blocks": True, "compute_dtype": jnp.bfloat16}
+    how |= {"optimizer": OPTIMIZER, "steps": 3, "config": dataclasses.replace(CONFIG, n_layer=1)}
+    losses, _, compiled = run(make_mesh({"fsdp": 4, "tensor": 2}), **how)
+    alone, _, _ = run(None, **how)
     np.testing.assert_allclose(losses, alone, rtol=0, atol=0.01)  # bfloat16 has three digits
     gathered = [found for found in collectives(compiled.as_text(), devices=8) if found.kind == "all-gather"]
     assert gathered
     assert all(found.times in (1, 2) for found in gathered)
 
 
-def test_dropout_differs_between_rows_of_a_batch_and_a_step_draws_it_again_alike():
-    config = dataclasses.replace(CONFIG, resid_pdrop=0.3)
+def test_dropout_differs_between_devices_and_a_step_draws_it_again_alike():
+    config = dataclasses.replace(CONFIG, n_layer=1, resid_pdrop=0.3)
     mesh, optimizer = make_mesh({"data": 4, "fsdp": 2}), optax.sgd(0.0)
-    losses, _, _ = run(mesh, optimizer=optimizer, steps=5, config=config)
-    again, _, _ = run(mesh, optimizer=optimizer, steps=5, config=config)
-    assert losses.tolist() == again.tolist()
-    assert losses[0] != losses[4]  # the same batch, another step
+    rows_BT = np.tile(batch(0).tokens_BT[2], (8, 1))  # each device has the same rows
+    data = jax.device_put(Batch(rows_BT, np.ones_like(rows_BT, np.float32)), batch_sharding(mesh))
+    _, state, compiled = run(mesh, optimizer=optimizer, steps=1, config=config)
+    whole = [compiled(jax.tree.map(jnp.copy, state), data)[1]["loss"] for _ in range(2)]
+    assert whole[0] == whole[1]
+    losses = []
+    for row in range(8):
+        weights_BT = np.zeros(rows_BT.shape, np.float32)
+        weights_BT[row] = 1
+        one = jax.device_put(Batch(rows_BT, weights_BT), batch_sharding(mesh))
+        losses.append(float(compiled(jax.tree.map(jnp.copy, state), one)[1]["loss"]))
+    assert len(set(losses)) == 8
 
 
 def test_the_bundled_models_optimiser_divides_too():
-    optimizer = muon_and_adam(steps=40, warmup=4, decay=10, muon_rate=0.02, adam_rate=3e-3, clip=1.0)
+    optimizer = make_optimizer("muon", optax.constant_schedule(0.005))
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    losses, _, _ = run(mesh, optimizer=optimizer, steps=5)
-    alone, _, _ = run(None, optimizer=optimizer, steps=5)
+    config = dataclasses.replace(CONFIG, n_layer=1)
+    losses, _, _ = run(mesh, optimizer=optimizer, steps=5, config=config)
+    alone, _, _ = run(None, optimizer=optimizer, steps=5, config=config)
     np.testing.assert_allclose(losses, alone, **LOSS)

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dialogpt_jax.training import leaves
 from dialogpt_jax.training.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, DamagedCheckpoint
-from dialogpt_jax.training.optim import muon_and_adam
+from dialogpt_jax.training.optim import make_optimizer
 from dialogpt_jax.training.plan import differences
 from dialogpt_jax.training.step import TrainState
 from dialogpt_jax.training.storage import without_orphans
@@ -78,7 +78,7 @@ def save_steps(folder, *steps, keep=9):
 
 
 OPTIMIZERS = {
-    "muon": muon_and_adam(steps=10, warmup=2, decay=2, muon_rate=0.1, adam_rate=0.1, clip=1.0),
+    "muon": make_optimizer("muon", optax.constant_schedule(0.1)),
     "masked adamw": optax.adamw(1e-3, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)),
 }
 
