@@ -259,6 +259,7 @@ def _compile(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> _Program:
             compute_dtype=options.compute_dtype,
             accumulate=options.accumulate,
             checkpoint_blocks=options.checkpoint_blocks,
+            mesh=mesh,
         )
 
     abstract = jax.eval_shape(lambda: begin(init_params(config, jax.random.key(0))))

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params
+from dialogpt_jax.parallel.spread import spread, whole
 from dialogpt_jax.training.loss import summed_loss
 
 
@@ -44,6 +46,7 @@ def train_step(
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     accumulate: int = 1,
     checkpoint_blocks: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimiser on the mean loss per weight of target, over the whole batch.
 
@@ -54,6 +57,7 @@ def train_step(
       accumulate: the batch is computed in this many parts, one after the other, whose rows must be as many. Sums are
         added and divided once, so the result is that of one part, up to rounding, however the weights are spread.
       checkpoint_blocks: less memory for a third more computing: see `model.hidden`.
+      mesh: the state and the batch lie on it as `parallel/rules.py` says; `None`: on one device.
 
     Returns:
       The next state, and `loss` (nats per target), `targets` (their weight), `grad_norm`, `finite`. A loss or gradient
@@ -63,30 +67,36 @@ def train_step(
     if config.embd_pdrop or config.attn_pdrop or config.resid_pdrop:
         dropout_key = jax.random.fold_in(state.key, state.step)
 
-    def objective(params, part, index):
-        cast = jax.tree.map(lambda x: x.astype(compute_dtype), params)
+    divided = mesh is not None and mesh.size > 1
+
+    def objective(params, part, key):
         return summed_loss(
-            cast,
+            whole(params, compute_dtype, mesh) if divided else jax.tree.map(lambda x: x.astype(compute_dtype), params),
             config,
             part.tokens_BT,
             part.weights_BT,
             segments_BT=part.segments_BT,
-            dropout_key=None if dropout_key is None else jax.random.fold_in(dropout_key, index),
+            dropout_key=key,
             checkpoint_blocks=checkpoint_blocks,
         )
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
-    def add(sums, numbered):
-        index, part = numbered
-        return jax.tree.map(jnp.add, sums, gradient(state.params, part, index)), None
+    def sums(params, batch, key):
+        """((Σ loss, Σ weight), gradient of the former), over all parts of the batch."""
 
-    if accumulate == 1:
-        (total, targets), grads = gradient(state.params, batch, 0)
-    else:
-        zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
+        def add(sums, numbered):
+            index, part = numbered
+            part_key = None if key is None else jax.random.fold_in(key, index)
+            return jax.tree.map(jnp.add, sums, gradient(params, part, part_key)), None
+
+        if accumulate == 1:
+            return gradient(params, batch, None if key is None else jax.random.fold_in(key, 0))
+        zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
         parts = jax.tree.map(lambda a: _parts(a, accumulate), batch)
-        ((total, targets), grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))
+        return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
+
+    (total, targets), grads = (spread(sums, mesh) if divided else sums)(state.params, batch, dropout_key)
     divisor = jnp.maximum(targets, 1e-9)
     value, grads = total / divisor, jax.tree.map(lambda g: g / divisor, grads)
 

@@ -8,6 +8,7 @@ import fakes
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 import dialogpt_jax as dg
 from dialogpt_jax.chat.bot import Bot
@@ -20,7 +21,28 @@ from dialogpt_jax.training.validation import make_evaluation
 TOLERANCE = 1e-5
 PATIENCE = 240  # seconds that a process gets on a busy machine
 
-WORDS = ["Hello", "how", "are", "you", "I", "am", "fine", "thanks", "What", "is", "this", "Nothing", "much", "And", "the", "rain", "No", "not", "for", "me"]
+WORDS = [
+    "Hello",
+    "how",
+    "are",
+    "you",
+    "I",
+    "am",
+    "fine",
+    "thanks",
+    "What",
+    "is",
+    "this",
+    "Nothing",
+    "much",
+    "And",
+    "the",
+    "rain",
+    "No",
+    "not",
+    "for",
+    "me",
+]
 # One program for almost every test here: what decides the compiled step is the same.
 SIZES = ("--steps", "6", "--batch-size", "8", "--buckets", "1", "--learning-rate", "1e-2", "--max-length", "32")
 BROKEN = (
@@ -38,9 +60,7 @@ BROKEN = (
 
 def dialogues(count: int) -> list[list[str]]:
     rng = np.random.default_rng(0)
-    return [
-        [" ".join(rng.choice(WORDS, rng.integers(1, 5))) for _ in range(rng.integers(2, 4))] for _ in range(count)
-    ]
+    return [[" ".join(rng.choice(WORDS, rng.integers(1, 5))) for _ in range(rng.integers(2, 4))] for _ in range(count)]
 
 
 def write(path: Path, turns, broken=()) -> Path:
@@ -202,10 +222,10 @@ def test_from_nothing(good, place, tmp_path):
 
 def test_a_tokenizer_that_extends_the_model_s(good, train, place, tmp_path):
     base = dg.load(place / "model")
-    backend = base.tokenizer._backend.__copy__() if hasattr(base.tokenizer._backend, "__copy__") else None
     folder = tmp_path / "more"
     folder.mkdir()
-    (backend or Tokenizer.load(place / "model")._backend).add_tokens(["☕☕", "rainy"])
+    backend = tokenizers.Tokenizer.from_file(str(place / "model" / "tokenizer.json"))
+    backend.add_tokens(["☕☕", "rainy"])
     Tokenizer(backend).save(folder)
     out, fitted, export = good("--tokenizer", folder)
     assert fitted.config == dataclasses.replace(base.config, vocab_size=322)
@@ -218,3 +238,266 @@ def test_a_tokenizer_that_extends_the_model_s(good, train, place, tmp_path):
     status, _, err, _ = train("--out", tmp_path / "no", "--tokenizer", folder)
     assert (status, err.count("\n")) == (1, 1)
     assert "the new tokenizer does not extend the model's: id 256 is" in err
+
+
+def test_the_paper_s_recipe_and_its_quirks(good, train, tmp_path):
+    sizes = ("--recipe", "paper", "--steps", "2", "--batch-size", "16", "--accumulate", "2", "--max-length", "32")
+    flags = ("--learning-rate", "1e-4", "--warmup", "1")
+    _, faithful, _ = good(*flags, sizes=sizes)
+    plan = faithful.history[-1]
+    assert plan["learning_rate"] == pytest.approx(1e-4 * 1e4 * 32**-0.5 * 2**-0.5)  # noam's, by the width
+    status, _, err, fixed = train("--out", tmp_path / "fixed", "--fixed", "rate,weights", *flags, sizes=sizes)
+    assert status == 0, err
+    assert fixed.history[-1]["learning_rate"] == pytest.approx(1e-4 * 2**-0.5)
+    status, _, err, _ = train("--out", tmp_path / "none", "--fixed", "rate,clipping", sizes=sizes)
+    assert status == 1
+    assert err.startswith("dialogpt train: no quirk is called 'clipping'; there are rate, weights, accumulation, ")
+
+
+def test_prompts_are_answered(place, capfd, tmp_path):
+    """The one run with the real sampling."""
+    words = ["--init", place / "model", "--data", place / "talk.jsonl", *SIZES, "--out", tmp_path / "run"]
+    real = validation.make_sampling
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
+        status = main(["train", *map(str, words), "--prompt", "Hello", "--prompt", "What is this"])
+    assert real is validation.make_sampling
+    out = capfd.readouterr().out
+    assert status == 0
+    base = dg.load(place / "model")
+    first = [line for line in out.splitlines() if line.startswith("    ")][:2]
+    assert first == [f"    {prompt} → {base.replies([[prompt]])[0]}" for prompt in ("Hello", "What is this")]
+
+
+def test_a_backward_model_is_evaluated_backwards(good, place):
+    _, fitted, _ = good("--reverse", "--valid", place / "valid.jsonl")
+    base = dg.load(place / "model")
+    backwards = [turns[::-1] for turns in dialogues(36)[30:]]
+    expected = make_evaluation(base.config, base.tokenizer, backwards)(base.params)
+    (first, _) = [entry for entry in fitted.history if "valid_loss" in entry]
+    assert first["valid_loss"] == pytest.approx(expected["valid_loss"], abs=TOLERANCE)
+    forwards = make_evaluation(base.config, base.tokenizer, dialogues(36)[30:])(base.params)
+    assert abs(forwards["valid_loss"] - expected["valid_loss"]) > 100 * TOLERANCE
+
+
+# ── what is refused ──
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "OUT"], "--data is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more"),
+        (["--data", "TALK"], "--out is missing: dialogpt train --data DIR_OR_FILE --out RUN"),
+        (["ALL", "--config", "small"], "--config begins from nothing and --init from a model; give one of them"),
+        (["FRESH", "--config", "small"], "--config needs --tokenizer DIR"),
+        (["FRESH", "--config", "TALK", "--tokenizer", "MODEL"], "talk.jsonl"),
+        (["FRESH", "--config", "huge", "--tokenizer", "MODEL"], "huge"),
+        (["FRESH", "--init", "TALK"], "talk.jsonl: a file, where a model directory is wanted"),
+        (["ALL", "--data", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
+        (["ALL", "--data", "MODEL"], "model"),
+        (["ALL", "--valid", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
+        (["ALL", "--valid", "TALK"], "talk.jsonl, line 2: not a dialogue"),
+        (["ALL", "--valid", "TALK", "--valid-dialogues", "0"], "--valid-dialogues is 0; it must be at least 1"),
+        (["ALL", "--max-length", "97"], "--max-length is 97; the model's context is 96"),
+        (["ALL", "--max-length", "1"], "max_length is 1"),
+        (["ALL", "--max-length", "-5"], "max_length is -5"),
+        (["ALL", "--train-on", "Joe"], "nobody is called 'Joe' here"),
+        (["ALL", "--batch-size", "64"], "examples do not fill one batch"),
+        (
+            ["ALL", "--batch-size", "12"],
+            "a batch of 12 examples is not divided by 1 parts on 8 devices; take a multiple",
+        ),
+        (["ALL", "--accumulate", "2"], "a batch of 8 examples is not divided by 2 parts on 8 devices"),
+        (["ALL", "--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+        (["ALL", "--steps", "0"], "steps is 0"),
+        (["ALL", "--keep", "0"], "keep is 0"),
+        (["ALL", "--save-every", "-1"], "save_every is -1"),
+        (["ALL", "--seed", "-1"], "seed is -1; it must be from 0"),
+        (["ALL", "--seed", str(2**40)], f"seed is {2**40}; it must be from 0"),
+        (["ALL", "--learning-rate", "nan"], "learning_rate is nan; it must be a finite number from 0"),
+        (["ALL", "--learning-rate", "inf"], "learning_rate is inf"),
+        (["ALL", "--learning-rate", "-1"], "learning_rate is -1.0"),
+        (["ALL", "--clip", "nan"], "clip is nan"),
+        (["ALL", "--b2", "1"], "b2 is 1.0"),
+        (["ALL", "--dropout", "1"], "dropout is 1.0"),
+        (["ALL", "--warmup", "9"], "the warm-up has 9 steps and the run 6; the warm-up must be shorter"),
+        (["ALL", "--schedule", "sine"], "no schedule is called 'sine'; there are constant, linear, cosine, noam"),
+        (["ALL", "--fixed", "clip"], "--fixed names quirks of a recipe; give --recipe paper too"),
+        (["ALL", "--mesh", "rows=8"], "mesh: unknown axis 'rows' in 'rows=8'; the axes are data, fsdp, tensor"),
+        (["ALL", "--mesh", "nonsense"], "mesh: unknown axis 'nonsense'"),
+        (["ALL", "--mesh", "data=x"], "mesh: data=x in 'data=x'; expected a whole number"),
+        (["ALL", "--mesh", "data=3"], "mesh: data=3 needs 3 devices and there are 8; data=8 would fit"),
+        (["ALL", "--mesh", "tensor=8"], "heads"),
+        (["ALL", "--out", "TALK"], "talk.jsonl"),
+        (["ALL", "--export", "HERE"], "exists"),
+        (["ALL", "--export", "TALK"], "talk.jsonl"),
+    ],
+)
+def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_path, words, said):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mine").write_text("x")
+    whole = ["--init", place / "model", "--data", place / "talk.jsonl", "--out", tmp_path / "run", *SIZES]
+    named = {"ALL": whole, "FRESH": whole[2:], "TALK": [place / "talk.jsonl"], "MODEL": [place / "model"]}
+    named |= {"HERE": [here], "OUT": [tmp_path / "run"]}
+    status, _, err, fitted = call(capfd, *itertools.chain(*(named.get(word, [word]) for word in words)))
+    lines = [line for line in err.splitlines() if " tokens in " not in line]  # how long the data took
+    assert (status, len(lines)) == (1, 1), err
+    assert lines[0].startswith("dialogpt train: ")
+    assert said in lines[0]
+    assert fitted is None
+    assert not (tmp_path / "run" / loop.CHECKPOINTS / "6").exists()
+
+
+@pytest.mark.parametrize("words", [["--steps", "x"], ["--dtype", "int8"], ["--optimizer", "sgd"], ["--nonsense"]])
+def test_bad_arguments_are_status_2(capfd, words):
+    assert call(capfd, *words)[:2] == (2, "")
+
+
+def test_help_teaches(capfd):
+    status, out, _, _ = call(capfd, "--help")
+    assert status == 0
+    for flag in [
+        "data",
+        "valid",
+        "out",
+        "init",
+        "config",
+        "tokenizer",
+        "steps",
+        "batch-size",
+        "accumulate",
+        "learning-rate",
+        "warmup",
+        "schedule",
+        "clip",
+        "dropout",
+        "dtype",
+        "seed",
+        "mesh",
+        "recipe",
+        "resume",
+        "save-every",
+        "keep",
+        "export",
+        "compile-only",
+        "topology",
+        "max-length",
+        "train-on",
+        "reverse",
+    ]:
+        assert f"--{flag} " in out or f"--{flag}\n" in out or f"--{flag}]" in out
+    assert "noamwd" in out
+    assert "dialogpt train --data talk.jsonl --out RUN --steps 200 --export MODEL" in out
+
+
+def test_a_run_that_is_there_is_left_as_it_is(good, train, place, tmp_path):
+    good()
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    other = write(tmp_path / "other.jsonl", dialogues(40)[10:])
+
+    status, _, err, _ = train("--out", tmp_path / "run", data=other)
+    held = tmp_path / "run" / loop.CHECKPOINTS
+    assert (status, err) == (
+        1,
+        f"dialogpt train: {held} holds a run at step 6; resume it (--resume), or choose another folder for --out\n",
+    )
+    for words, said in (
+        ((), "is not the file that "),
+        (("--max-length", "24"), "was prepared with max_length 32, and 24 is asked for now"),
+        (("--reverse",), "was prepared with reverse False, and True is asked for now"),
+        (("--train-on", "last"), "was prepared with train_on all, and last is asked for now"),
+    ):
+        status, _, err, _ = train("--out", tmp_path / "run", "--resume", *words, data="talk.jsonl" if words else other)
+        assert (status, err.count("\n")) == (1, 1)
+        assert said in err
+    status, _, err, _ = train("--out", tmp_path / "run", "--resume", "--seed", "3")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "this is not the run in" in err
+    assert "options.seed: 0 in the checkpoint, 3 now" in err
+    assert {path: path.read_bytes() for path in files} == before
+    status, out, _, _ = train("--out", tmp_path / "run", "--resume", "--export", tmp_path / "again")
+    assert status == 0
+    assert "going on from step 6" in out
+    (export,) = tmp_path.glob("export*")
+    assert weights(tmp_path / "again") == weights(export)
+
+
+# ── a run that stops ──
+
+
+def test_sigterm_saves_and_ends_well_and_resume_ends_where_an_unbroken_run_does(train, place, tmp_path):
+    steps, line_bytes = 150, 60
+    sizes = ("--steps", steps, *SIZES[2:], "--log-every", "1", "--save-every", "1000")
+    command = ["train", "--init", place / "model", "--data", place / "talk.jsonl", *sizes]
+    command = [sys.executable, "-m", "dialogpt_jax.cli.main", *command, "--out", tmp_path / "run"]
+    command += ["--export", tmp_path / "never"]
+    with subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"DIALOGPT_NO_COMPILATION_CACHE": "1"},
+    ) as process:
+        # What is written and not read holds the process up, so it cannot be done before it hears the signal.
+        room = fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        for line in process.stdout:
+            if line.startswith(b"step 3/"):
+                break
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert b"Traceback" not in err
+    *_, stopped, advice = out.decode().splitlines()
+    done = int(stopped.split()[-3])
+    assert stopped == f"stopped by SIGTERM after step {done} of {steps}"
+    assert 3 <= done <= 5 + room // line_bytes < steps
+    assert advice == "go on with the same command and --resume; nothing was exported"
+    assert not (tmp_path / "never").exists()
+    assert (tmp_path / "run" / loop.CHECKPOINTS / str(done)).is_dir()
+
+    outs = [tmp_path / "resumed", tmp_path / "unbroken"]
+    for words in (("--out", tmp_path / "run", "--resume"), ("--out", tmp_path / "whole")):
+        status, out, err, _ = train(*words, "--export", outs["--resume" not in words], sizes=sizes)
+        assert status == 0, err
+        assert (f"going on from step {done}" in out) == ("--resume" in words)
+    assert weights(outs[0]) == weights(outs[1])
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "run")) == steps
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_usable(train, good, tmp_path):
+    """No file may grow beyond what a checkpoint takes, from the second one on: as a full disk, a quota is an OSError."""
+    words = ("--save-every", "2", "--log-every", "1", "--keep", "9")
+    _, whole, _ = good(*words)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(line):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+
+    save = loop.Checkpoints.save
+    with pytest.MonkeyPatch.context() as patched:
+
+        def save_and_fill(self, state, **named):
+            if int(state.step) == 4:
+                self.wait()
+                fill(None)
+            save(self, state, **named)
+
+        patched.setattr(loop.Checkpoints, "save", save_and_fill)
+        try:
+            status, _, err, _ = train("--out", tmp_path / "full", *words)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lines = [line for line in err.splitlines() if " tokens in " not in line]
+    assert (status, len(lines)) == (1, 1), err
+    folder = tmp_path / "full" / loop.CHECKPOINTS
+    assert lines[0] == (
+        f"dialogpt train: the checkpoint of step 4 could not be written to {folder} (File too large); that of step 2 is whole"
+    )
+    assert sorted(os.listdir(folder)) == ["2"]
+    status, out, err, again = train("--out", tmp_path / "full", "--resume", *words)
+    assert status == 0, err
+    assert "going on from step 2" in out
+    assert same(again.state.params, whole.state.params)
+    assert sorted(os.listdir(folder)) == ["2", "4", "6"]
