@@ -16,6 +16,7 @@ cluster's own launcher (SLURM, Kubernetes, a TPU VM), each with the same command
 import argparse
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,11 +226,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, Any, Path]:
 
 def _config(name: str, tokenizer: Any) -> Any:
     """The sizes of a name or file, with the tokenizer's vocabulary."""
-    from dialogpt_jax.config import GPT2Config
-    from dialogpt_jax.weights.directory import read_config_file
-
-    sizes = {"small": GPT2Config.small, "medium": GPT2Config.medium, "large": GPT2Config.large}
-    config = sizes[name]() if name in sizes else read_config_file(name)
+    config = _sizes(name)
     if tokenizer.end_of_text_id is None:
         raise ValueError("the tokenizer has no <|endoftext|>, which must end every turn")
     return dataclasses.replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.end_of_text_id)
@@ -245,6 +242,14 @@ def _refuse_another_run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{folder} holds a run at step {max(held)}; resume it (--resume), or choose another folder for --out"
         )
+
+
+def _sizes(name: str) -> Any:
+    from dialogpt_jax.config import GPT2Config
+    from dialogpt_jax.weights.directory import read_config_file
+
+    known = {"small": GPT2Config.small, "medium": GPT2Config.medium, "large": GPT2Config.large}
+    return known[name]() if name in known else read_config_file(name)
 
 
 def _examples(args, config, tokenizer, source: Path, report) -> Any:
@@ -299,19 +304,28 @@ def _prepare(file: str, folder: Path, tokenizer: Path, recipe: Any, report) -> N
 
 
 def _compile_only(args: argparse.Namespace) -> int:
+    from dialogpt_jax.chat.bot import bundled_directory
     from dialogpt_jax.parallel.dryrun import dry_run, render
     from dialogpt_jax.parallel.mesh import parse_mesh
-    from dialogpt_jax.weights.directory import read_config, read_config_file
+    from dialogpt_jax.weights.directory import read_config
     from dialogpt_jax.weights.hub import resolve
 
-    from dialogpt_jax.config import GPT2Config  # isort: skip
-
-    sizes = {"small": GPT2Config.small, "medium": GPT2Config.medium, "large": GPT2Config.large}
-    if args.config is not None:
-        config = sizes[args.config]() if args.config in sizes else read_config_file(args.config)
-    else:
-        from dialogpt_jax.chat.bot import bundled_directory
-
+    if args.config is None:
         config = read_config(bundled_directory() if args.init is None else resolve(args.init, revision=args.revision))
-    print(render(dry_run(config, options_of(args), topology=args.topology, mesh=parse_mesh(args.mesh or ""))))
-    return 0
+    else:
+        config = _sizes(args.config)
+    options = options_of(args)
+    print(f"compiling for {args.topology}; the large model takes some minutes", file=sys.stderr, flush=True)
+    report = dry_run(
+        options.of_model(config),
+        topology=args.topology,
+        mesh=parse_mesh(args.mesh or ""),
+        rows=options.batch_size,
+        length=args.max_length or min(128, config.n_positions),
+        optimizer=options.transformation(config),
+        compute_dtype=options.compute_dtype,
+        accumulate=options.accumulate,
+        checkpoint_blocks=options.checkpoint_blocks,
+    )
+    print(render(report))
+    return 0 if all(program.fits for program in report.programs) else 1

@@ -26,6 +26,8 @@ def initialize(
 ) -> None:
     """Joins the other processes, if there are any; call it before anything else of jax. Alone, it does nothing.
 
+    Nor does it where jax has begun and nothing was said of others: a notebook, or a test, is one process.
+
     Args:
       coordinator: `host:port` of process 0; by default what JAX_COORDINATOR_ADDRESS says, or the cluster's launcher.
       num_processes, process_id: by default what JAX_NUM_PROCESSES and JAX_PROCESS_ID say, or the launcher.
@@ -42,6 +44,11 @@ def initialize(
         return
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
+    except RuntimeError as error:
+        if "must be called before" not in str(error):
+            raise
+        if coordinator is not None:
+            raise ClusterError(f"cannot join the processes at {coordinator}: jax has begun without them") from error
     except ValueError as error:
         # Where jax finds no launcher it says that something "should be defined": then this process is alone.
         if "defined" not in str(error):

@@ -99,20 +99,33 @@ def test_alone_nothing_is_initialised(nobody_else):
 
 
 @pytest.mark.parametrize(
-    "told",
+    ("told", "words"),
     [
-        {"JAX_COORDINATOR_ADDRESS": "localhost:1234"},
-        {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
-        {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2"},
-        {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
-        {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1234"}, "set JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "need all of JAX_COORDINATOR_ADDRESS=host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2"}, "need all of"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+            "JAX_NUM_PROCESSES is 'two'",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "process_id < num_processes",
+        ),
     ],
 )
-def test_half_a_description_of_a_cluster_is_one_line(nobody_else, told):
+def test_half_a_description_of_a_cluster_is_one_line(nobody_else, told, words):
     for name, value in told.items():
         nobody_else.setenv(name, value)
+    # As in a process that has done nothing yet; each of these is refused before anything would be joined.
+    nobody_else.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
     with pytest.raises(ClusterError) as refused:
         initialize()
     assert "\n" not in str(refused.value)
-    assert "JAX_" in str(refused.value) or "process_id" in str(refused.value)
+    assert words in str(refused.value)
     assert not jax.distributed.is_initialized()
+
+
+def test_who_comes_too_late_is_told(nobody_else):
+    with pytest.raises(ClusterError, match="jax has begun without them"):
+        initialize("localhost:1234", num_processes=2, process_id=0)
