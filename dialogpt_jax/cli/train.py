@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.compile_only:
         return _compile_only(args)
+    if args.valid_dialogues < 1:
+        raise ValueError(f"--valid-dialogues is {args.valid_dialogues}; it must be at least 1")
     for name in ("data", "out"):
         if getattr(args, name) is None:
             raise ValueError(f"--{name} is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more")
@@ -296,11 +298,17 @@ def _prepare(file: str, folder: Path, tokenizer: Path, recipe: Any, report) -> N
     from dialogpt_jax.cli.progress import show_progress
     from dialogpt_jax.data.check import summary
     from dialogpt_jax.data.prepare import prepare
+    from dialogpt_jax.data.shards import DROPPED_FILE
 
     with show_progress("kB", "tokens") as progress:
         _, found = prepare([file], folder, tokenizer, recipe, force=True, progress=progress)
     for line in summary(found, recipe):
         report(line)
+    for kind, (count, first) in found.dropped.items():
+        numbers = ", ".join(str(number) for _, number, _ in first) + ", …" * (count > len(first))
+        report(f"dropped {count:,}: {kind}; line{'s' * (count > 1)} {numbers}: {first[0][2]}")
+    if found.dropped:
+        report(f"dropped lines and their reasons: {folder / DROPPED_FILE}")
 
 
 def _compile_only(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Several processes as one: what a cluster's launcher says in, jax's own coordination out; rows of a process in, a batch out.
+"""Several processes as one: what a cluster's launcher says in, jax's coordination out; a process's rows in, a batch out.
 
 Under SLURM, Kubernetes, Open MPI or on a TPU VM jax finds out by itself who the others are. By hand, each process is told:
 
@@ -80,7 +80,7 @@ def global_batch(read: Callable[[np.ndarray], Any], rows: int, sharding: NamedSh
     here = rows_here(rows, sharding)
 
     def place(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             return local[np.searchsorted(here, np.arange(rows)[index[0]])]
 
         return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)

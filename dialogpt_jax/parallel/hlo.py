@@ -2,8 +2,8 @@
 
     compiled.as_text() ─parse→ computations ─from the entry, through calls and loops→ collectives, loops
 
-Only what is stable in that text is read: computations in braces, one instruction a line, `name = type opcode(…), attributes`.
-An instruction in a loop counts as often as the loop runs, where the text says how often; else once, and is marked.
+Only what is stable in that text is read: computations in braces, and on each line `name = type opcode(…), attributes`. An
+instruction in a loop counts as often as the loop runs, where the text says how often; else once, and is marked.
 """
 
 import dataclasses
@@ -153,7 +153,7 @@ def _split_type(text: str) -> tuple[str, str]:
 def _walk(
     program: _Program, name: str, times: int = 1, certain: bool = True, depth: int = 0
 ) -> Iterator[tuple[str, _Instruction, int, bool, int]]:
-    """Every instruction as it is reached: its computation, itself, how often it runs, whether that is known, the loops around."""
+    """Every instruction that is reached: its computation, itself, how often it runs, if that is known, loops around it."""
     for instruction in program.get(name, ()):
         yield name, instruction, times, certain, depth
         if instruction.opcode == "while":

@@ -135,7 +135,9 @@ def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> PartitionSpec:
         name = "/".join(names)
         spec = fitted_spec(name, leaf.shape, mesh)
         if not _fits(spec, leaf, mesh):
-            raise RuleError(f"the parameter {name} of shape {leaf.shape} does not divide as {spec} on {dict(mesh.shape)}")
+            raise RuleError(
+                f"the parameter {name} of shape {leaf.shape} does not divide as {spec} on {dict(mesh.shape)}"
+            )
         return spec
     for first in range(len(names)):  # an optimiser may keep its mirrors under further names
         name = "/".join(names[first:])

@@ -42,7 +42,9 @@ def spread(sums: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         return jax.tree.map(lambda x: jax.lax.psum(x, ROW_AXES), scalars), gradient
 
     def run(params, batch, key):
-        parts = jax.tree_util.tree_map_with_path(lambda path, leaf: _manual_part(fitted_spec(_name(path), leaf.shape, mesh)), params)
+        parts = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _manual_part(fitted_spec(_name(path), leaf.shape, mesh)), params
+        )
         return jax.shard_map(
             one_device,
             mesh=mesh,

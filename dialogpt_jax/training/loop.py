@@ -98,6 +98,7 @@ def fit(
     """
     mesh = make_mesh() if mesh is None else mesh
     folder = None if out is None else Path(out)
+    check_divides(config, mesh)
     program = _compile(options, config, mesh)
     plan = _plan(options, config, examples, mesh)
     checkpoints = _open(folder, options)
@@ -232,6 +233,17 @@ class _Run:
         return figures
 
 
+def compile_step(
+    options: TrainOptions, config: GPT2Config, mesh: Mesh, *, rows: int, length: int
+) -> jax.stages.Compiled:
+    """The step that `fit` runs, compiled for batches of `rows` rows of `length` tokens: to be looked at."""
+    program, rows_on = _compile(options, config, mesh), batch_sharding(mesh)
+    tokens, weights = (
+        jax.ShapeDtypeStruct((rows, length), dtype, sharding=rows_on) for dtype in (np.int32, np.float32)
+    )
+    return program.step.lower(program.layout, Batch(tokens, weights)).compile()
+
+
 class _Program(NamedTuple):
     """The first state and the step, jitted; shape, dtype and sharding of every array of the state."""
 
@@ -288,7 +300,8 @@ def _plan(options, config, examples, mesh) -> dict[str, Any]:
     if not len(sizes):
         raise TrainingError("there are no examples to train on")
     longest, context = int(sizes.max()), config.n_positions
-    length = options.max_length or min(-(-longest // 8) * 8, context)
+    prepared = getattr(examples, "info", {}).get("max_length")
+    length = options.max_length or prepared or min(-(-longest // 8) * 8, context)
     if max(length, longest) > context:
         raise TrainingError(f"examples have up to {max(length, longest)} tokens; the model's context is {context}")
     if longest > length:

@@ -32,7 +32,7 @@ class TrainOptions:
       dropout: everywhere in the model; `None` is what its config says.
       dtype: of the products; parameters and the optimiser are float32 always.
       seed: of the order of the data and of dropout.
-      max_length: of a row in tokens; `None`: of the longest example, up to a multiple of 8.
+      max_length: of a row in tokens; `None`: that of prepared data, or of the longest example, up to a multiple of 8.
       buckets: lengths of batches, each a program to compile; 1 pads every example to the longest.
       checkpoint_blocks: compute the inside of every block twice, and keep less.
       recipe: the paper's quirks; its optimiser and its plan of the data replace those above, with these numbers.

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from dialogpt_jax.parallel.distributed import any_process, global_batch, initialize, rows_here
 
-initialize()
+initialize()  # before anything of jax, what an import does included
 
-import jax
-import numpy as np
-import optax
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
 
-from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.data.batches import Batch
-from dialogpt_jax.model import init_params
-from dialogpt_jax.parallel.mesh import make_mesh
-from dialogpt_jax.parallel.rules import batch_sharding, shardings
-from dialogpt_jax.training.step import init_state, train_step
+from dialogpt_jax.config import GPT2Config  # noqa: E402
+from dialogpt_jax.data.batches import Batch  # noqa: E402
+from dialogpt_jax.model import init_params  # noqa: E402
+from dialogpt_jax.parallel.mesh import make_mesh  # noqa: E402
+from dialogpt_jax.parallel.rules import batch_sharding, shardings  # noqa: E402
+from dialogpt_jax.training.step import init_state, train_step  # noqa: E402
 
 CONFIG = GPT2Config(
     vocab_size=61, n_positions=16, n_embd=16, n_layer=1, n_head=2, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
