@@ -207,7 +207,7 @@ def generate(
       sampling: how a token is chosen.
       max_new_tokens: the most tokens of a reply, its EOS included. A row also stops at the model's last position.
       keys: (B,) `jax.random.key`s, one a row. With a `NamedSharding` over their rows, each device of its mesh replies to
-        its rows; the parameters must be uncommitted, or replicated on that mesh.
+        its rows; the parameters may lie on that mesh however they like, and are gathered once a call.
 
     Raises:
       ValueError: shapes, lengths, ids or keys do not fit; the message has the numbers.

@@ -98,7 +98,7 @@ def any_process(flag: bool) -> bool:
 def gather(params: Any) -> Any:
     """Parameters from wherever they lie to NumPy arrays, whole, in every process; leaf by leaf, so that one fits."""
 
-    def each(leaf: jax.Array) -> np.ndarray:
+    def each(leaf: Any) -> np.ndarray:
         if not leaf.is_fully_addressable:
             leaf = jax.jit(lambda x: x, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
         return np.asarray(leaf)

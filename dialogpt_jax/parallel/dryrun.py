@@ -123,7 +123,7 @@ def topology_devices(topology: str) -> list[Any]:
         )
     from jax.experimental import topologies
 
-    if jax.config.jax_platforms is None:  # else jax would start the TPU that libtpu promises
+    if getattr(jax.config, "jax_platforms", None) is None:  # else jax would start the TPU that libtpu promises
         jax.config.update("jax_platforms", "cpu")
     with _environment(_ENVIRONMENT):
         try:

@@ -36,7 +36,8 @@ class Program:
       arguments, outputs, aliased, temporaries, code: bytes; what is aliased (donated) is in both arguments and outputs.
       flops: the model's arithmetic in one run, counted by hand: what a utilisation is measured by. For `generate`, that
         of the prompt alone, since how many steps follow is not known before.
-      xla_flops, bytes_accessed: what XLA counts; it counts the body of a loop once.
+      xla_flops, bytes_accessed: what XLA counts; it counts the body of a loop once, and what an operation reads and
+        writes whether it lies in memory or on the chip.
       collectives, loops: as the compiled text has them.
       chip: what it runs on.
     """
@@ -70,7 +71,10 @@ class Program:
 
     @property
     def roofline(self) -> dict[str, float]:
-        """Seconds that computing, memory and network need at least; a run needs at least the longest of them."""
+        """Seconds that computing, memory and network take at full speed, each alone; the longest bounds a run.
+
+        Memory's is by XLA's count, which holds what stays on the chip to be memory too: more than is really read.
+        """
         return {
             "compute": max(self.flops, self.xla_flops) / self.chip.flops,
             "memory": self.bytes_accessed / self.chip.memory_speed,
@@ -124,7 +128,7 @@ def _rendered(program: Program) -> list[str]:
         f"    code      {_mb(program.code):>12}",
         f"  flops       {program.flops / 1e9:>10,.1f} G  counted by hand; XLA, which takes a loop once: "
         f"{program.xla_flops / 1e9:,.1f} G",
-        f"  memory read or written {program.bytes_accessed / 1e9:,.2f} GB (XLA, a loop once)",
+        f"  traffic     {program.bytes_accessed / 1e9:>10,.2f} GB read and written, by XLA, on the chip too; a loop once",
     ]
     lines += ["  collectives" + ("" if program.collectives else ": none")]
     for kind, certain, count, size, wire in collective_table(program):
@@ -135,7 +139,7 @@ def _rendered(program: Program) -> list[str]:
         trips = "until its condition ends it" if loop.trips is None else f"{loop.trips} times"
         lines.append(f"    {'  ' * loop.depth}{trips}  {loop.source[-90:]}")
     least = "  ".join(f"{name} {1e3 * value:.2f} ms" for name, value in times.items())
-    lines.append(f"  at least    {1e3 * times[slowest]:.2f} ms, bound by {slowest}: {least}")
+    lines.append(f"  roofline    {1e3 * times[slowest]:.2f} ms, bound by {slowest}: {least}")
     return lines
 
 

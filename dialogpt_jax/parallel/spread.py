@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
 from dialogpt_jax.model import Params
@@ -98,14 +99,13 @@ def _divided(spec: PartitionSpec, mesh: Mesh) -> bool:
 
 
 def _on_front(f: Callable[[jax.Array], jax.Array], x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """`f` on x as a matrix whose first axis is that of `fsdp`.
+    """`f` on x as a matrix whose first axis is that of `fsdp`, and lies so in memory.
 
-    XLA for TPU scatters a sum along the first axis of a matrix; along another one, or with more axes, it sums the whole
-    on every device and cuts afterwards, which sends twice as much.
+    Otherwise XLA for TPU sums most arrays whole on every device and cuts afterwards, which sends twice as much.
     """
     axis = tuple(spec).index("fsdp")
     front = jnp.moveaxis(x, axis, 0)
-    y = f(front.reshape(front.shape[0], -1))
+    y = f(with_layout_constraint(front.reshape(front.shape[0], -1), Layout(major_to_minor=(0, 1))))
     return jnp.moveaxis(y.reshape(y.shape[0], *front.shape[1:]), 0, axis)
 
 

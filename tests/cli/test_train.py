@@ -27,7 +27,15 @@ from dialogpt_jax.training.validation import make_evaluation
 
 # Eight devices against one: sums of a few hundred float32 terms of about 8, in another order.
 TOLERANCE = 1e-5
-ONE_DEVICE = " --xla_force_host_platform_device_count=1"  # the last one counts
+# As `call` below: another number of devices is another number of threads for each, and other roundings.
+ONE_OF_EIGHT = """
+import sys, jax
+from dialogpt_jax.parallel import mesh
+make_mesh = mesh.make_mesh
+mesh.make_mesh = lambda sizes: make_mesh(sizes, jax.devices()[:1])
+from dialogpt_jax.cli.main import main
+sys.exit(main())
+"""
 PATIENCE = 240  # seconds that a process gets on a busy machine
 
 WORDS = ("Hello", "how", "are", "you", "I", "am", "fine", "thanks", "What", "is", "this", "And", "the", "rain", "No")
@@ -404,13 +412,16 @@ def test_sigterm_saves_and_ends_well_and_resume_ends_where_an_unbroken_run_does(
     steps, line_bytes = 100, 70
     sizes = ("--steps", steps, *SIZES[2:], "--save-every", "0")
     command = ["train", "--init", place / "model", "--data", place / "talk.jsonl", *sizes]
-    command = [sys.executable, "-m", "dialogpt_jax.cli.main", *command, "--out", tmp_path / "run"]
+    command = [sys.executable, "-c", ONE_OF_EIGHT, *command, "--out", tmp_path / "run"]
     command += ["--export", tmp_path / "never"]
     with subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"DIALOGPT_NO_COMPILATION_CACHE": "1", "XLA_FLAGS": os.environ["XLA_FLAGS"] + ONE_DEVICE},
+        env=os.environ
+        | {
+            "DIALOGPT_NO_COMPILATION_CACHE": "1",
+        },
     ) as process:
         # What is written and not read holds the process up, so it cannot be done before it hears the signal.
         room = fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
@@ -463,7 +474,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_usable(train, good, 
     folder = tmp_path / "full" / loop.CHECKPOINTS
     wanted = f"the checkpoint of step 6 could not be written to {folder} (File too large); that of step 3 is whole"
     assert lines[0] == f"dialogpt train: {wanted}"
-    assert sorted(os.listdir(folder)) == ["3"]
+    assert [name for name in os.listdir(folder) if name.isdigit()] == ["3"]
     status, out, err, again = train("--out", tmp_path / "full", "--resume")
     assert status == 0, err
     assert "going on from step 3" in out

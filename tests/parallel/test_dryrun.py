@@ -18,7 +18,7 @@ from dialogpt_jax.parallel.mesh import MeshError
 from dialogpt_jax.parallel.report import collective_table
 
 CONFIG = fakes.no_dropout(dataclasses.replace(fakes.TINY, n_layer=1))
-CHIP = dryrun.Chip("a chip", 2**17, 1e12, 1e11, 1e10)
+CHIP = dryrun.Chip("a chip", 2**17, 1e12, 1e11, 1e9)
 
 
 @pytest.fixture
