@@ -13,11 +13,14 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dialogpt_jax.data.examples import Example
+
+
+Rows = Any  # an array, NumPy's where it is read and jax's where it is used, or the shape of one
 
 
 class Batch(NamedTuple):
@@ -29,9 +32,9 @@ class Batch(NamedTuple):
       segments_BT: int32, the number of each token's example within its row, pads −1; `None` where a row is one example.
     """
 
-    tokens_BT: np.ndarray
-    weights_BT: np.ndarray
-    segments_BT: np.ndarray | None = None
+    tokens_BT: Rows
+    weights_BT: Rows
+    segments_BT: Rows | None = None
 
 
 class Planned(NamedTuple):

@@ -5,7 +5,7 @@ Letters: D dialogues, B rows, T tokens.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +33,11 @@ def _losses(params: Params, config: GPT2Config, tokens_BT: np.ndarray) -> np.nda
     sharding = params["wte"]["embedding"].sharding if isinstance(params["wte"]["embedding"], jax.Array) else None
     if not isinstance(sharding, NamedSharding):
         return np.asarray(_losses_on(None)(params, config, jnp.asarray(tokens_BT)))
-    rows = batch_sharding(sharding.mesh)
-    if len(tokens_BT) % (sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"]):
-        rows = NamedSharding(sharding.mesh, PartitionSpec())
+    mesh = cast(Mesh, sharding.mesh)  # of an array, so not an abstract one
+    divides = len(tokens_BT) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+    rows = batch_sharding(mesh) if divides else NamedSharding(mesh, PartitionSpec())
     placed = global_batch(lambda here_B: tokens_BT[here_B], len(tokens_BT), rows)
-    return np.asarray(_losses_on(sharding.mesh)(params, config, placed))
+    return np.asarray(_losses_on(mesh)(params, config, placed))
 
 
 class Spent(NamedTuple):

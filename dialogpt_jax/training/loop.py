@@ -159,7 +159,7 @@ class _Run:
         with Stopping() as stopping:
             for step, local in zip(range(first, options.steps), self._read(first), strict=True):
                 length, members_B = self.batches.planned(step)
-                batch = global_batch(lambda _, local=local: local, len(members_B), self.sharding)
+                batch = global_batch(functools.partial(_given, local), len(members_B), self.sharding)
                 state, metrics = self.step(state, batch)
                 pace.add(self.batches.tokens(step), len(members_B) * length)
                 if pending is not None:
@@ -247,8 +247,8 @@ def compile_step(
 class _Program(NamedTuple):
     """The first state and the step, jitted; shape, dtype and sharding of every array of the state."""
 
-    begin: Callable[..., TrainState]
-    step: Callable[..., Any]
+    begin: jax.stages.Wrapped
+    step: jax.stages.Wrapped
     layout: TrainState
     optimizer: optax.GradientTransformation
 
@@ -283,6 +283,11 @@ def _compile(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> _Program:
         layout=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout),
         optimizer=optimizer,
     )
+
+
+def _given(local: Batch, rows_B: np.ndarray) -> Batch:
+    """What `global_batch` asks for, read before it asks."""
+    return local
 
 
 def _lies(layout: Any) -> Any:

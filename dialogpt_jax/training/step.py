@@ -67,11 +67,16 @@ def train_step(
     if config.embd_pdrop or config.attn_pdrop or config.resid_pdrop:
         dropout_key = jax.random.fold_in(state.key, state.step)
 
-    divided = mesh is not None and mesh.size > 1
+    divided = mesh if mesh is not None and mesh.size > 1 else None
+
+    def cast(params):
+        if divided is not None:
+            return whole(params, compute_dtype, divided)
+        return jax.tree.map(lambda x: x.astype(compute_dtype), params)
 
     def objective(params, part, key):
         return summed_loss(
-            whole(params, compute_dtype, mesh) if divided else jax.tree.map(lambda x: x.astype(compute_dtype), params),
+            cast(params),
             config,
             part.tokens_BT,
             part.weights_BT,
@@ -96,7 +101,8 @@ def train_step(
         parts = jax.tree.map(lambda a: _parts(a, accumulate), batch)
         return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
 
-    (total, targets), grads = (spread(sums, mesh) if divided else sums)(state.params, batch, dropout_key)
+    spread_sums = sums if divided is None else spread(sums, divided)
+    (total, targets), grads = spread_sums(state.params, batch, dropout_key)
     divisor = jnp.maximum(targets, 1e-9)
     value, grads = total / divisor, jax.tree.map(lambda g: g / divisor, grads)
 
