@@ -429,7 +429,8 @@ def test_sigterm_saves_and_ends_well_and_resume_ends_where_an_unbroken_run_does(
             if line.startswith(b"step 3/"):
                 break
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.stdout.read(), process.stderr.read()  # `communicate` would lose what the loop read ahead
+        process.wait(PATIENCE)
     assert process.returncode == 0, err
     assert b"Traceback" not in err
     *_, stopped, advice = out.decode().splitlines()

@@ -28,6 +28,21 @@ PATIENCE = 600  # seconds for one process on a busy machine
 KILLS, STEPS = 20, 80
 SIZES = f"--steps {STEPS} --batch-size 8 --buckets 1 --max-length 32 --learning-rate 1e-2 --log-every 1 --dropout 0.1"
 SIZES += " --save-every 1 --evaluate-every 0"
+SERVER = """
+import json, os, sys
+import dialogpt_jax.cli.progress, dialogpt_jax.cli.train, dialogpt_jax.data.prepare, dialogpt_jax.evaluation.perplexity
+import dialogpt_jax.training.loop, dialogpt_jax.training.validation, grain, orbax.checkpoint, tensorboardX
+from dialogpt_jax.cli.main import main
+for line in sys.stdin:
+    out, err, words = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT), 2)
+        os._exit(main(words))
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
 
 
@@ -36,31 +51,82 @@ def place(tmp_path_factory):
     """A folder with a tiny model and dialogues."""
     folder = tmp_path_factory.mktemp("kill")
     fakes.tiny_bot().save(folder / "model")
-    words = "Hello how are you I am fine thanks What is this And the rain No".split()
+    words = "Hello|how|are|you|I|am|fine|thanks|What is this|And the|rain|No".split("|")
     rng = random.Random(0)
     turns = [[" ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(rng.randint(2, 4))] for _ in range(50)]
     (folder / "talk.jsonl").write_text("".join(json.dumps({"turns": t}) + "\n" for t in turns))
     return folder
 
 
-def start(place: Path, *words, devices: int = 1, **environment) -> subprocess.Popen:
-    command = [sys.executable, "-m", "dialogpt_jax.cli.main", "train", "--init", place / "model"]
-    command += ["--data", place / "talk.jsonl", *SIZES.split(), *words]
-    environment = {"XLA_FLAGS": FLAGS + str(devices), "XDG_CACHE_HOME": place / "cache"} | environment
+def command(place: Path, *words) -> list[str]:
+    return ["train", *map(str, ("--init", place / "model", "--data", place / "talk.jsonl", *SIZES.split(), *words))]
+
+
+def environment(place: Path, devices: int, **more) -> dict[str, str]:
+    more |= {"XLA_FLAGS": FLAGS + str(devices), "XDG_CACHE_HOME": place / "cache", "PYTHONWARNINGS": "ignore"}
+    return os.environ | {name: str(value) for name, value in more.items()}
+
+
+def start(place: Path, *words, devices: int, **more) -> subprocess.Popen:
     return subprocess.Popen(
-        [str(word) for word in command],
+        [sys.executable, "-m", "dialogpt_jax.cli.main", *command(place, *words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {name: str(value) for name, value in environment.items()},
+        env=environment(place, devices, **more),
     )
 
 
 def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = rest(process)
     assert process.returncode == 0, err[-3000:]
     assert "Traceback" not in err
     return out
+
+
+def rest(process: subprocess.Popen) -> tuple[str, str]:
+    """What it still says until it ends. (`communicate` would lose what a loop over the lines has read ahead.)"""
+    out, err = process.stdout.read(), process.stderr.read()
+    process.wait(PATIENCE)
+    return out, err
+
+
+class Lives:
+    """Processes that run the command, each forked from one that has imported everything, so that they begin at once."""
+
+    def __init__(self, place: Path):
+        self.place, self.count, self.pid = place, 0, 0
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.server = subprocess.Popen([sys.executable, "-c", SERVER], env=environment(place, 1), **pipes)
+
+    def begin(self, *words) -> None:
+        self.count += 1
+        self.files = [self.place / f"life {self.count}.{name}" for name in ("out", "err")]
+        self.server.stdin.write(json.dumps([*map(str, self.files), command(self.place, *words)]) + "\n")
+        self.server.stdin.flush()
+        self.pid = int(self.server.stdout.readline())
+
+    def said(self, which: int = 0) -> str:
+        return self.files[which].read_text() if self.files[which].exists() else ""
+
+    def hear(self, enough) -> None:
+        """Waits until what was said is enough."""
+        deadline = time.monotonic() + PATIENCE
+        while not enough(self.said()):
+            assert time.monotonic() < deadline, self.said(1)
+            time.sleep(0.002)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> int:
+        """Waits; what it ended with, as `waitpid` says it."""
+        return int(self.server.stdout.readline())
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait(PATIENCE)
+        self.server.stdout.close()
 
 
 def whole_steps(run: Path) -> list[int]:
@@ -77,65 +143,57 @@ def losses(run: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
 
 
-def seen_steps(lines: list[str]) -> list[int]:
-    return [int(found[1]) for line in lines if (found := re.match(r"step (\d+)/", line))]
+def seen_steps(said: str) -> list[int]:
+    return [int(step) for step in re.findall(r"^step (\d+)/", said, re.MULTILINE)]
 
 
 def test_killed_at_twenty_moments_it_loses_nothing(place, capfd):
-    """Each life is killed a random while after a random line; every second one while a checkpoint is being written."""
-    finish(start(place, "--out", place / "whole", "--export", place / "expected"))
-    run, rng = place / "killed", random.Random(7)
+    """Each life is killed a random while after a random line; every second one once a checkpoint is being written."""
+    lives, run, rng = Lives(place), place / "killed", random.Random(7)
+    lives.begin("--out", place / "whole", "--export", place / "expected")
+    assert lives.end() == 0, lives.said(1)
+    told = repeated = writing = early = 0
     held: list[int] = []
-    told, repeated, writing = 0, 0, 0
     report = []
     for life in range(KILLS):
-        process = start(place, "--out", run, "--resume", "--export", place / "found")
-        lines: list[str] = []
+        lives.begin("--out", run, "--resume", "--export", place / "found")
         wanted = rng.choice([0, 1, 1, 2, 3, 4])  # steps that it says before it is killed; 0: while it begins
-        delay = rng.uniform(0, 0.25)
-        if wanted:
-            for line in process.stdout:
-                lines.append(line)
-                if len(seen_steps(lines)) >= wanted:
-                    break
-            assert process.poll() is None, process.stderr.read()[-3000:]
+        if not wanted:
+            lives.hear(lambda said: "parameters, " in said)
+            time.sleep(rng.uniform(0, 3))
         else:
-            for line in process.stdout:
-                lines.append(line)
-                if "parameters, " in line:
-                    delay = rng.uniform(0, 4.0)
-                    break
-        if life % 2 and wanted:
-            deadline = time.monotonic() + 20
-            while not list((run / CHECKPOINTS).glob("*tmp*")) and time.monotonic() < deadline:
-                time.sleep(0.0005)
-            delay = rng.uniform(0, 0.03)
-        time.sleep(delay)
+            lives.hear(lambda said, wanted=wanted: len(seen_steps(said)) >= wanted)
+            if life % 2:
+                deadline = time.monotonic() + 5
+                while not list((run / CHECKPOINTS).glob("*tmp*")) and time.monotonic() < deadline:
+                    time.sleep(0.0005)
+            time.sleep(rng.uniform(0, 0.02 if life % 2 else 0.25))
         before = whole_steps(run)  # whole before the kill, so they must be there after it
-        process.send_signal(signal.SIGKILL)
-        rest, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == -signal.SIGKILL, (rest, err)
-        assert "Traceback" not in err
-        lines += rest.splitlines(keepends=True)
-        resumed = next((int(found[1]) for line in lines if (found := re.match(r"going on from step (\d+)", line))), 0)
-        if any("step" in line for line in lines):
-            assert resumed == max(held, default=0), "a whole checkpoint was not taken up"
-            assert "damaged" not in err
-        after = whole_steps(run)
-        assert max(after, default=0) >= max(before, default=0)
+        lives.kill()
+        assert lives.end() == signal.SIGKILL, lives.said(1)
+        assert not re.search("Traceback|damaged", lives.said(1))
+        said, after = lives.said(), whole_steps(run)
+        resumed = int((re.findall(r"going on from step (\d+)", said) or ["0"])[0])
+        begun = bool(resumed or seen_steps(said))
+        assert not begun or resumed == max(held, default=0)
+        assert max(after, default=0) >= max(before, default=0) >= max(held, default=0)
         parts = [path.name for path in (run / CHECKPOINTS).glob("*tmp*")]
-        writing += bool(parts)
-        last = max(seen_steps(lines), default=resumed)
-        repeated += max(told - resumed, 0) if seen_steps(lines) else 0
-        told = max(told if not seen_steps(lines) else 0, last)
-        moment = "while " + ", ".join(parts) if parts else ("between writes" if seen_steps(lines) else "as it began")
-        report.append(f"{life + 1:3}: began at {resumed}, last told {last}, whole {after}, {moment}")
+        last = max(seen_steps(said), default=resumed)
+        writing, early = writing + bool(parts), early + (not seen_steps(said))
+        repeated, told = repeated + max(min(told, last) - resumed, 0), max(told, last)
+        moment = f"while it wrote {', '.join(parts)}" if parts else "between writes"
+        report.append(f"{life + 1:3}: from {resumed}, last told {last}, whole then {after}; {moment}")
         held = after
-    out = finish(start(place, "--out", run, "--resume", "--export", place / "found"))
-    assert f"going on from step {max(held)}" in out
+    lives.begin("--out", run, "--resume", "--export", place / "found")
+    assert lives.end() == 0, lives.said(1)
+    assert f"going on from step {max(held)}" in lives.said()
+    lives.close()
     with capfd.disabled():
         print("\n" + "\n".join(report))
-        print(f"{KILLS} kills, {writing} of them while a checkpoint was written; {repeated} steps were done twice")
+        print(
+            f"{KILLS} kills: {writing} while a checkpoint was written, {early} before a step was told; "
+            f"{repeated} steps done twice"
+        )
     assert max(held) < STEPS, "the run was over before the last kill"
     assert writing >= 5
     assert (place / "found/model.safetensors").read_bytes() == (place / "expected/model.safetensors").read_bytes()
@@ -169,7 +227,7 @@ def test_two_processes_are_one_and_stop_together(place):
     (step,) = whole_steps(stopped)
     assert 5 <= step < 24
     assert f"stopped by SIGTERM after step {step} of 24" in outs[0]
-    assert not seen_steps(outs[1].splitlines())  # only the first one speaks
+    assert not seen_steps(outs[1])  # only the first one speaks
     assert not (place / "never").exists()
     again = place / "again"
     shutil.copytree(stopped, again)
@@ -191,7 +249,7 @@ def test_what_one_process_cannot_do_stops_both(place):
     """Process 0 prepares the data; the other does not wait for it for ever."""
     began = time.monotonic()
     processes = pair(place, "--out", place / "bad", "--train-on", "Joe")
-    ends = [(process.communicate(timeout=PATIENCE)[1], process.returncode) for process in processes]
+    ends = [(rest(process)[1], process.returncode) for process in processes]
     assert [status for _, status in ends] == [1, 1]
     assert "nobody is called 'Joe' here" in ends[0][0]
     assert "process 0 could not prepare the data; its own line says why" in ends[1][0]

@@ -1,0 +1,172 @@
+"""What a run is told: numbers that are refused, what the words of the command become, what a plan says."""
+
+import argparse
+import dataclasses
+import json
+import re
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dialogpt_jax.cli import train
+from dialogpt_jax.data.batches import Buckets, SortedWindows
+from dialogpt_jax.training.options import TrainOptions
+from dialogpt_jax.training.plan import as_json, differences
+from dialogpt_jax.training.recipes import QUIRKS, Recipe
+
+TOLERANCE = 1e-6  # of rates: float32 against Python's numbers
+CONFIG = fakes.TINY  # 32 wide
+
+
+def options_of(words: str = "") -> TrainOptions:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return train.options_of(parser.parse_args(words.split()))
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "said"),
+    [
+        (("steps", "batch_size", "accumulate", "buckets", "keep"), (0, -1), "it must be at least 1"),
+        (
+            ("learning_rate", "warmup", "weight_decay", "clip", "log_every", "evaluate_every", "save_every"),
+            (-1, float("nan"), float("inf")),
+            "it must be a finite number from 0",
+        ),
+        (("dropout", "b2"), (-0.1, 1.0, float("nan")), "it is a share from 0 to below 1"),
+        (("seed",), (-1, 2**32), "it must be from 0 to 2^32 − 1"),
+        (("max_length",), (1, -4), "an example has at least 2 tokens"),
+        (("decay",), (0, -1), "it must be at least 1 step"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_by_its_name(field, values, said):
+    for name in field:
+        for value in values:
+            with pytest.raises(ValueError, match=re.escape(f"{name} is {value}; {said}")) as caught:
+                TrainOptions(**({"steps": 9} | {name: value}))
+            assert "\n" not in str(caught.value)
+
+
+def test_the_ends_of_the_ranges_are_taken():
+    edge = TrainOptions(steps=1, learning_rate=0, warmup=0, clip=0, dropout=0.0, b2=0.0, seed=2**32 - 1, max_length=2)
+    assert edge.of_model(CONFIG).resid_pdrop == 0.0
+
+
+def test_the_words_become_options():
+    found = options_of(
+        "--steps 50 --batch-size 4 --accumulate 2 --learning-rate 3e-4 --warmup 7 --schedule cosine --clip 0"
+        " --dtype bfloat16 --seed 5 --dropout 0.2 --optimizer muon --weight-decay 0.1 --b2 0.95 --buckets 3 --keep 4"
+        " --save-every 6 --log-every 2 --evaluate-every 8 --max-length 64 --checkpoint-blocks"
+    )
+    assert found == TrainOptions(
+        steps=50,
+        batch_size=4,
+        accumulate=2,
+        learning_rate=3e-4,
+        warmup=7,
+        schedule="cosine",
+        clip=0.0,
+        dtype="bfloat16",
+        seed=5,
+        dropout=0.2,
+        optimizer="muon",
+        weight_decay=0.1,
+        b2=0.95,
+        buckets=3,
+        keep=4,
+        save_every=6,
+        log_every=2,
+        evaluate_every=8,
+        max_length=64,
+        checkpoint_blocks=True,
+    )
+
+
+def test_what_is_not_said_follows_the_steps():
+    plain = options_of()
+    assert plain == TrainOptions(steps=1000, warmup=100, evaluate_every=100, save_every=100)
+    assert options_of("--steps 100000").warmup == 1000
+    assert options_of("--steps 1") == TrainOptions(steps=1, warmup=0, evaluate_every=1, save_every=1)
+    assert options_of("--steps 5 --schedule noam").warmup == 1  # it has no run without one
+    for schedule in ("constant", "linear", "cosine", "noam", "noamwd", "trapezoid"):
+        rate = options_of(f"--steps 1 --schedule {schedule}").rate(CONFIG)
+        assert np.isfinite(rate(0))
+
+
+def test_the_paper_s_recipe_brings_its_numbers_and_words_override_them():
+    paper = options_of("--recipe paper")
+    assert paper.recipe == Recipe.paper()
+    numbers = {"batch_size": 512, "accumulate": 8, "steps": 10_000, "schedule": "noam", "learning_rate": 1e-5}
+    numbers |= {"warmup": 4000, "seed": 42, "evaluate_every": 5000, "max_length": None}
+    assert {name: getattr(paper, name) for name in numbers} == numbers
+    peak = 1e-5 * 1e4 * 32**-0.5 * 4000**-0.5
+    assert float(paper.rate(CONFIG)(3999)) == pytest.approx(peak, rel=1e-5)
+    mine = options_of("--recipe paper --batch-size 16 --accumulate 2 --steps 40 --warmup 9 --seed 3")
+    assert (mine.batch_size, mine.accumulate, mine.steps, mine.warmup, mine.seed) == (16, 2, 40, 9, 3)
+    assert float(mine.rate(CONFIG)(8)) == pytest.approx(1e-5 * 1e4 * 32**-0.5 * 9**-0.5, rel=1e-5)
+
+
+def test_quirks_are_put_right_by_name_or_all():
+    def fixed(words=""):
+        return {name for name in QUIRKS if getattr(options_of(f"--recipe paper {words}").recipe, name) == "fixed"}
+
+    assert fixed() == {"resume"}
+    assert fixed("--fixed rate,clip") == {"resume", "rate", "clip"}
+    assert fixed("--fixed all") == set(QUIRKS)
+    with pytest.raises(ValueError, match="no quirk is called 'clipping'; there are rate, "):
+        fixed("--fixed rate,clipping")
+    with pytest.raises(ValueError, match="--fixed names quirks of a recipe; give --recipe paper too"):
+        options_of("--fixed rate")
+    rate = options_of("--recipe paper --fixed rate").rate(CONFIG)
+    assert float(rate(3999)) == pytest.approx(1e-5, rel=TOLERANCE)
+
+
+def test_the_recipe_decides_batches_weights_and_dropout():
+    config = dataclasses.replace(CONFIG, resid_pdrop=0.3)
+    plain = TrainOptions(steps=9, batch_size=16)
+    paper = dataclasses.replace(plain, recipe=Recipe.paper())
+    right = dataclasses.replace(plain, recipe=Recipe.paper().fixed())
+    assert plain.planner(24, 8) == Buckets(16, 24, 8, 8) == right.planner(24, 8)
+    assert isinstance(paper.planner(24, 8), SortedWindows)
+    assert plain.of_model(config) is config
+    assert paper.of_model(config).resid_pdrop == 0.0
+    assert right.of_model(config).resid_pdrop == 0.1
+    assert dataclasses.replace(paper, dropout=0.4).of_model(config).resid_pdrop == 0.4
+    weights_BT = jnp.array([[0, 0.3, 1], [0, 2, 0]], jnp.float32)
+    for options, expected_BT in (
+        (plain, weights_BT),
+        (right, weights_BT),
+        (paper, (weights_BT != 0).astype(jnp.float32)),
+    ):
+        np.testing.assert_array_equal(options.weigh(weights_BT), expected_BT)
+
+
+def test_a_clip_of_0_is_none():
+    params = {"kernel": jnp.ones((2, 2))}
+    huge = {"kernel": jnp.full((2, 2), 1e6)}
+
+    def moments(clip):
+        transformation = TrainOptions(steps=3, clip=clip, weight_decay=0).transformation(CONFIG)
+        state = transformation.update(huge, transformation.init(params), params)[1]
+        return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(state))
+
+    assert moments(0.0) > 1e4
+    assert moments(1.0) < 10
+
+
+def test_a_plan_says_what_changes_numbers_and_nothing_else():
+    base = TrainOptions(steps=9, recipe=Recipe.paper())
+    assert as_json(base.plan()) == json.loads(json.dumps(base.plan()))
+    quiet = {"log_every": 3, "evaluate_every": 3, "save_every": 3, "keep": 9, "checkpoint_blocks": True}
+    loud = {"steps": 8, "batch_size": 3, "accumulate": 3, "learning_rate": 0.5, "warmup": 1, "schedule": "cosine"}
+    loud |= {"decay": 3, "optimizer": "muon", "weight_decay": 0.5, "b2": 0.5, "clip": 0.5, "dropout": 0.5, "seed": 1}
+    loud |= {"dtype": "bfloat16", "max_length": 8, "buckets": 2, "recipe": Recipe.paper().fixed("clip")}
+    assert {field.name for field in dataclasses.fields(TrainOptions)} == set(quiet) | set(loud)
+    for name, value in quiet.items():
+        assert differences(base.plan(), dataclasses.replace(base, **{name: value}).plan()) == []
+    for name, value in loud.items():
+        (line,) = differences(base.plan(), dataclasses.replace(base, **{name: value}).plan())
+        assert line.startswith(f"{name}.clip: " if name == "recipe" else f"{name}: ")
