@@ -16,24 +16,25 @@ from dialogpt_jax.products import precision_of
 def attend(q_BHNTK, parts, dropout):
     """One softmax over all parts' slots. A part is (k_GSK, v_GSK, visible), `visible` broadcasting to (B, H, N, T, S).
 
-    A part of G = B·H rows is shared by the N candidates (their queries stand side by side); one of B·H·N is their own.
+    A part of G = B·H rows is shared by the N candidates (their queries stand side by side); one of B·H·N is their own. A
+    cache merges these axes; without one they stand apart, as (B, H, S, K), so that heads can be divided among devices.
     """
     scores = []
     for k_GSK, _, visible in parts:
-        q_GQK = q_BHNTK.reshape(k_GSK.shape[0], -1, k_GSK.shape[2])
+        q_GQK = q_BHNTK.reshape(*k_GSK.shape[:-2], -1, k_GSK.shape[-1])
         scores_GQS = jnp.einsum(
-            "GQK,GSK->GQS", q_GQK, k_GSK, precision=precision_of(q_GQK), preferred_element_type=jnp.float32
+            "...QK,...SK->...QS", q_GQK, k_GSK, precision=precision_of(q_GQK), preferred_element_type=jnp.float32
         )
-        scores_BHNTS = scores_GQS.reshape(*q_BHNTK.shape[:-1], k_GSK.shape[1])
+        scores_BHNTS = scores_GQS.reshape(*q_BHNTK.shape[:-1], k_GSK.shape[-2])
         scores.append(jnp.where(visible, scores_BHNTS, jnp.finfo(jnp.float32).min))
     probs_BHNTS = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     probs_BHNTS = dropout(probs_BHNTS).astype(q_BHNTK.dtype)
     y_BHNTK, start = jnp.zeros((), jnp.float32), 0
     for k_GSK, v_GSK, _ in parts:
-        stop = start + k_GSK.shape[1]
-        probs_GQS = probs_BHNTS[..., start:stop].reshape(k_GSK.shape[0], -1, k_GSK.shape[1])
+        stop = start + k_GSK.shape[-2]
+        probs_GQS = probs_BHNTS[..., start:stop].reshape(*k_GSK.shape[:-2], -1, k_GSK.shape[-2])
         y_GQK = jnp.einsum(
-            "GQS,GSK->GQK", probs_GQS, v_GSK, precision=precision_of(v_GSK), preferred_element_type=jnp.float32
+            "...QS,...SK->...QK", probs_GQS, v_GSK, precision=precision_of(v_GSK), preferred_element_type=jnp.float32
         )
         y_BHNTK, start = y_GQK.reshape(q_BHNTK.shape) + y_BHNTK, stop
     return y_BHNTK.astype(q_BHNTK.dtype)

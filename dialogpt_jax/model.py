@@ -27,7 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dialogpt_jax.attention import attend, causal, heads_first, merged, prefix_part, reply_parts
+from dialogpt_jax.attention import attend, causal, heads_first, prefix_part, reply_parts
 from dialogpt_jax.cache import KVCache, ReplyCache
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.products import matmul
@@ -56,8 +56,8 @@ class Linear(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros_init(), self.out)
 
     def __call__(self, x_BTI: jax.Array) -> jax.Array:
-        kernel_OI = self.kernel.reshape(math.prod(self.out), math.prod(self.inside))
-        y_MO = matmul(x_BTI.reshape(-1, x_BTI.shape[-1]), kernel_OI) + self.bias.reshape(1, -1).astype(jnp.float32)
+        kernel_OI = self.kernel.reshape(*self.out, math.prod(self.inside))
+        y_MO = matmul(x_BTI.reshape(-1, x_BTI.shape[-1]), kernel_OI) + self.bias[None].astype(jnp.float32)
         return y_MO.astype(x_BTI.dtype).reshape(*x_BTI.shape[:-1], *self.out)
 
 
@@ -88,7 +88,8 @@ class Attention(nn.Module):
             parts, cache = prefix_part(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
         else:
             rows = x_BTD.shape[0]
-            parts = [(merged(k_BTHK, rows), merged(v_BTHK, rows), causal(x_BTD.shape[1], segments_BT))]
+            k_BHTK, v_BHTK = (heads_first(x_BTHK, rows)[:, :, 0] for x_BTHK in (k_BTHK, v_BTHK))
+            parts = [(k_BHTK, v_BHTK, causal(x_BTD.shape[1], segments_BT))]
         q_BHNTK = heads_first(q_BTHK, rows)
         y_BHNTK = attend(q_BHNTK, parts, lambda p: self.attn_dropout(p, probs_key is None, probs_key))
         y_BTD = y_BHNTK.transpose(0, 2, 3, 1, 4).reshape(x_BTD.shape)

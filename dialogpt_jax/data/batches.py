@@ -19,7 +19,6 @@ import numpy as np
 
 from dialogpt_jax.data.examples import Example
 
-
 Rows = Any  # an array, NumPy's where it is read and jax's where it is used, or the shape of one
 
 

@@ -25,9 +25,10 @@ from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.decoding import generate as decoding
 from dialogpt_jax.decoding.logits import Sampling, top_k_bucket
 from dialogpt_jax.model import init_params
+from dialogpt_jax.parallel.chips import CHIPS, Chip, forward_flops, training_flops
 from dialogpt_jax.parallel.hlo import collectives, loops
 from dialogpt_jax.parallel.mesh import make_mesh
-from dialogpt_jax.parallel.report import CHIPS, Chip, Program, Report, render
+from dialogpt_jax.parallel.report import Program, Report, render
 from dialogpt_jax.parallel.rules import batch_sharding, check_divides, decode_sharding, shardings
 from dialogpt_jax.training.step import init_state, train_step
 
@@ -190,21 +191,6 @@ def lower_decoding(config, mesh, *, rows, length, max_new_tokens, sampling, dtyp
         slots=decoding.bucket_of(max_new_tokens, config.n_positions),
         bucket=top_k_bucket(sampling, config.vocab_size),
     )
-
-
-def forward_flops(config: GPT2Config, rows: int, length: int, *, head_tokens: int) -> float:
-    """Multiplications and additions of a forward pass: 2 a weight and token, and the two products of attention, whole."""
-    blocks = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.mlp_dim)
-    attention = 4 * config.n_layer * config.n_embd * length
-    head = 2 * config.padded_vocab_size * config.n_embd
-    return float(rows * length * (2 * blocks + attention) + head_tokens * head)
-
-
-def training_flops(config: GPT2Config, rows: int, length: int, *, again: bool = False) -> float:
-    """Forward and twice as much backward (6 a weight and token); `again`: blocks are computed a second time."""
-    blocks = forward_flops(config, rows, length, head_tokens=0)
-    whole = forward_flops(config, rows, length, head_tokens=rows * length)
-    return 3 * whole + (blocks if again else 0.0)
 
 
 def _compiled(name: str, lowered: Any, flops: float, chip: Chip, devices: int, start: float) -> Program:

@@ -3,27 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
+from dialogpt_jax.parallel.chips import Chip
 from dialogpt_jax.parallel.hlo import Collective, Loop
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A TPU chip: bytes, bytes/s and flop/s; `network` is what it sends over all its links together."""
-
-    name: str
-    memory: float
-    flops: float
-    memory_speed: float
-    network: float
-
-
-# Source: "System architecture" of each in cloud.google.com/tpu/docs; links in Gbit/s there, by eight here.
-CHIPS = {
-    "TPU v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9, 300e9),
-    "TPU v5 lite": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9),
-    "TPU v5": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9),
-    "TPU v6 lite": Chip("TPU v6e", 32 * 2**30, 918e12, 1640e9, 448e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)

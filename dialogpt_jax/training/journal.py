@@ -67,29 +67,31 @@ class Journal:
 
 
 class Pace:
-    """Tokens a second and the time that is left, from the steps since it began."""
+    """Tokens and arithmetic a second, and the time that is left, from the steps since it began."""
 
     def __init__(self, step: int, steps: int):
         self._first, self._steps = step, steps
         self._began = self._told = time.perf_counter()
-        self._since = self._padded = 0
+        self._tokens, self._flops = 0, 0.0
 
-    def add(self, tokens: int, padded: int) -> None:
-        """A step was done: its tokens, and how many were computed with the pads."""
-        self._since, self._padded = self._since + tokens, self._padded + padded
+    def add(self, tokens: int, flops: float) -> None:
+        """A step was done: its tokens, pads not counted, and its arithmetic, pads included."""
+        self._tokens, self._flops = self._tokens + tokens, self._flops + flops
 
     def pause(self, seconds: float) -> None:
         """What was spent on something else than steps does not count."""
         self._told += seconds
         self._began += seconds
 
-    def figures(self, step: int) -> dict[str, float]:
-        """`tokens_per_second` and `computed_per_second` since the last call, `seconds_left` by the whole run."""
+    def figures(self, step: int, peak: float | None) -> dict[str, float]:
+        """`tokens_per_second`, `flops_per_second`, `mfu` of `peak`, since the last call; `seconds_left` by all steps."""
         now = time.perf_counter()
         spent = max(now - self._told, 1e-9)
         left = (now - self._began) / max(step - self._first, 1) * (self._steps - step)
-        rates = {"tokens_per_second": self._since / spent, "computed_per_second": self._padded / spent}
-        self._told, self._since, self._padded = now, 0, 0
+        rates = {"tokens_per_second": self._tokens / spent, "flops_per_second": self._flops / spent}
+        if peak is not None:
+            rates["mfu"] = rates["flops_per_second"] / peak
+        self._told, self._tokens, self._flops = now, 0, 0.0
         return rates | {"seconds_left": left}
 
 

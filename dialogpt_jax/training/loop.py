@@ -26,6 +26,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch, Batches, fingerprint, lengths_of, read_ahead, rows_multiple
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.model import Params, init_params
+from dialogpt_jax.parallel.chips import peak_flops, training_flops
 from dialogpt_jax.parallel.distributed import global_batch, rows_here
 from dialogpt_jax.parallel.mesh import make_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, check_divides, shardings
@@ -114,7 +115,9 @@ def fit(
             batches=batches,
             sharding=batch_sharding(mesh),
             options=options,
+            config=config,
             rate=options.rate(config),
+            peak=_peak(options, mesh),
             plan=plan,
             folder=folder,
             checkpoints=checkpoints,
@@ -140,7 +143,9 @@ class _Run:
     batches: Batches
     sharding: NamedSharding
     options: TrainOptions
+    config: GPT2Config
     rate: Callable[[int], Any]
+    peak: float | None
     plan: dict[str, Any]
     folder: Path | None
     checkpoints: Checkpoints | None
@@ -161,7 +166,7 @@ class _Run:
                 length, members_B = self.batches.planned(step)
                 batch = global_batch(functools.partial(_given, local), len(members_B), self.sharding)
                 state, metrics = self.step(state, batch)
-                pace.add(self.batches.tokens(step), len(members_B) * length)
+                pace.add(self.batches.tokens(step), training_flops(self.config, len(members_B), length))
                 if pending is not None:
                     self._settle(*pending, pace)  # of the step before: the device has its next one already
                 done, pending = step + 1, (step + 1, metrics, local)
@@ -200,7 +205,7 @@ class _Run:
         else:
             self._tell_bad(done, figures, local)
         if done == self.options.steps or _is_due(done, self.options.log_every):
-            figures |= {"learning_rate": float(self.rate(done - 1))} | pace.figures(done)
+            figures |= {"learning_rate": float(self.rate(done - 1))} | pace.figures(done, self.peak)
             self.journal.note(done, figures)
             self.journal.tell(progress_line(done, self.options.steps, figures))
 
@@ -283,6 +288,12 @@ def _compile(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> _Program:
         layout=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout),
         optimizer=optimizer,
     )
+
+
+def _peak(options: TrainOptions, mesh: Mesh) -> float | None:
+    """The most flop/s of all devices in the dtype of the products, where it is known."""
+    peak = peak_flops(mesh.devices.flat[0].device_kind) if options.dtype == "bfloat16" else None
+    return None if peak is None else peak * mesh.size
 
 
 def _given(local: Batch, rows_B: np.ndarray) -> Batch:

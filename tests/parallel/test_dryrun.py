@@ -13,7 +13,8 @@ import pytest
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.parallel import dryrun
-from dialogpt_jax.parallel.dryrun import DryRunError, dry_run, forward_flops, render, training_flops
+from dialogpt_jax.parallel.chips import forward_flops, peak_flops, training_flops
+from dialogpt_jax.parallel.dryrun import DryRunError, dry_run, render
 from dialogpt_jax.parallel.mesh import MeshError
 from dialogpt_jax.parallel.report import collective_table
 
@@ -139,3 +140,10 @@ def test_the_tpu_compiler_compiles_both_programs():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_", "XLA_"))}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_peak_of_a_device_is_known_by_its_name():
+    assert peak_flops("TPU v5 lite") == 197e12
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("cpu") is None

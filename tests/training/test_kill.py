@@ -51,7 +51,7 @@ def place(tmp_path_factory):
     """A folder with a tiny model and dialogues."""
     folder = tmp_path_factory.mktemp("kill")
     fakes.tiny_bot().save(folder / "model")
-    words = "Hello|how|are|you|I|am|fine|thanks|What is this|And the|rain|No".split("|")
+    words = ["Hello", "how", "are", "you", "I", "am", "fine", "thanks", "What is this", "And the", "rain", "No"]
     rng = random.Random(0)
     turns = [[" ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(rng.randint(2, 4))] for _ in range(50)]
     (folder / "talk.jsonl").write_text("".join(json.dumps({"turns": t}) + "\n" for t in turns))

@@ -209,7 +209,7 @@ def test_figures_are_told_and_written(tmp_path):
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [3, 6, 9, 11]
     assert all(
-        {"targets", "grad_norm", "learning_rate", "tokens_per_second", "computed_per_second"} <= set(x) for x in steps
+        {"targets", "grad_norm", "learning_rate", "tokens_per_second", "flops_per_second"} <= set(x) for x in steps
     )
     assert steps[-1]["learning_rate"] == pytest.approx(1e-2 * (11 - 10) / (11 - 2))
     assert [line["step"] for line in lines if "samples" in line] == [0, 5, 10, 11]
@@ -293,3 +293,14 @@ def test_the_paper_s_recipe_trains():
     assert losses[-1] < losses[0]
     fixed = run(dataclasses.replace(options, recipe=Recipe.paper().fixed()))
     assert [e["loss"] for e in fixed.history if "loss" in e] != losses
+
+
+def test_utilisation_is_told_where_the_peak_is_known(monkeypatch):
+    monkeypatch.setattr(loop, "peak_flops", lambda kind: 1e12)
+    told = []
+    fitted = run(dataclasses.replace(OPTIONS, dtype="bfloat16"), report=told.append)
+    for entry in (e for e in fitted.history if "loss" in e):
+        assert entry["mfu"] == pytest.approx(entry["flops_per_second"] / 1e12)
+        assert 0 < entry["mfu"] < 1
+    assert any("  MFU 0%  " in line for line in told)
+    assert all("mfu" not in entry for entry in run().history)  # float32 has another peak
