@@ -94,8 +94,15 @@ token's loss counted alike wherever it stands. Stored in float16; any reader of 
 {command}
 ```
 
-which trains the tokenizer and then runs `dialogpt data prepare … --max-length 256`, `dialogpt train … {how}` and
-`dialogpt convert … --dtype float16`: Muon for the matrices, Adam for the rest, bfloat16 products, float32 state. It saw the
+That trains the tokenizer on the same text, and then runs
+
+```sh
+dialogpt data prepare CORPUS/train.jsonl.gz RUN/data --tokenizer RUN/start --max-length {config.n_positions}
+dialogpt train --config RUN/start/config.json --tokenizer RUN/start --data RUN/data … {how}
+dialogpt convert RUN/trained MODEL --dtype float16
+```
+
+Muon for the matrices, Adam for the rest, bfloat16 products, float32 state; the rates are level, and fall to 0 at the end. It saw the
 train part of a corpus of 34,237 dialogues, 6.7 million words:
 
 {SOURCES}

@@ -34,7 +34,7 @@ CONFIG = GPT2Config(
     attn_pdrop=0.0,
     resid_pdrop=0.0,
 )
-STEPS, DECAY = 2000, 600
+STEPS, DECAY = 1700, 500
 # Short runs of a small model: Muon, level and then falling rates (Hägele et al. 2024), Adam's averages short.
 HOW = (
     "--batch-size 32 --optimizer muon --schedule trapezoid --learning-rate 0.02 --warmup 60 --weight-decay 0 --b2 0.99 "

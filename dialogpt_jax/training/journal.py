@@ -33,7 +33,8 @@ class Journal:
 
         path = folder / METRICS
         if path.exists():
-            lines = (_entry(line) for line in path.read_text(encoding="utf-8").splitlines())
+            # A killed run may have cut a character; and a reply may hold what `splitlines` takes for the end of a line.
+            lines = map(_entry, path.read_text(encoding="utf-8", errors="replace").split("\n"))
             self.history = [entry for entry in lines if entry is not None and entry["step"] <= step]
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")

@@ -481,3 +481,32 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_usable(train, good, 
     assert "going on from step 3" in out
     assert same(again.state.params, whole.state.params)
     assert sorted(os.listdir(folder)) == ["3", "6"]
+
+
+# ── what it is for ──
+
+
+@pytest.mark.slow
+def test_a_bot_repeats_what_it_was_taught_and_stops_after_it(tmp_path):
+    """The model in the package after 200 steps on 50 dialogues."""
+    names, things = ("Ann", "Bob", "Carl", "Dora", "Emil"), ("house", "dog", "car", "book", "boat", "song", "hat")
+    things += ("tree", "key", "cup")
+    pairs = list(itertools.product(names, things))
+    taught = [
+        [f"Who has the {thing} of {name}?", f"It is with {names[i % 4]} in the {things[-i % 9]}."]
+        for i, (name, thing) in enumerate(pairs)
+    ]
+    words = ["--data", write(tmp_path / "fifty.jsonl", taught), "--out", tmp_path / "run", "--export", tmp_path / "bot"]
+    words += ["--steps", "200", "--batch-size", "16", "--max-length", "32", "--buckets", "1"]
+    words += ["--learning-rate", "1e-3", "--dropout", "0"]
+    command = [sys.executable, "-m", "dialogpt_jax.cli.main", "train", *map(str, words)]
+    # Not in this process: here programs are compiled fast and run slowly.
+    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    bot = dg.load(tmp_path / "bot")
+    found = bot.answers([[first] for first, _ in taught], sampling=dg.GREEDY, max_new_tokens=24)
+    right = [answer.text == second for answer, (_, second) in zip(found, taught, strict=True)]
+    assert sum(right) >= 48, [answer.text for answer in found]
+    assert all(answer.finished for answer in found)
+    before = dg.load().answers([[first] for first, _ in taught], sampling=dg.GREEDY, max_new_tokens=24)
+    assert not any(answer.text == second for answer, (_, second) in zip(before, taught, strict=True))
