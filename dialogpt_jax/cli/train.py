@@ -104,12 +104,16 @@ def run(args: argparse.Namespace) -> int:
     if args.valid_dialogues < 1:
         raise ValueError(f"--valid-dialogues is {args.valid_dialogues}; it must be at least 1")
     for name in ("data", "out"):
-        if getattr(args, name) is None:
+        if not getattr(args, name):
             raise ValueError(f"--{name} is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more")
     if args.export is not None:
         from dialogpt_jax.weights.directory import check_target
 
         check_target(args.export, replace=False)
+        if Path(args.export).resolve() == Path(args.out).resolve():
+            raise ValueError(
+                f"--export is {args.export}, the folder of the run; choose another, such as {args.out}/model"
+            )
     initialize()
     if not (args.no_compilation_cache or os.environ.get(NO_CACHE_VARIABLE)):
         keep_compiled_programs()  # a run that goes on compiles nothing again

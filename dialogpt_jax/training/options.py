@@ -1,7 +1,6 @@
 """What a training run is told: numbers and names in, the optimiser, the plan of its data and its own description out."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -13,6 +12,8 @@ from dialogpt_jax.training.optim import make_optimizer
 from dialogpt_jax.training.recipes import Recipe
 from dialogpt_jax.training.schedules import make_schedule
 from dialogpt_jax.weights.dtypes import parse_dtype
+
+MOST = 3.4e38  # float32's end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,10 @@ class TrainOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("learning_rate", "warmup", "weight_decay", "clip", "log_every", "evaluate_every", "save_every"):
-            if not 0 <= getattr(self, name) < math.inf:  # NaN neither
+            if not 0 <= getattr(self, name) <= MOST:  # NaN neither
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number from 0")
+        if self.steps >= 2**31:
+            raise ValueError(f"steps is {self.steps}; they are counted up to 2^31 − 1")
         if not 0 <= self.b2 < 1:
             raise ValueError(f"b2 is {self.b2}; it is a share from 0 to below 1")
         if not 0 <= self.seed < 2**32:

@@ -336,6 +336,9 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
         (["ALL", "--out", "TALK"], "talk.jsonl"),
         (["ALL", "--export", "HERE"], "here: holds other files and is no model directory; choose a new or empty one"),
         (["ALL", "--export", "TALK"], "talk.jsonl"),
+        (["ALL", "--export", "OUT"], "run, the folder of the run; choose another, such as "),
+        (["ALL", "--out", ""], "--out is missing"),
+        (["ALL", "--steps", str(10**30)], f"steps is {10**30}; they are counted up to 2^31"),
     ],
 )
 def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_path, words, said):
@@ -370,6 +373,17 @@ def test_help_teaches(capfd):
         assert f"--{flag} " in out or f"--{flag}\n" in out or f"--{flag}]" in out
     assert "noamwd" in out
     assert "dialogpt train --data talk.jsonl --out RUN --steps 200 --export MODEL" in out
+
+
+def test_metrics_that_a_killed_run_cut_within_a_character_stop_nothing(good, train, tmp_path):
+    good()
+    path = tmp_path / "run" / "metrics.jsonl"
+    with path.open("ab") as file:
+        file.write('{"step": 6, "samples": ["Hi → \u2028 ☕"]}\n{"step": 6, "samples": ["☕'.encode()[:-1])
+    status, _, err, fitted = train("--out", tmp_path / "run", "--resume")
+    assert status == 0, err
+    assert [entry.get("samples") for entry in fitted.history][-2:] == [None, ["Hi → \u2028 ☕"]]
+    assert len(losses(tmp_path / "run")) == 6
 
 
 def test_a_run_that_is_there_is_left_as_it_is(good, train, place, tmp_path):

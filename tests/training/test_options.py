@@ -33,12 +33,13 @@ def options_of(words: str = "") -> TrainOptions:
         (("steps", "batch_size", "accumulate", "buckets", "keep"), (0, -1), "it must be at least 1"),
         (
             ("learning_rate", "warmup", "weight_decay", "clip", "log_every", "evaluate_every", "save_every"),
-            (-1, float("nan"), float("inf")),
+            (-1, float("nan"), float("inf"), 1e39),
             "it must be a finite number from 0",
         ),
         (("dropout", "b2"), (-0.1, 1.0, float("nan")), "it is a share from 0 to below 1"),
         (("seed",), (-1, 2**32), "it must be from 0 to 2^32 − 1"),
         (("max_length",), (1, -4), "an example has at least 2 tokens"),
+        (("steps",), (2**31,), "they are counted up to 2^31 − 1"),
         (("decay",), (0, -1), "it must be at least 1 step"),
     ],
 )
