@@ -12,12 +12,16 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real Hub; those of hub.py start a server of their own
 
+import signal
 from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job has it: some tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

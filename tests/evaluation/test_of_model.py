@@ -110,13 +110,14 @@ def test_a_card_shows_what_the_command_prints(bot, evaluate, tmp_path, monkeypat
     monkeypatch.setattr(card, "NUM_CONTEXTS", 20)
     monkeypatch.setattr(card, "SETTINGS", Settings(max_new_tokens=9, rows=4))
     monkeypatch.setattr(card, "DECODE", "greedy")
-    card.write_card(tmp_path, bot, DIALOGUES, curve=[(10, 2.5), (20, 1.25)], command="make it")
+    card.write_card(tmp_path, bot, DIALOGUES, curve=[(10, 2.5), (20, 1.25)], command="make it", how="--so")
     text = (tmp_path / card.CARD).read_text(encoding="utf-8")
     words = (*RUN, "--contexts", 20, "--bootstrap", 1000, "--markdown")
     _, shown, _ = evaluate(*words)
     assert shown.strip() in text
     assert "| step | 10 | 20 |" in text
     assert "\nmake it\n" in text
+    assert "dialogpt train --config RUN/start/config.json --tokenizer RUN/start --data RUN/data … --so\n" in text
     assert "dialogpt eval --model MODEL --data CORPUS/valid.jsonl.gz --contexts 1000 --decode chat --markdown" in text
 
 

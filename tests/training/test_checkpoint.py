@@ -78,7 +78,7 @@ def save_steps(folder, *steps, keep=9):
 
 
 OPTIMIZERS = {
-    "muon": make_optimizer("muon", optax.constant_schedule(0.1)),
+    "muon": make_optimizer("muon", optax.constant_schedule(0.1), weight_decay=0.0),
     "masked adamw": optax.adamw(1e-3, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)),
 }
 

@@ -43,7 +43,19 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """
+STARTED: list[subprocess.Popen] = []
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """Ends the processes that a failed test has left."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            rest(process)
+    STARTED.clear()
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +80,15 @@ def environment(place: Path, devices: int, **more) -> dict[str, str]:
 
 
 def start(place: Path, *words, devices: int, **more) -> subprocess.Popen:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "dialogpt_jax.cli.main", *command(place, *words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(place, devices, **more),
     )
+    STARTED.append(process)
+    return process
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -86,9 +100,8 @@ def finish(process: subprocess.Popen) -> str:
 
 def rest(process: subprocess.Popen) -> tuple[str, str]:
     """What it still says until it ends. (`communicate` would lose what a loop over the lines has read ahead.)"""
-    out, err = process.stdout.read(), process.stderr.read()
-    process.wait(PATIENCE)
-    return out, err
+    with process:
+        return process.stdout.read(), process.stderr.read()
 
 
 class Lives:

@@ -38,17 +38,19 @@ def test_old_logits_stay_and_new_rows_lie_around_the_mean(config, size):
     tables = [(params["wte"]["embedding"], new["wte"]["embedding"])]
     if not config.tie_word_embeddings:
         tables.append((params["lm_head"]["kernel"], new["lm_head"]["kernel"]))
+    draws: list[np.ndarray] = []
     for before, after in tables:
         assert after.shape == (larger.padded_vocab_size, config.n_embd)
         assert after.dtype == before.dtype
         np.testing.assert_array_equal(after[:old], before[:old])
         known, rows = np.asarray(before[:old]), np.asarray(after[old:size])
         far = (rows - known.mean(axis=0)) / (SPREAD * known.std(axis=0))
+        draws.append(far)
         assert np.abs(far).max() < 6  # standard deviations of the draw
         assert 0.8 < far.std() < 1.2
         assert len(np.unique(rows, axis=0)) == size - old
         assert not np.any(after[size:])
-    assert "lm_head" not in new or not np.array_equal(new["lm_head"]["kernel"][old:], new["wte"]["embedding"][old:])
+    assert len(draws) == 1 or not np.allclose(*draws, atol=0.1)  # the head's rows are no copy of the embedding's
 
 
 def test_a_new_token_is_about_as_likely_as_an_average_one():
