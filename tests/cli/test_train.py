@@ -506,8 +506,9 @@ def test_a_bot_repeats_what_it_was_taught_and_stops_after_it(tmp_path):
     names, things = ("Ann", "Bob", "Carl", "Dora", "Emil"), ("house", "dog", "car", "book", "boat", "song", "hat")
     things += ("tree", "key", "cup")
     pairs = list(itertools.product(names, things))
+    # The replies break off where no sentence ends, so that the model would go on if it had not learned to stop there.
     taught = [
-        [f"Who has the {thing} of {name}?", f"It is with {names[i % 4]} in the {things[-i % 9]}."]
+        [f"Who has the {thing} of {name}?", f"It is with {names[i % 4]} in the {things[-i % 9]} of the"]
         for i, (name, thing) in enumerate(pairs)
     ]
     words = ["--data", write(tmp_path / "fifty.jsonl", taught), "--out", tmp_path / "run", "--export", tmp_path / "bot"]
