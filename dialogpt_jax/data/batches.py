@@ -46,6 +46,9 @@ class Planned(NamedTuple):
 class Planner(Protocol):
     """How an epoch is divided into batches: from the length of each example and a generator, to the batches in order."""
 
+    @property
+    def rows(self) -> int: ...
+
     def __call__(self, sizes: np.ndarray, rng: np.random.Generator) -> list[Planned]: ...
 
 
@@ -128,7 +131,7 @@ class Batches:
         self.per_epoch = len(self._epoch(0)) if len(self._sizes) else 0
         if not self.per_epoch:
             raise ValueError(
-                f"{len(self._sizes)} examples do not fill one batch ({planner}); "
+                f"{len(self._sizes)} examples do not fill one batch of {planner.rows}; "
                 "take a smaller batch size, or more dialogues"
             )
 
