@@ -188,7 +188,7 @@ def test_rows_divide_by_parts_and_devices_and_where_they_can_by_eight():
 
 
 def test_what_gives_no_batch_is_an_error_with_its_numbers():
-    with pytest.raises(ValueError, match="3 examples do not fill one batch of 4; take a smaller batch size, or more dialogues"):
+    with pytest.raises(ValueError, match="3 examples do not fill one batch of 4; take a smaller batch"):
         make(drawn_examples(3))
     with pytest.raises(ValueError, match="0 examples"):
         make([])
