@@ -7,6 +7,7 @@ instruction in a loop counts as often as the loop runs, where the text says how 
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -75,6 +76,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=\w*\[([^\]]*)\] *\{([^}]*)\}")  # from jax 0.12 on: the axes of a named mesh
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
@@ -189,6 +191,10 @@ def _group(rest: str, devices: int) -> int:
     listed = _GROUPS.search(rest)
     if listed:
         return listed[1].count(",") + 1
+    named = _MESH_GROUPS.search(rest)
+    if named:
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']*)'", named[2]))
     iota = _IOTA_GROUPS.search(rest)
     return int(iota[1]) if iota else devices
 

@@ -37,6 +37,23 @@ def test_what_a_device_sends(kind, wire):
     assert Collective(kind, 1000, 4, 1, True).wire_bytes == wire
 
 
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[4,2]<=[8]", 2),
+        ("mesh['data'=2,'fsdp'=4,'tensor'=1] {'fsdp'}", 4),
+        ("mesh['data'=2,'fsdp'=4,'tensor'=1] {'data','fsdp'}", 8),
+        ("{}", 8),
+    ],
+)
+def test_groups_are_read_in_each_form_that_compilers_write(groups, size):
+    line = f"  ROOT %r = f32[4]{{0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add"
+    text = f"HloModule jit_f\n\nENTRY %main (p: f32[4]) -> f32[4] {{\n  %p = f32[4]{{0}} parameter(0)\n{line}\n}}\n"
+    (found,) = collectives(text, devices=8)
+    assert found.group == size
+
+
 @pytest.mark.parametrize("text", ["", "HloModule jit_f", "ENTRY"])
 def test_what_is_no_program_is_refused(text):
     with pytest.raises(ValueError, match="no ENTRY"):
