@@ -107,6 +107,13 @@ def test_batches_cost_about_the_same_and_their_rows_divide():
         assert (fits == own).any() or own == 3  # what a shorter bucket could not fill, beside the bucket's own
 
 
+def test_lengths_are_mixed_over_an_epoch():
+    batches = make(drawn_examples(400))
+    lengths = [batches.planned(step).length for step in range(batches.per_epoch)]
+    assert lengths != sorted(lengths)
+    assert lengths != sorted(lengths, reverse=True)
+
+
 def test_a_corpus_of_a_few_short_dialogues_still_fills_batches():
     few = [e for e in drawn_examples() if len(e.tokens_T) < 30][:9]
     batches = make(few)
