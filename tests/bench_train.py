@@ -5,7 +5,7 @@
 Not a test. Fresh weights, full rows, no dropout, gradients clipped by their global norm. bfloat16 is bfloat16 products over
 float32 parameters: ours by a cast copy, torch's by autocast. The two take turns and the best of their steps counts, since
 machines are noisy: read the ratio, not the figure. `--peak` measures what a large matrix product reaches here; MFU is
-the model's own operations (6 a parameter that multiplies and token, 12·L·T·D a token for attention) over that.
+the model's own operations (`training_flops`) over that.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from bench_decode import best
 import dialogpt_jax as dg
 from dialogpt_jax.convert.mapping import from_params
 from dialogpt_jax.data.batches import Batch
+from dialogpt_jax.parallel.chips import training_flops
 from dialogpt_jax.training.optim import adamw
 from dialogpt_jax.training.step import init_state, train_step
 
@@ -39,13 +40,6 @@ def config_of(size: str, layers: int | None) -> dg.GPT2Config:
     return dataclasses.replace(
         config, n_layer=layers or config.n_layer, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
     )
-
-
-def flops_of(config: dg.GPT2Config, length: int) -> float:
-    """Floating-point operations of one step for one token: forward, and twice that backward."""
-    blocks = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.mlp_dim)
-    matrices = blocks + config.vocab_size * config.n_embd
-    return 6 * matrices + 12 * config.n_layer * length * config.n_embd
 
 
 def ours(params, config, tokens_BT, dtype: str, accumulate: int):
@@ -130,7 +124,7 @@ def main() -> None:
                 runs["theirs"] = theirs(params, config, tokens_BT, dtype, args.accumulate)
             rates = {name: tokens_BT.size / t for name, t in best(runs, args.repeats).items()}
             peer = f"{rates['theirs']:,.0f} | {rates['ours'] / rates['theirs']:.2f}" if "theirs" in rates else "– | –"
-            reached, peak = rates["ours"] * flops_of(config, args.length), peaks[dtype]
+            reached, peak = rates["ours"] * training_flops(config, 1, args.length) / args.length, peaks[dtype]
             mfu = f"{peak / 1e9:,.0f} | {reached / peak:.0%}" if args.peak else "– | –"
             cells = f"{size} | {config.num_parameters:,} | {dtype} | {rates['ours']:,.0f} | {peer}"
             print(f"| {cells} | {reached / 1e9:,.1f} | {mfu} |", flush=True)

@@ -12,9 +12,8 @@ from dialogpt_jax import model
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.products import product_gradient
 
-CHUNK = (
-    64  # tokens of each row whose logits are held at once: large enough for full speed, 64 · 50,304 · 4 B = 13 MB a row
-)
+# Tokens of each row whose logits are held at once: enough for full speed; 64 · 50,304 · 4 B are 13 MB a row.
+CHUNK = 64
 
 
 def loss(
