@@ -19,22 +19,22 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch, Batches, fingerprint, lengths_of, read_ahead, rows_multiple
 from dialogpt_jax.data.examples import Example
-from dialogpt_jax.model import Params, init_params
+from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.chips import peak_flops, training_flops
 from dialogpt_jax.parallel.distributed import global_batch, rows_here
 from dialogpt_jax.parallel.mesh import make_mesh
-from dialogpt_jax.parallel.rules import batch_sharding, check_divides, shardings
+from dialogpt_jax.parallel.rules import batch_sharding, check_divides
 from dialogpt_jax.training.checkpoint import Checkpoints
 from dialogpt_jax.training.journal import Journal, Pace, progress_line
 from dialogpt_jax.training.options import TrainOptions
 from dialogpt_jax.training.plan import as_json, differences
-from dialogpt_jax.training.step import TrainState, init_state, train_step
+from dialogpt_jax.training.program import compile_program, shardings_of
+from dialogpt_jax.training.step import TrainState
 from dialogpt_jax.training.stopping import Stopping
 
 CHECKPOINTS = "checkpoints"
@@ -100,14 +100,16 @@ def fit(
     mesh = make_mesh() if mesh is None else mesh
     folder = None if out is None else Path(out)
     check_divides(config, mesh)
-    program = _compile(options, config, mesh)
+    program = compile_program(options, config, mesh)
     plan = _plan(options, config, examples, mesh)
     checkpoints = _open(folder, options)
     try:
         state, plan = _begin(params, program, plan, checkpoints, resume=resume, report=report)
         if options.recipe is not None and int(state.step):
             opt_state = options.recipe.resumed(state.opt_state, program.optimizer, state.params, int(state.step))
-            state = dataclasses.replace(state, opt_state=jax.device_put(opt_state, _lies(program.layout.opt_state)))
+            state = dataclasses.replace(
+                state, opt_state=jax.device_put(opt_state, shardings_of(program.layout.opt_state))
+            )
         batches = Batches(examples, options.planner(plan["length"], plan["multiple"]), seed=options.seed)
         check_divides(config, mesh, rows=plan["multiple"])
         run = _Run(
@@ -238,58 +240,6 @@ class _Run:
         return figures
 
 
-def compile_step(
-    options: TrainOptions, config: GPT2Config, mesh: Mesh, *, rows: int, length: int
-) -> jax.stages.Compiled:
-    """The step that `fit` runs, compiled for batches of `rows` rows of `length` tokens: to be looked at."""
-    program, rows_on = _compile(options, config, mesh), batch_sharding(mesh)
-    tokens, weights = (
-        jax.ShapeDtypeStruct((rows, length), dtype, sharding=rows_on) for dtype in (np.int32, np.float32)
-    )
-    return program.step.lower(program.layout, Batch(tokens, weights)).compile()
-
-
-class _Program(NamedTuple):
-    """The first state and the step, jitted; shape, dtype and sharding of every array of the state."""
-
-    begin: jax.stages.Wrapped
-    step: jax.stages.Wrapped
-    layout: TrainState
-    optimizer: optax.GradientTransformation
-
-
-@functools.lru_cache(maxsize=8)  # fit again with the same options, and nothing is compiled again
-def _compile(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> _Program:
-    """What `fit` runs on a mesh."""
-    optimizer = options.transformation(config)
-
-    def begin(params: Params) -> TrainState:
-        return init_state(params, optimizer, jax.random.key(options.seed))
-
-    def step(state: TrainState, batch: Batch):
-        batch = batch._replace(weights_BT=options.weigh(batch.weights_BT))
-        return train_step(
-            state,
-            batch,
-            config=options.of_model(config),
-            optimizer=optimizer,
-            compute_dtype=options.compute_dtype,
-            accumulate=options.accumulate,
-            checkpoint_blocks=options.checkpoint_blocks,
-            mesh=mesh,
-        )
-
-    abstract = jax.eval_shape(lambda: begin(init_params(config, jax.random.key(0))))
-    layout = shardings(abstract, mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return _Program(
-        begin=jax.jit(begin, donate_argnums=0, out_shardings=layout),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere)),
-        layout=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout),
-        optimizer=optimizer,
-    )
-
-
 def _peak(options: TrainOptions, mesh: Mesh) -> float | None:
     """The most flop/s of all devices in the dtype of the products, where it is known."""
     peak = peak_flops(mesh.devices.flat[0].device_kind) if options.dtype == "bfloat16" else None
@@ -299,11 +249,6 @@ def _peak(options: TrainOptions, mesh: Mesh) -> float | None:
 def _given(local: Batch, rows_B: np.ndarray) -> Batch:
     """What `global_batch` asks for, read before it asks."""
     return local
-
-
-def _lies(layout: Any) -> Any:
-    """The shardings of a layout."""
-    return jax.tree.map(lambda a: a.sharding, layout)
 
 
 def _is_due(done: int, every: int) -> bool:
@@ -346,7 +291,7 @@ def _begin(params, program, plan, checkpoints, *, resume, report) -> tuple[Train
     latest = None if checkpoints is None else checkpoints.latest_step()
     if latest is None:
         masters = jax.tree.map(lambda x: np.array(x, np.float32), params)  # a copy: the state's buffers are donated
-        return program.begin(jax.device_put(masters, _lies(program.layout.params))), plan
+        return program.begin(jax.device_put(masters, shardings_of(program.layout.params))), plan
     if not resume:
         raise TrainingError(
             f"{checkpoints.folder} holds a run at step {latest}; resume it (--resume), or choose another folder"
