@@ -244,7 +244,7 @@ def _look_at(file: Path) -> File:
         return File(file.name, file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-def describe(findings: Findings) -> str:
+def describe_findings(findings: Findings) -> str:
     """The findings as text, a fact a line."""
     lines = [("what", findings.kind), ("format", findings.format)]
     for file in findings.files:

@@ -83,7 +83,7 @@ class Row(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class MappingReport:
     """What `to_params` did on the way.
 
     Attributes:
@@ -175,7 +175,7 @@ def infer_config(tensors: Tensors, *, n_head: int | None = None) -> GPT2Config:
     )
 
 
-def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Report]:
+def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], MappingReport]:
     """A checkpoint's tensors → our parameters (NumPy, the file's dtypes), and what was done.
 
     A head that equals the token embedding bit for bit is tied and dropped. One that differs is kept, and the report's
@@ -215,7 +215,7 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Rep
         count = sum(count for _, count in nonfinite)
         warnings.warn(f"{count} weights are NaN or infinite, in {names}", NonFiniteWeights, stacklevel=2)
     transposed = tuple(row.name for row in table if row.order != tuple(range(len(row.order))))
-    return params, Report(config, renamed, dropped, transposed, tuple(nonfinite), untied)
+    return params, MappingReport(config, renamed, dropped, transposed, tuple(nonfinite), untied)
 
 
 def from_params(params: Mapping[str, Any], config: GPT2Config) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """The door to every checkpoint: a path in, names and arrays out, whatever the file is called.
 
 What flows in: the path of a safetensors file, a torch file (zip or older format), Flax's msgpack, or the index of a
-sharded checkpoint. What flows out: a `Checkpoint` of mapped arrays, or one `ReadError`. The format is decided by the
+sharded checkpoint. What flows out: a `WeightFile` of mapped arrays, or one `ReadError`. The format is decided by the
 content: a suffix says what somebody hoped for. Torch is not needed and nothing in a file can run.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt_jax.convert.checkpoint import Checkpoint, ReadError, map_file, show
 from dialogpt_jax.convert.read_msgpack import read_msgpack
 from dialogpt_jax.convert.read_safetensors import load_json, read_safetensors
 from dialogpt_jax.convert.read_torch import read_legacy, read_zip
+from dialogpt_jax.convert.weight_file import ReadError, WeightFile, map_file, show
 
-__all__ = ["Checkpoint", "ReadError", "read"]
+__all__ = ["ReadError", "WeightFile", "read"]
 
 MAX_INDEX = 64 * 2**20  # an index lists names: 100 KB in the largest checkpoints
 
@@ -35,7 +35,7 @@ _NOT_CHECKPOINTS = (
 )
 
 
-def read(path: str | PathLike[str]) -> Checkpoint:
+def read(path: str | PathLike[str]) -> WeightFile:
     """Reads a checkpoint, or all shards that an index names.
 
     Args:
@@ -63,7 +63,7 @@ def _is_json(head: bytes) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and b"\0" not in head
 
 
-def _choose_reader(data: np.ndarray) -> Callable[[np.ndarray], Checkpoint]:
+def _choose_reader(data: np.ndarray) -> Callable[[np.ndarray], WeightFile]:
     head = bytes(data[:512])
     if head.startswith(b"PK\x03\x04"):
         return read_zip
@@ -86,7 +86,7 @@ def _choose_reader(data: np.ndarray) -> Callable[[np.ndarray], Checkpoint]:
     )
 
 
-def _read_shards(data: np.ndarray, folder: Path) -> Checkpoint:
+def _read_shards(data: np.ndarray, folder: Path) -> WeightFile:
     """All tensors that an index places in the files beside it, in the index's order."""
     if len(data) > MAX_INDEX:
         raise ReadError(f"is JSON of {len(data)} bytes, too large for an index of shards")
@@ -102,7 +102,7 @@ def _read_shards(data: np.ndarray, folder: Path) -> Checkpoint:
     for file, shard in shards.items():
         _check_shard(file, shard.tensors, places)
     tensors = {name: shards[file].tensors[name] for name, file in places.items()}
-    return Checkpoint(tensors, f"{formats.pop()} (sharded)", next(iter(shards.values())).metadata)
+    return WeightFile(tensors, f"{formats.pop()} (sharded)", next(iter(shards.values())).metadata)
 
 
 def _check_shard_name(name: str, file: Any) -> str:
@@ -112,7 +112,7 @@ def _check_shard_name(name: str, file: Any) -> str:
     return file
 
 
-def _read_shard(path: Path) -> Checkpoint:
+def _read_shard(path: Path) -> WeightFile:
     try:
         data = map_file(path)
         if _is_json(bytes(data[:8])):

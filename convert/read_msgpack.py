@@ -1,6 +1,6 @@
 """Flax's msgpack files (`flax_model.msgpack`): nested maps with arrays at the leaves.
 
-What flows in: the mapped bytes. What flows out: a `Checkpoint` whose names are joined with "/"
+What flows in: the mapped bytes. What flows out: a `WeightFile` whose names are joined with "/"
 ("transformer/h/0/attn/c_attn/kernel") and whose arrays are views into the bytes.
 
 Decoded here and not by `flax.serialization.msgpack_restore`: that one copies every array twice, passes any dtype name
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt_jax.convert.checkpoint import BFLOAT16, Checkpoint, ReadError, count_elements, show, view
+from dialogpt_jax.convert.weight_file import BFLOAT16, ReadError, WeightFile, count_elements, show, view
 
 DTYPES = {
     name: np.dtype(name)
@@ -47,7 +47,7 @@ _NUMBERS = {
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
-def read_msgpack(data: np.ndarray) -> Checkpoint:
+def read_msgpack(data: np.ndarray) -> WeightFile:
     """A file of `flax.serialization.to_bytes`.
 
     Raises:
@@ -63,7 +63,7 @@ def read_msgpack(data: np.ndarray) -> Checkpoint:
     _flatten(tree, "", tensors, metadata)
     if not tensors:
         raise ReadError("is msgpack, but holds no arrays; write it with flax.serialization.to_bytes(params)")
-    return Checkpoint(tensors, "flax msgpack", metadata)
+    return WeightFile(tensors, "flax msgpack", metadata)
 
 
 def _flatten(tree: Any, name: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """A safetensors file: an 8-byte length, a JSON header, and the numbers.
 
-What flows in: the mapped bytes. What flows out: a `Checkpoint` whose arrays are views into them.
+What flows in: the mapped bytes. What flows out: a `WeightFile` whose arrays are views into them.
 
 Parsed here and not by the safetensors library, because its numpy reader copies each tensor, lacked bfloat16 for years,
 and says about a damaged header only which Rust enum it was. The rules are the format's own (its README): names once,
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt_jax.convert.checkpoint import BFLOAT16, Checkpoint, ReadError, count_elements, show, view
+from dialogpt_jax.convert.weight_file import BFLOAT16, ReadError, WeightFile, count_elements, show, view
 
 DTYPES = {
     "F64": np.dtype("<f8"),
@@ -55,7 +55,7 @@ def load_json(text: bytes, what: str) -> Any:
         raise ReadError(f"{what} is no JSON ({error}); the file is damaged or truncated") from None
 
 
-def read_safetensors(data: np.ndarray) -> Checkpoint:
+def read_safetensors(data: np.ndarray) -> WeightFile:
     """A safetensors file.
 
     Raises:
@@ -88,7 +88,7 @@ def read_safetensors(data: np.ndarray) -> Checkpoint:
         name: view(body[begin:end], DTYPES[header[name]["dtype"]], name, shape=header[name]["shape"])
         for name, (begin, end) in spans.items()
     }
-    return Checkpoint(tensors, "safetensors", metadata)
+    return WeightFile(tensors, "safetensors", metadata)
 
 
 def _check_entry(name: str, entry: Any) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Files of torch.save, without torch: the zip format (since torch 1.6) and the older one, a run of pickles.
 
-What flows in: the mapped bytes of a file. What flows out: its state dict as a `Checkpoint`, every array a view into
+What flows in: the mapped bytes of a file. What flows out: its state dict as a `WeightFile`, every array a view into
 those bytes (into a copy where a zip record is compressed). Pickles are read by `unpickle`, which can run nothing.
 
     zip:     <root>/data.pkl, and <root>/data/<key> for each storage
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt_jax.convert.checkpoint import Checkpoint, ReadError, show, view
 from dialogpt_jax.convert.torch_objects import ALLOWED, Storage, Tensor, find_state_dict, find_storage
 from dialogpt_jax.convert.unpickle import MAX_STREAM, unpickle
+from dialogpt_jax.convert.weight_file import ReadError, WeightFile, show, view
 from dialogpt_jax.convert.zip_records import list_records, read_record
 
 # torch/serialization.py
@@ -29,7 +29,7 @@ MAX_SHARED = 8
 SMALL = 64 * 2**20
 
 
-def read_zip(data: np.ndarray) -> Checkpoint:
+def read_zip(data: np.ndarray) -> WeightFile:
     """A file in torch's zip format.
 
     Raises:
@@ -62,7 +62,7 @@ def read_zip(data: np.ndarray) -> Checkpoint:
     return _assemble(value, storages, load, "pytorch zip")
 
 
-def read_legacy(data: np.ndarray) -> Checkpoint:
+def read_legacy(data: np.ndarray) -> WeightFile:
     """A file in torch's format before 1.6 (`_use_new_zipfile_serialization=False` since).
 
     Raises:
@@ -132,7 +132,7 @@ def _list_blocks(data: np.ndarray, position: int, keys: Any, storages: Mapping[s
 
 def _assemble(
     value: Any, storages: Mapping[str, Storage], load: Callable[[Storage], np.ndarray], kind: str
-) -> Checkpoint:
+) -> WeightFile:
     """The state dict's tensors as arrays; what else was saved, an optimizer's moments, is not looked at."""
     records, metadata = find_state_dict(value)
     used = {tensor.storage.key: storages[tensor.storage.key] for tensor in records.values()}
@@ -152,7 +152,7 @@ def _assemble(
                 "the file is damaged"
             )
     tensors = {name: _look(name, tensor, blocks[tensor.storage.key]) for name, tensor in records.items()}
-    return Checkpoint(tensors, kind, metadata)
+    return WeightFile(tensors, kind, metadata)
 
 
 def _count_bytes(storage: Storage) -> int:

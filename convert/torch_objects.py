@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dialogpt_jax.convert.checkpoint import BFLOAT16, ReadError, show
 from dialogpt_jax.convert.unpickle import Allowed, Builder, Global
+from dialogpt_jax.convert.weight_file import BFLOAT16, ReadError, show
 
 STORAGES = {
     "DoubleStorage": np.dtype("<f8"),

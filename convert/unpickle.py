@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dialogpt_jax.convert.checkpoint import ReadError, show
+from dialogpt_jax.convert.weight_file import ReadError, show
 
 # The stream of a GPT-2 large is about 60 KB. One byte can build an empty dict of 64, so this bounds the memory, too.
 MAX_STREAM = 8 * 2**20

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dialogpt_jax.convert.checkpoint import ReadError, show
+from dialogpt_jax.convert.weight_file import ReadError, show
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _ENCRYPTED = 1

@@ -33,14 +33,14 @@ from dialogpt_jax.decoding.score import score as score
 from dialogpt_jax.model import forward as forward
 from dialogpt_jax.model import init_params as init_params
 
+# Training as pure functions, and the loop around them
+from dialogpt_jax.run.fit import Fitted as Fitted
+from dialogpt_jax.run.fit import fit as fit
+from dialogpt_jax.run.options import TrainOptions as TrainOptions
+
 # Text
 from dialogpt_jax.text.tokenizer import Tokenizer as Tokenizer
-
-# Training as pure functions, and the loop around them
-from dialogpt_jax.training.loop import Fitted as Fitted
-from dialogpt_jax.training.loop import fit as fit
 from dialogpt_jax.training.loss import loss as loss
-from dialogpt_jax.training.options import TrainOptions as TrainOptions
 from dialogpt_jax.training.step import TrainState as TrainState
 from dialogpt_jax.training.step import init_state as init_state
 from dialogpt_jax.training.step import train_step as train_step

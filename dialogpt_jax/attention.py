@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dialogpt_jax.cache import KVCache, LayerCache, ReplyCache, write
-from dialogpt_jax.products import precision_of
+from dialogpt_jax.matmul import precision_of
 
 
 def attend(q_BHNTK, parts, dropout):

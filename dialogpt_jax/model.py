@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from dialogpt_jax.attention import attend, causal, heads_first, prefix_part, reply_parts
 from dialogpt_jax.cache import KVCache, ReplyCache
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.products import matmul
+from dialogpt_jax.matmul import matmul
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
 Cache = KVCache | ReplyCache

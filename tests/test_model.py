@@ -18,7 +18,7 @@ from reference import relative_error, tensor_error
 
 from dialogpt_jax import model
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.products import matmul
+from dialogpt_jax.matmul import matmul
 
 # float32: products of other shapes round differently, by about 1e-6 of the largest logit.
 TOLERANCE = 1e-5

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dialogpt_jax.chat.bot import Bot
-from dialogpt_jax.decoding.logits import describe
+from dialogpt_jax.decoding.logits import describe_sampling
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.harness import DECODINGS, Settings, answer
 from dialogpt_jax.evaluation.intervals import Estimate
-from dialogpt_jax.evaluation.of_model import measure_model
+from dialogpt_jax.evaluation.model_measures import measure_model
 from dialogpt_jax.evaluation.replies import Reply
 from dialogpt_jax.evaluation.tables import as_markdown
 
@@ -116,7 +116,7 @@ Bits per byte on the first 100 dialogues of the valid part, while it was trained
 ## Figures
 
 On the valid part, {len(valid)} dialogues split off by a hash. Replies with the default settings \
-({describe(SETTINGS.sampling)}, at most {SETTINGS.max_new_tokens} tokens, seed {SETTINGS.seed}) to {len(contexts)} contexts, each dialogue
+({describe_sampling(SETTINGS.sampling)}, at most {SETTINGS.max_new_tokens} tokens, seed {SETTINGS.seed}) to {len(contexts)} contexts, each dialogue
 cut before a drawn turn.
 
 | | |

@@ -18,8 +18,8 @@ from dialogpt_jax.chat.bot import load
 from dialogpt_jax.cli.main import main as dialogpt
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.formats import read_dialogues
+from dialogpt_jax.run.journal import METRICS
 from dialogpt_jax.text.tokenizer import JSON_FILE, Tokenizer
-from dialogpt_jax.training.journal import METRICS
 from dialogpt_jax.weights.directory import CONFIG_FILE
 
 VOCAB_SIZE = 8192

@@ -18,7 +18,7 @@ from rich.markup import escape
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.chat.settings import checked_length, seed_or_drawn
-from dialogpt_jax.decoding.logits import Sampling, describe
+from dialogpt_jax.decoding.logits import Sampling, describe_sampling
 from dialogpt_jax.errors import one_line
 from dialogpt_jax.text.dialogue import TruncationWarning
 
@@ -56,7 +56,9 @@ class Terminal:
         if self._person:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  gives input() editing and history
-            self._say(f"{self._name}: {self._bot.config.num_parameters:,} parameters. {describe(self.chat.sampling)}.")
+            self._say(
+                f"{self._name}: {self._bot.config.num_parameters:,} parameters. {describe_sampling(self.chat.sampling)}."
+            )
             self._say("/help lists the commands, Ctrl-D leaves.")
         with warnings.catch_warnings():
             warnings.simplefilter("always", TruncationWarning)  # each time, not the first time only
@@ -113,7 +115,7 @@ class Terminal:
                 self._say(f"{len(self.chat.turns)} turns of {rest}")
             case "settings":
                 self._set(rest.split())
-                shown = f"{describe(self.chat.sampling)}, max_new_tokens {self.chat.max_new_tokens}"
+                shown = f"{describe_sampling(self.chat.sampling)}, max_new_tokens {self.chat.max_new_tokens}"
                 self._say(f"{shown}, seed {self.chat.seed}; {self.chat.context_tokens} tokens of context last")
             case _:
                 raise ValueError(f"/{command} is no command; /help lists them")

@@ -16,10 +16,10 @@ import numpy as np
 
 from dialogpt_jax.convert.mapping import NonFiniteWeights, from_params
 from dialogpt_jax.convert.names import to_microsoft
-from dialogpt_jax.convert.source import need_tokenizer, open_source
 from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.weights.directory import check_new_file, check_target, write_directory
 from dialogpt_jax.weights.dtypes import DTYPES, cast, parse_dtype
+from dialogpt_jax.weights.source import need_tokenizer, open_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

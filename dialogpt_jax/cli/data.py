@@ -21,8 +21,8 @@ import os
 import sys
 
 from dialogpt_jax.cli.progress import show_progress
-from dialogpt_jax.data.recipe import make_recipe
-from dialogpt_jax.data.report import check_report
+from dialogpt_jax.data.counts import check_counts
+from dialogpt_jax.data.example_options import make_example_options
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 CHECK = (
@@ -82,25 +82,25 @@ def run(args: argparse.Namespace) -> int:
 
     folder = bundled_directory() if args.tokenizer is None else resolve_tokenizer(args.tokenizer)
     chosen = {"max_length": args.max_length, "train_on": args.train_on, "reverse": args.reverse}
-    recipe = make_recipe(folder, **chosen, pack=args.action == "prepare" and args.pack)
+    options = make_example_options(folder, **chosen, pack=args.action == "prepare" and args.pack)
     # A pipe has no width; a line of its own for each kind of what is dropped suits it best.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     with show_progress("kB", "tokens") as progress:
         shared = {"workers": args.workers, "progress": progress}
         if args.action == "prepare":
-            data, report = prepare(args.files, args.folder, folder, recipe, force=args.force, **shared)
+            data, report = prepare(args.files, args.folder, folder, options, force=args.force, **shared)
         else:
-            report = survey(args.files, folder, recipe, **shared)
+            report = survey(args.files, folder, options, **shared)
     if args.action == "check" and report.counts["examples"]:
         tokenizer = Tokenizer.load(folder)
-        for shown in first_examples(args.files, tokenizer, recipe):
-            console.print(render_example(shown, tokenizer, recipe.eos), soft_wrap=True)
+        for shown in first_examples(args.files, tokenizer, options):
+            console.print(render_example(shown, tokenizer, options.eos), soft_wrap=True)
         console.print("\n".join(["tokens       examples", *render_histogram(report.lengths), ""]), soft_wrap=True)
-    console.print("\n".join(summary(report, recipe)), markup=False, soft_wrap=True)
+    console.print("\n".join(summary(report, options)), markup=False, soft_wrap=True)
     if report.dropped:
         console.print(dropped_table(report, args.files))
     if args.action == "check":
-        check_report(report, args.files, recipe, force=args.force)
+        check_counts(report, args.files, options, force=args.force)
         return 0
     size = sum(entry.stat().st_size for entry in os.scandir(data.path))
     console.print(f"wrote {args.folder}: {len(data):,} rows, {size / 1e6:,.1f} MB", markup=False, soft_wrap=True)

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from dialogpt_jax.cli.eval_model import add_model_arguments, count, positive, run_model
-from dialogpt_jax.evaluation import files, measures, tables
+from dialogpt_jax.evaluation import measures, reply_files, tables
 from dialogpt_jax.evaluation.cleaning import clean
 from dialogpt_jax.evaluation.intervals import Estimate, compare
 from dialogpt_jax.evaluation.meteor import meteor
@@ -123,8 +123,10 @@ def run_files(args: argparse.Namespace) -> tables.Table:
     for needing in ("keys", "reference_sets", "meteor_jar"):
         if getattr(args, needing) is not None and not args.references:
             raise ValueError(f"--{needing.replace('_', '-')} needs --references")
-    references = args.references and files.read_references(args.references, human=args.human, sets=args.reference_sets)
-    keys = args.keys and files.read_lines(args.keys)
+    references = args.references and reply_files.read_references(
+        args.references, human=args.human, sets=args.reference_sets
+    )
+    keys = args.keys and reply_files.read_texts(args.keys)
     paths = [args.hypotheses, *([args.compare] if args.compare else [])]
     names = [os.path.basename(path) for path in paths]
     if len(set(names)) < len(names):
@@ -132,13 +134,13 @@ def run_files(args: argparse.Namespace) -> tables.Table:
     systems: dict[str, list[Estimate]] = {}
     num = 0
     for name, path in zip(names, paths, strict=True):
-        hypotheses = files.read_hypotheses(path)
+        hypotheses = reply_files.read_hypotheses(path)
         if references:
-            texts, wanted = files.align(hypotheses, references, keys=keys)
+            texts, wanted = reply_files.align(hypotheses, references, keys=keys)
         else:
             texts, wanted = hypotheses.texts, None
             if systems and len(texts) != num:
-                raise files.TextFileError(
+                raise reply_files.TextFileError(
                     f"{path} has {len(texts)} lines, {paths[0]} has {num}; compare the same lines"
                 )
         num = len(texts)

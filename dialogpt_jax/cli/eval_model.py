@@ -8,7 +8,7 @@ import sys
 from dialogpt_jax.cli.common import NO_CACHE_VARIABLE, load_bot
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.formats import read_dialogues
-from dialogpt_jax.evaluation import harness, of_model, tables
+from dialogpt_jax.evaluation import harness, model_measures, tables
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.intervals import compare
 from dialogpt_jax.evaluation.replies import Reply, read_replies
@@ -102,12 +102,12 @@ def run_model(args: argparse.Namespace) -> tables.Table | None:
         return None
     bootstrap = {"resamples": args.bootstrap, "seed": args.seed}
     if other is None:
-        systems = {args.decode: of_model.measure_model(bot, contexts, found, dialogues, **bootstrap)}
+        systems = {args.decode: model_measures.measure_model(bot, contexts, found, dialogues, **bootstrap)}
         differences = []
     else:
         names = (args.decode, os.path.basename(str(args.compare)))
         systems = {
-            name: of_model.measure_replies(contexts, answers, **bootstrap)
+            name: model_measures.measure_replies(contexts, answers, **bootstrap)
             for name, answers in ((names[0], found), (names[1], other))
         }
         differences = [compare(*pair) for pair in zip(*systems.values(), strict=True)]

@@ -125,10 +125,10 @@ def _train(args: argparse.Namespace) -> int:
     import jax
 
     from dialogpt_jax.data.formats import read_dialogues
+    from dialogpt_jax.evaluation.validation import make_evaluation, make_sampling
     from dialogpt_jax.parallel.distributed import gather
     from dialogpt_jax.parallel.mesh import make_mesh, parse_mesh
-    from dialogpt_jax.training.loop import fit
-    from dialogpt_jax.training.validation import make_evaluation, make_sampling
+    from dialogpt_jax.run.fit import fit
     from dialogpt_jax.weights.directory import write_directory
 
     first = jax.process_index() == 0
@@ -174,7 +174,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def options_of(args: argparse.Namespace) -> Any:
     """The options that the flags say; what they do not say is the recipe's, or the default."""
-    from dialogpt_jax.training.options import TrainOptions
+    from dialogpt_jax.run.options import TrainOptions
     from dialogpt_jax.training.recipes import Recipe
 
     fields = {field.name for field in dataclasses.fields(TrainOptions)}
@@ -201,8 +201,8 @@ def options_of(args: argparse.Namespace) -> Any:
 
 def _compile_only(args: argparse.Namespace) -> int:
     from dialogpt_jax.chat.bot import bundled_directory
-    from dialogpt_jax.parallel.dryrun import dry_run, render
     from dialogpt_jax.parallel.mesh import parse_mesh
+    from dialogpt_jax.run.dry_run import dry_run, render
     from dialogpt_jax.weights.directory import read_config
     from dialogpt_jax.weights.hub import resolve
 
@@ -213,7 +213,7 @@ def _compile_only(args: argparse.Namespace) -> int:
     options = options_of(args)
     print(f"compiling for {args.topology}; the large model takes some minutes", file=sys.stderr, flush=True)
     report = dry_run(
-        options.of_model(config),
+        options.with_dropout(config),
         topology=args.topology,
         mesh=parse_mesh(args.mesh or ""),
         rows=options.batch_size,

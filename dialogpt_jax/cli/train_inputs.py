@@ -48,7 +48,7 @@ def _config(name: str, tokenizer: Any) -> Any:
 
 def refuse_another_run(args: argparse.Namespace) -> None:
     """Before RUN/data is written: a run that is there already needs its own."""
-    from dialogpt_jax.training.loop import CHECKPOINTS
+    from dialogpt_jax.run.fit import CHECKPOINTS
 
     folder = Path(args.out) / CHECKPOINTS
     held = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
@@ -70,7 +70,7 @@ def read_examples(args, config, tokenizer, source: Path, report) -> Any:
     """The prepared data, or that of a file, prepared once into RUN/data."""
     import jax
 
-    from dialogpt_jax.data.recipe import Recipe, fingerprint
+    from dialogpt_jax.data.example_options import ExampleOptions, tokenizer_sha256
     from dialogpt_jax.data.shards import open_shards
     from dialogpt_jax.parallel.distributed import any_process
 
@@ -81,18 +81,18 @@ def read_examples(args, config, tokenizer, source: Path, report) -> Any:
         length = args.max_length or min(128, config.n_positions)
         if length > config.n_positions:
             raise ValueError(f"--max-length is {length}; the model's context is {config.n_positions}")
-        recipe = Recipe(config.eos_token_id, length, args.train_on, args.reverse)
+        options = ExampleOptions(config.eos_token_id, length, args.train_on, args.reverse)
         wanted |= {"max_length": length}
         folder, failure = Path(args.out) / "data", None
         if jax.process_index() == 0 and not (args.resume and (folder / "data.json").exists()):
             try:
-                _prepare(args.data, folder, source, recipe, report)
+                _prepare(args.data, folder, source, options, report)
             except (ValueError, OSError) as error:
                 failure = error
         if any_process(failure is not None):  # or the others would wait for it
             raise failure or ValueError("process 0 could not prepare the data; its own line says why")
     data = open_shards(folder)
-    if data.info["tokenizer_sha256"] != fingerprint(tokenizer):
+    if data.info["tokenizer_sha256"] != tokenizer_sha256(tokenizer):
         raise ValueError(f"{folder} was prepared with another tokenizer; prepare it again with this model's")
     for name, value in wanted.items():
         if data.info[name] != value:
@@ -106,15 +106,15 @@ def read_examples(args, config, tokenizer, source: Path, report) -> Any:
     return data
 
 
-def _prepare(file: str, folder: Path, tokenizer: Path, recipe: Any, report) -> None:
+def _prepare(file: str, folder: Path, tokenizer: Path, options: Any, report) -> None:
     from dialogpt_jax.cli.progress import show_progress
     from dialogpt_jax.data.check import summary
     from dialogpt_jax.data.prepare import prepare
     from dialogpt_jax.data.shards import DROPPED_FILE
 
     with show_progress("kB", "tokens") as progress:
-        _, found = prepare([file], folder, tokenizer, recipe, force=True, progress=progress)
-    for line in summary(found, recipe):
+        _, found = prepare([file], folder, tokenizer, options, force=True, progress=progress)
+    for line in summary(found, options):
         report(line)
     for kind, (count, first) in found.dropped.items():
         numbers = ", ".join(str(number) for _, number, _ in first) + ", …" * (count > len(first))

@@ -163,7 +163,7 @@ def lengths_of(examples: Sequence[Example]) -> np.ndarray:
     return np.array([len(e.tokens_T) for e in examples], np.int64) if lengths is None else np.asarray(lengths, np.int64)
 
 
-def fingerprint(examples: Sequence[Example]) -> str:
+def examples_hash(examples: Sequence[Example]) -> str:
     """Tells other data from these: a hash of all lengths, and of the tokens and weights of up to 64 examples."""
     sizes = lengths_of(examples)
     digest = hashlib.sha256(sizes.tobytes())

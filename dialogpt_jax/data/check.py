@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dialogpt_jax.data.batches import Buckets
+from dialogpt_jax.data.counts import DataCounts
+from dialogpt_jax.data.example_options import ExampleOptions
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.data.packing import plan_rows
-from dialogpt_jax.data.prepare import encode, read_chunks
-from dialogpt_jax.data.recipe import Recipe
-from dialogpt_jax.data.report import Report
+from dialogpt_jax.data.prepare import encode_chunk, read_chunks
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 EOS_MARK, CUT_MARK = "⟨EOS⟩", "…"
@@ -36,12 +36,12 @@ class Shown(NamedTuple):
     of: int
 
 
-def first_examples(files: Sequence, tokenizer: Tokenizer, recipe: Recipe, count: int = 3) -> Iterator[Shown]:
+def first_examples(files: Sequence, tokenizer: Tokenizer, options: ExampleOptions, count: int = 3) -> Iterator[Shown]:
     """The first example of each of the first dialogues that give one."""
-    recipe = Recipe(recipe.eos, recipe.max_length, recipe.train_on, recipe.reverse)  # not packed
+    options = ExampleOptions(options.eos, options.max_length, options.train_on, options.reverse)  # not packed
     for chunk in read_chunks(files):
         for line in chunk.lines:
-            examples, _ = encode(chunk._replace(lines=[line]), tokenizer, recipe)
+            examples, _ = encode_chunk(chunk._replace(lines=[line]), tokenizer, options)
             if examples:
                 yield Shown(chunk.file, line[0], examples[0], len(examples))
                 count -= 1
@@ -106,7 +106,7 @@ def padding(lengths: np.ndarray, max_length: int) -> tuple[float, float, float]:
     return 1 - tokens / (count * max_length), 1 - tokens / bucketed, 1 - int(sample.sum()) / packed
 
 
-def summary(report: Report, recipe: Recipe) -> list[str]:
+def summary(report: DataCounts, options: ExampleOptions) -> list[str]:
     """The counts, in sentences."""
     counts = report.counts
     lost = sum(count for count, _ in report.dropped.values())
@@ -117,17 +117,17 @@ def summary(report: Report, recipe: Recipe) -> list[str]:
     share = counts["targets"] / counts["tokens"]
     cut = counts["turns"] - counts["eos_targets"]
     ends = f"EOS is a target after {counts['eos_targets']:,} of {counts['turns']:,} trained turns"
-    one, bucketed, packed = padding(report.lengths, recipe.max_length)
+    one, bucketed, packed = padding(report.lengths, options.max_length)
     return [
         *lines,
-        f"{counts['examples']:,} examples of at most {recipe.max_length} tokens{split}",
+        f"{counts['examples']:,} examples of at most {options.max_length} tokens{split}",
         f"{counts['tokens']:,} tokens, {counts['targets']:,} of them targets ({share:.1%})",
-        ends + (f"; {cut:,} longer than {recipe.max_length} tokens lost their end" if cut else ""),
+        ends + (f"; {cut:,} longer than {options.max_length} tokens lost their end" if cut else ""),
         f"padding: {bucketed:.1%} in the trainer's buckets, {one:.1%} in rows of one length, {packed:.1%} with --pack",
     ]
 
 
-def dropped_table(report: Report, files: Sequence) -> Table:
+def dropped_table(report: DataCounts, files: Sequence) -> Table:
     """What was dropped, by kind: how many lines, the first of them, and what is wrong with the very first."""
     table = Table("dropped because", "lines", "first", "such as", box=None, pad_edge=False, header_style="bold")
     table.columns[1].justify = "right"

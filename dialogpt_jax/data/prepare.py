@@ -16,11 +16,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from dialogpt_jax.data.counts import DataCounts, Encoded, check_counts
+from dialogpt_jax.data.example_options import ExampleOptions, tokenizer_sha256
 from dialogpt_jax.data.examples import ALL, LAST, Example, dialogue_examples, order_and_weigh
 from dialogpt_jax.data.formats import Dialogue, Dropped, form_of, parse_line, read_lines, unzipped
 from dialogpt_jax.data.packing import pack
-from dialogpt_jax.data.recipe import Recipe, fingerprint
-from dialogpt_jax.data.report import Encoded, Report, check_report
 from dialogpt_jax.data.shards import DROPPED_FILE, Shards, Writer, check_folder, open_shards, to_columns
 from dialogpt_jax.data.workers import map_in_order
 from dialogpt_jax.text.tokenizer import Tokenizer
@@ -43,19 +43,19 @@ def prepare(
     files: Sequence[str | os.PathLike[str]],
     folder: str | os.PathLike[str],
     tokenizer: str | os.PathLike[str],
-    recipe: Recipe,
+    options: ExampleOptions,
     *,
     workers: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
-) -> tuple[Shards, Report]:
+) -> tuple[Shards, DataCounts]:
     """Writes the examples of files as a folder of shards, whole or not at all.
 
     Args:
       files: `.jsonl`, `.tsv`, each plain or `.gz`; see `formats.py`.
       folder: does not exist, or is empty; with `force` it may be prepared data, which is then replaced.
       tokenizer: the directory with its files.
-      recipe: how.
+      options: how.
       workers: processes; by default as many as there are cores, but fewer for little text.
       force: also passes data in which no EOS is a target.
       progress: called now and then.
@@ -66,8 +66,8 @@ def prepare(
     """
     check_folder(folder, replace=force)
     loaded = Tokenizer.load(tokenizer)
-    work = functools.partial(_encode_with, os.fspath(tokenizer), recipe)
-    report = Report()
+    work = functools.partial(_encode_with, os.fspath(tokenizer), options)
+    report = DataCounts()
     writer = Writer(folder)
     try:
         with (
@@ -80,8 +80,8 @@ def prepare(
                 for line in encoded.dropped:
                     fields = {"file": chunk.file, "line": line.line, "reason": line.reason}
                     dropped.write(json.dumps(fields, ensure_ascii=False) + "\n")
-        check_report(report, files, recipe, force=force)
-        writer.finish(_info(report, files, loaded, recipe))
+        check_counts(report, files, options, force=force)
+        writer.finish(_info(report, files, loaded, options))
     except OSError as error:
         if error.filename is None and error.errno is not None:  # a full disk does not say which
             raise OSError(error.errno, os.strerror(error.errno), str(folder)) from error
@@ -92,34 +92,34 @@ def prepare(
 
 
 def encode_files(
-    files: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, recipe: Recipe, *, force: bool = False
-) -> tuple[list[Example], Report]:
+    files: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, options: ExampleOptions, *, force: bool = False
+) -> tuple[list[Example], DataCounts]:
     """The examples of files in memory, as `prepare` would write them; for a corpus of megabytes.
 
     Raises:
       DataError, OSError: as `prepare`.
     """
     found: list[Example] = []
-    report = Report()
+    report = DataCounts()
     for chunk in read_chunks(files):
-        examples, encoded = encode(chunk, tokenizer, recipe)
+        examples, encoded = encode_chunk(chunk, tokenizer, options)
         found += examples
         report.add(chunk.file, encoded)
-    check_report(report, files, recipe, force=force)
+    check_counts(report, files, options, force=force)
     return found, report
 
 
 def survey(
     files: Sequence[str | os.PathLike[str]],
     tokenizer: str | os.PathLike[str],
-    recipe: Recipe,
+    options: ExampleOptions,
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> DataCounts:
     """The report of `prepare`, with nothing written and nothing refused."""
-    report = Report()
-    work = functools.partial(_encode_with, os.fspath(tokenizer), recipe)
+    report = DataCounts()
+    work = functools.partial(_encode_with, os.fspath(tokenizer), options)
     with map_in_order(work, read_chunks(files), workers=workers or _workers_for(files)) as results:
         for chunk, encoded in _told(results, files, progress):
             report.add(chunk.file, encoded)
@@ -149,8 +149,8 @@ def _read_of(raw: BinaryIO) -> int:
     return raw.tell() if raw.seekable() else 0  # a pipe does not say
 
 
-def encode(chunk: Chunk, tokenizer: Tokenizer, recipe: Recipe) -> tuple[list[Example], Encoded]:
-    """The examples of a chunk, packed if the recipe says so, and what there is to say of it."""
+def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, options: ExampleOptions) -> tuple[list[Example], Encoded]:
+    """The examples of a chunk, packed if the options says so, and what there is to say of it."""
     dropped: list[Dropped] = []
     numbered: list[tuple[int, Dialogue]] = []
     for line in chunk.lines:
@@ -158,30 +158,30 @@ def encode(chunk: Chunk, tokenizer: Tokenizer, recipe: Recipe) -> tuple[list[Exa
         if isinstance(parsed, Dropped):
             dropped.append(parsed)
             continue
-        dialogue = order_and_weigh(parsed, train_on=recipe.train_on, reverse=recipe.reverse)
+        dialogue = order_and_weigh(parsed, train_on=options.train_on, reverse=options.reverse)
         assert not isinstance(line, Dropped)
         numbered.append((line[0], dialogue))
-    named = recipe.train_on not in (ALL, LAST)
+    named = options.train_on not in (ALL, LAST)
     speakers = {name for _, dialogue in numbered for name in dialogue.speakers or () if name} if named else set()
     ids = iter(tokenizer.encode_batch([turn for _, dialogue in numbered for turn in dialogue.turns]))
     examples: list[Example] = []
     counts = Counter(lines=len(chunk.lines))
     for number, dialogue in numbered:
         turns, weights = [next(ids) for _ in dialogue.turns], dialogue.weights or ()
-        new = dialogue_examples(turns, weights, eos=recipe.eos, max_length=recipe.max_length)
+        new = dialogue_examples(turns, weights, eos=options.eos, max_length=options.max_length)
         if not new:
-            reason = f"no turn of {recipe.train_on!r}" if named else "no turn that weighs anything"
+            reason = f"no turn of {options.train_on!r}" if named else "no turn that weighs anything"
             dropped.append(Dropped(number, f"{reason} after the first", "nothing to train on"))
             continue
         examples += new
         counts.update(dialogues=1, split=len(new) > 1, turns=sum(weight > 0 for weight in weights))
     lengths = np.bincount([len(e.tokens_T) for e in examples], minlength=1)
     counts.update(examples=len(examples))
-    rows = list(pack(examples, recipe.max_length)) if recipe.pack else examples
-    columns = to_columns(rows, vocab_size=max(tokenizer.vocab_size, recipe.eos + 1), max_length=recipe.max_length)
+    rows = list(pack(examples, options.max_length)) if options.pack else examples
+    columns = to_columns(rows, vocab_size=max(tokenizer.vocab_size, options.eos + 1), max_length=options.max_length)
     targets = np.repeat(columns.runs["weight"] > 0, columns.runs["length"])
     counts.update(rows=len(rows), tokens=len(targets), targets=int(targets.sum()))
-    counts.update(eos_targets=int((targets & (columns.tokens == recipe.eos)).sum()))
+    counts.update(eos_targets=int((targets & (columns.tokens == options.eos)).sum()))
     return rows, Encoded(columns, sorted(dropped), counts, lengths, speakers)
 
 
@@ -195,9 +195,9 @@ def _load(folder: str) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _encode_with(tokenizer: str, recipe: Recipe, chunk: Chunk) -> tuple[Chunk, Encoded]:
+def _encode_with(tokenizer: str, options: ExampleOptions, chunk: Chunk) -> tuple[Chunk, Encoded]:
     """A worker's function; the lines themselves need not travel back."""
-    return chunk._replace(lines=[]), encode(chunk, _load(tokenizer), recipe)[1]
+    return chunk._replace(lines=[]), encode_chunk(chunk, _load(tokenizer), options)[1]
 
 
 def _told(
@@ -211,15 +211,15 @@ def _told(
         yield chunk, encoded
 
 
-def _info(report: Report, files: Sequence, tokenizer: Tokenizer, recipe: Recipe) -> dict:
+def _info(report: DataCounts, files: Sequence, tokenizer: Tokenizer, options: ExampleOptions) -> dict:
     return {
-        "max_length": recipe.max_length,
-        "eos_token_id": recipe.eos,
+        "max_length": options.max_length,
+        "eos_token_id": options.eos,
         "vocab_size": tokenizer.vocab_size,
-        "tokenizer_sha256": fingerprint(tokenizer),
-        "train_on": recipe.train_on,
-        "reverse": recipe.reverse,
-        "pack": recipe.pack,
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "train_on": options.train_on,
+        "reverse": options.reverse,
+        "pack": options.pack,
         "counts": {name: report.counts[name] for name in sorted(report.counts)},
         "dropped": {kind: report.dropped[kind][0] for kind in sorted(report.dropped)},
         "sources": [{"file": os.fspath(file), "bytes": Path(file).stat().st_size} for file in files],

@@ -229,7 +229,7 @@ def _column(value: Number) -> jax.Array:
     return jnp.asarray(value, jnp.float32).reshape(-1, 1)
 
 
-def describe(sampling: Sampling) -> str:
+def describe_sampling(sampling: Sampling) -> str:
     """The settings that are on, for a person: `temperature 0.8, top_k 50`."""
     on = ["greedy"] if sampling.temperature is None else []
     for field in dataclasses.fields(sampling):

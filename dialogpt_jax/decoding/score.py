@@ -12,8 +12,8 @@ from flax import struct
 from dialogpt_jax.cache import init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import prefill
+from dialogpt_jax.likelihood import token_losses
 from dialogpt_jax.model import Params, hidden, logits
-from dialogpt_jax.training.loss import token_losses
 
 
 @struct.dataclass

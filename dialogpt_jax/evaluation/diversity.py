@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dialogpt_jax.evaluation.ngrams import count_pairs, encode, grams
+from dialogpt_jax.evaluation.ngrams import count_pairs, grams, number_words
 
 ORDERS = 4
 
@@ -20,7 +20,7 @@ ORDERS = 4
 def diversity(lines: Sequence[Sequence[str]], *, orders: int = ORDERS) -> tuple[np.ndarray, np.ndarray]:
     """(Ent-1…N in nats, Dist-1…N) of the replies' words, two float64 (N,); NaN for an order without any n-gram."""
     entropies, distincts = np.full(orders, np.nan), np.full(orders, np.nan)
-    for n, found in enumerate(grams(encode(lines), orders)):
+    for n, found in enumerate(grams(number_words(lines), orders)):
         if num := len(found.codes_G):
             counts_K = np.bincount(found.codes_G, minlength=len(found.prefixes_K))
             entropies[n] = _entropy(num, _weigh(counts_K).sum())
@@ -35,7 +35,7 @@ def leave_one_out(lines: Sequence[Sequence[str]], *, orders: int = ORDERS) -> tu
     c times in all, and as many different n-grams as have k = c.
     """
     entropies_BN, distincts_BN = np.full((2, len(lines), orders), np.nan)
-    for n, found in enumerate(grams(encode(lines), orders)):
+    for n, found in enumerate(grams(number_words(lines), orders)):
         counts_K = np.bincount(found.codes_G, minlength=len(found.prefixes_K))
         lines_P, codes_P, inside_P = count_pairs(found.lines_G, found.codes_G)
         all_P = counts_K[codes_P]
@@ -59,7 +59,7 @@ def repetition(lines: Sequence[Sequence[str]], *, order: int = ORDERS) -> np.nda
 
     Its mean is seq-rep-4 of Welleck et al. 2020: `a b a b a b` has the 4-grams abab, baba, abab: 1/3.
     """
-    *_, found = grams(encode(lines), order)
+    *_, found = grams(number_words(lines), order)
     lines_P, _, inside_P = count_pairs(found.lines_G, found.codes_G)
     different_B = np.bincount(lines_P, minlength=len(lines))
     all_B = np.bincount(lines_P, weights=inside_P, minlength=len(lines))

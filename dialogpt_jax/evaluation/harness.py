@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, checked_length, row_keys
 from dialogpt_jax.decoding.generate import bucket_of, generate
-from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe
+from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe_sampling
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.replies import Reply, as_line, read_replies, save_replies
 
@@ -93,7 +93,7 @@ def answer(
     """
     length = min(settings.max_new_tokens, bot.config.n_positions)
     prompts = [bot.encode(context.turns, max_new_tokens=length) for context in contexts]
-    batches = plan([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
+    batches = group_by_length([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
     run = describe_run(bot, contexts, settings)
     found = {} if out is None else read_replies(out, run)
     # Only whole batches count: the rows of a batch round together.
@@ -117,7 +117,7 @@ def answer(
     return [done[i] for i in sorted(done)]
 
 
-def plan(lengths: Sequence[int], rows: int) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int], rows: int) -> list[list[int]]:
     """The contexts of each batch: similar lengths together, the short ones first; the last batch may be smaller.
 
     lengths 5 9 4 7 2, rows 2:    [4 2] [0 3] [1]
@@ -211,7 +211,7 @@ def describe_run(bot: Bot, contexts: Sequence[Context], settings: Settings) -> d
         "model": model.hexdigest()[:16],
         "contexts": len(contexts),
         "data": data.hexdigest()[:16],
-        "sampling": describe(settings.sampling),
+        "sampling": describe_sampling(settings.sampling),
         "seed": settings.seed,
         "max_new_tokens": settings.max_new_tokens,
         "rows": settings.rows,

@@ -30,7 +30,7 @@ class Grams(NamedTuple):
     prefixes_K: np.ndarray
 
 
-def encode(lines: Iterable[Sequence[str]]) -> Tokens:
+def number_words(lines: Iterable[Sequence[str]]) -> Tokens:
     """Words to integers, in the order in which they appear."""
     vocabulary: dict[str, int] = {}
     words: list[int] = []

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dialogpt_jax.evaluation.ngrams import count_pairs, encode, grams
+from dialogpt_jax.evaluation.ngrams import count_pairs, grams, number_words
 
 ORDERS = 4
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
@@ -80,7 +80,7 @@ def count_overlap(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     num = len(hypotheses)
     owners_R = np.repeat(np.arange(num), [len(line) for line in references])
     texts = [*hypotheses, *(text for line in references for text in line)]
-    tokens = encode([tokenize(text) for text in texts])
+    tokens = number_words([tokenize(text) for text in texts])
     columns = []
     counts_K: np.ndarray = np.empty(0)  # how often each n-gram of the order below occurs in the references
     words = int((tokens.lines_T >= num).sum())

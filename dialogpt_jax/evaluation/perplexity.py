@@ -15,11 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import collate
 from dialogpt_jax.data.examples import windows
+from dialogpt_jax.likelihood import token_losses
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.distributed import global_batch
 from dialogpt_jax.parallel.rules import batch_sharding
 from dialogpt_jax.text.tokenizer import Tokenizer
-from dialogpt_jax.training.loss import token_losses
 
 
 @functools.cache

@@ -60,14 +60,14 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     if math.prod(shape) != len(devices):
         raise MeshError(
-            f"mesh: {as_text(sizes)} needs {math.prod(shape)} devices and there are {len(devices)}; "
-            f"{as_text(_example(sizes, len(devices)))} would fit"
+            f"mesh: {mesh_text(sizes)} needs {math.prod(shape)} devices and there are {len(devices)}; "
+            f"{mesh_text(_example(sizes, len(devices)))} would fit"
         )
     # jax's own default is axes of type Explicit, which Linen's layers do not take.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def as_text(sizes: Mapping[str, int]) -> str:
+def mesh_text(sizes: Mapping[str, int]) -> str:
     """The sizes as `--mesh` takes them."""
     return ",".join(f"{axis}={size}" for axis, size in sizes.items())
 

@@ -10,10 +10,16 @@ import jax.numpy as jnp
 
 from dialogpt_jax import model
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.products import product_gradient
-
-# Tokens of each row whose logits are held at once: enough for full speed; 64 · 50,304 · 4 B are 13 MB a row.
-CHUNK = 64
+from dialogpt_jax.likelihood import (
+    CHUNK,
+    at_tokens,
+    chunk_logits,
+    first_of_text,
+    hidden_of_texts,
+    next_tokens,
+    split_chunks,
+)
+from dialogpt_jax.matmul import product_gradient
 
 
 def loss(
@@ -70,40 +76,12 @@ def summed_loss(
       checkpoint_blocks: keep only what enters each block, and compute its inside again for the gradient.
       chunk: tokens of a row whose logits are held at once.
     """
-    weights_BT = jnp.where(_first_of_its_text(segments_BT, tokens_BT), 0.0, weights_BT)
-    x_BTD = _hidden(params, config, tokens_BT, segments_BT, dropout_key, checkpoint_blocks)
+    weights_BT = jnp.where(first_of_text(segments_BT, tokens_BT), 0.0, weights_BT)
+    x_BTD = hidden_of_texts(params, config, tokens_BT, segments_BT, dropout_key, checkpoint_blocks)
     kernel_VD = model.head_kernel(params, config)
     with jax.named_scope("head"):
-        total = _weighted_head(x_BTD, kernel_VD, _next(tokens_BT), _next(weights_BT), config, chunk)
+        total = _weighted_head(x_BTD, kernel_VD, next_tokens(tokens_BT), next_tokens(weights_BT), config, chunk)
     return total, weights_BT.sum()
-
-
-def token_losses(
-    params: model.Params,
-    config: GPT2Config,
-    tokens_BT: jax.Array,
-    *,
-    segments_BT: jax.Array | None = None,
-    dropout_key: jax.Array | None = None,
-    chunk: int = CHUNK,
-) -> jax.Array:
-    """−log p(token t | tokens before it), float32 (B, T), in nats; the first of each row, which nothing predicts, is 0.
-
-    Worked example: tokens [a b c] → [0, −log p(b|a), −log p(c|ab)]. With `segments_BT` each segment is such a row.
-    """
-    x_BTD = _hidden(params, config, tokens_BT, segments_BT, dropout_key, False)
-    kernel_VD = model.head_kernel(params, config)
-
-    def costs(pieces):
-        x_BtD, next_Bt = pieces
-        logits_MV = _logits(x_BtD, kernel_VD, config)
-        return (jax.nn.logsumexp(logits_MV, axis=-1) - _at(logits_MV, next_Bt)).reshape(next_Bt.shape)
-
-    with jax.named_scope("head"):
-        losses_CBt = jax.lax.map(jax.checkpoint(costs), (_chunks(x_BTD, chunk), _chunks(_next(tokens_BT), chunk)))
-    losses_BT = jnp.moveaxis(losses_CBt, 0, 1).reshape(tokens_BT.shape[0], -1)[:, : tokens_BT.shape[1] - 1]
-    losses_BT = jnp.pad(losses_BT, ((0, 0), (1, 0)))
-    return jnp.where(_first_of_its_text(segments_BT, tokens_BT), 0.0, losses_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -116,10 +94,10 @@ def _weighted_head(x_BTD, kernel_VD, next_BT, weights_BT, config, chunk):
 
     def add(total, pieces):
         x_BtD, next_Bt, weights_Bt = pieces
-        cost, _ = _cost(_logits(x_BtD, kernel_VD, config), next_Bt, weights_Bt)
+        cost, _ = _cost(chunk_logits(x_BtD, kernel_VD, config), next_Bt, weights_Bt)
         return total + cost, None
 
-    pieces = tuple(_chunks(a, chunk) for a in (x_BTD, next_BT, weights_BT))
+    pieces = tuple(split_chunks(a, chunk) for a in (x_BTD, next_BT, weights_BT))
     return jax.lax.scan(add, jnp.zeros((), jnp.float32), pieces)[0]
 
 
@@ -127,14 +105,14 @@ def _head_forward(x_BTD, kernel_VD, next_BT, weights_BT, config, chunk):
     def add(sums, pieces):
         total, dkernel_VD = sums
         x_BtD, next_Bt, weights_Bt = pieces
-        logits_MV = _logits(x_BtD, kernel_VD, config)
+        logits_MV = chunk_logits(x_BtD, kernel_VD, config)
         cost, logsum_M = _cost(logits_MV, next_Bt, weights_Bt)
         hit_MV = jnp.arange(logits_MV.shape[1])[None] == next_Bt.reshape(-1, 1)
         dlogits_MV = (jnp.exp(logits_MV - logsum_M[:, None]) - hit_MV) * weights_Bt.reshape(-1, 1)
         dx_MD, dw_VD = product_gradient(x_BtD.reshape(-1, x_BtD.shape[-1]), kernel_VD, dlogits_MV)
         return (total + cost, dkernel_VD + dw_VD), dx_MD.astype(x_BtD.dtype).reshape(x_BtD.shape)
 
-    pieces = tuple(_chunks(a, chunk) for a in (x_BTD, next_BT, weights_BT))
+    pieces = tuple(split_chunks(a, chunk) for a in (x_BTD, next_BT, weights_BT))
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros(kernel_VD.shape, jnp.float32))
     (total, dkernel_VD), dx_CBtD = jax.lax.scan(add, zeros, pieces)
     dx_BTD = jnp.moveaxis(dx_CBtD, 0, 1).reshape(x_BTD.shape[0], -1, x_BTD.shape[2])[:, : x_BTD.shape[1]]
@@ -151,50 +129,4 @@ _weighted_head.defvjp(_head_forward, _head_backward)
 
 def _cost(logits_MV, next_Bt, weights_Bt):
     logsum_M = jax.nn.logsumexp(logits_MV, axis=-1)
-    return (weights_Bt.reshape(-1) * (logsum_M - _at(logits_MV, next_Bt))).sum(), logsum_M
-
-
-def _at(logits_MV, next_Bt):
-    return jnp.take_along_axis(logits_MV, next_Bt.reshape(-1, 1), axis=-1)[:, 0]
-
-
-def _logits(x_BtD, kernel_VD, config):
-    return model.logits_by(kernel_VD, config, x_BtD.reshape(-1, x_BtD.shape[-1]))
-
-
-def _next(a_BT):
-    """What stands one token later; behind the last, 0."""
-    return jnp.pad(a_BT[:, 1:], ((0, 0), (0, 1)))
-
-
-def _chunks(a_BT, chunk):
-    """(B, T, …) → (C, B, t, …): as few chunks of at most `chunk` tokens as hold T, alike, the last one padded by zeros."""
-    length = a_BT.shape[1]
-    count = -(-length // chunk)
-    size = -(-length // count)
-    padded_BT = jnp.pad(a_BT, ((0, 0), (0, count * size - length), *[(0, 0)] * (a_BT.ndim - 2)))
-    return jnp.moveaxis(padded_BT.reshape(a_BT.shape[0], count, size, *a_BT.shape[2:]), 1, 0)
-
-
-def _hidden(params, config, tokens_BT, segments_BT, dropout_key, checkpoint_blocks):
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-    if segments_BT is not None:  # positions restart: the index, less that of the segment's first token
-        starts_BT = jnp.where(_first_of_its_text(segments_BT, tokens_BT), positions_BT, 0)
-        positions_BT = positions_BT - jax.lax.cummax(starts_BT, axis=1)
-    x_BTD, _ = model.hidden(
-        params,
-        config,
-        tokens_BT,
-        positions_BT,
-        segments_BT=segments_BT,
-        dropout_key=dropout_key,
-        checkpoint_blocks=checkpoint_blocks,
-    )
-    return x_BTD
-
-
-def _first_of_its_text(segments_BT, tokens_BT):
-    """Where nothing stands before a token that predicts it, bool (B, T)."""
-    if segments_BT is None:
-        return (jnp.arange(tokens_BT.shape[1]) == 0)[None]
-    return jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return (weights_Bt.reshape(-1) * (logsum_M - at_tokens(logits_MV, next_Bt))).sum(), logsum_M

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params
-from dialogpt_jax.parallel.spread import spread, whole
+from dialogpt_jax.parallel.sharded_gradient import gather_params, shard_gradient
 from dialogpt_jax.training.loss import summed_loss
 
 
@@ -71,7 +71,7 @@ def train_step(
 
     def cast(params):
         if divided is not None:
-            return whole(params, compute_dtype, divided)
+            return gather_params(params, compute_dtype, divided)
         return jax.tree.map(lambda x: x.astype(compute_dtype), params)
 
     def objective(params, part, key):
@@ -101,8 +101,8 @@ def train_step(
         parts = jax.tree.map(lambda a: _parts(a, accumulate), batch)
         return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
 
-    spread_sums = sums if divided is None else spread(sums, divided)
-    (total, targets), grads = spread_sums(state.params, batch, dropout_key)
+    sharded_sums = sums if divided is None else shard_gradient(sums, divided)
+    (total, targets), grads = sharded_sums(state.params, batch, dropout_key)
     divisor = jnp.maximum(targets, 1e-9)
     value, grads = total / divisor, jax.tree.map(lambda g: g / divisor, grads)
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from dialogpt_jax.config import ConfigError, GPT2Config
-from dialogpt_jax.convert.mapping import MappingError, Report, from_params, to_params
+from dialogpt_jax.convert.mapping import MappingError, MappingReport, from_params, to_params
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
 from dialogpt_jax.weights import hub
@@ -74,7 +74,7 @@ def load_params(
     return cast(params, wanted), report.config
 
 
-def read_directory(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Report]:
+def read_directory(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], MappingReport]:
     """The NumPy parameters of a model directory in the file's dtypes, and the converter's report with the config.
 
     Raises:

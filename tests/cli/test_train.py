@@ -20,10 +20,11 @@ import tokenizers
 import dialogpt_jax as dg
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.cli.main import main
+from dialogpt_jax.evaluation import validation
+from dialogpt_jax.evaluation.validation import make_evaluation
 from dialogpt_jax.parallel import distributed, mesh
+from dialogpt_jax.run import fit as run_fit
 from dialogpt_jax.text.tokenizer import Tokenizer
-from dialogpt_jax.training import loop, validation
-from dialogpt_jax.training.validation import make_evaluation
 
 # Eight devices against one: sums of a few hundred float32 terms of about 8, in another order.
 TOLERANCE = 1e-5
@@ -82,11 +83,11 @@ def place(tmp_path_factory):
 
 def call(capfd, *words, sampling=False):
     """`dialogpt train WORDS…` in this process: (status, stdout, stderr, what `fit` gave)."""
-    fitted: list[loop.Fitted] = []
-    fit, make_mesh = loop.fit, mesh.make_mesh
+    fitted: list[run_fit.Fitted] = []
+    fit, make_mesh = run_fit.fit, mesh.make_mesh
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
-        patched.setattr(loop, "fit", lambda *args, **named: fitted.append(fit(*args, **named)) or fitted[-1])
+        patched.setattr(run_fit, "fit", lambda *args, **named: fitted.append(fit(*args, **named)) or fitted[-1])
         patched.setattr(distributed, "initialize", lambda: None)  # before all else of jax, which has run here
         # Without --mesh one of the eight devices, for which less is compiled.
         patched.setattr(mesh, "make_mesh", lambda sizes: make_mesh(sizes, None if sizes else jax.devices()[:1]))
@@ -250,8 +251,8 @@ def test_the_paper_s_recipe_and_its_quirks(good, train, tmp_path):
     flags = ("--learning-rate", "1e-4", "--warmup", "1", "--save-every", "0")
     _, fitted, _ = good(*flags, "--fixed", "weights,clip", sizes=sizes)
     assert fitted.history[-1]["learning_rate"] == pytest.approx(1e-4 * 1e4 * 32**-0.5 * 2**-0.5)  # noam's, by the width
-    (checkpoint,) = (tmp_path / "run" / loop.CHECKPOINTS).iterdir()
-    recipe = json.loads((checkpoint / "about" / "metadata").read_text())["plan"]["options"]["recipe"]
+    (checkpoint,) = (tmp_path / "run" / run_fit.CHECKPOINTS).iterdir()
+    recipe = json.loads((checkpoint / "about" / "metadata").read_text())["identity"]["options"]["recipe"]
     assert {name for name, choice in recipe.items() if choice == "fixed"} == {"weights", "clip", "resume"}
     status, _, err, _ = train("--out", tmp_path / "none", "--fixed", "rate,clipping", sizes=sizes)
     assert status == 1
@@ -354,7 +355,7 @@ def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_pa
     assert lines[0].startswith("dialogpt train: ")
     assert said in lines[0]
     assert fitted is None
-    assert not (tmp_path / "run" / loop.CHECKPOINTS / "6").exists()
+    assert not (tmp_path / "run" / run_fit.CHECKPOINTS / "6").exists()
 
 
 @pytest.mark.parametrize("words", [["--steps", "x"], ["--dtype", "int8"], ["--optimizer", "sgd"], ["--nonsense"]])
@@ -393,7 +394,7 @@ def test_a_run_that_is_there_is_left_as_it_is(good, train, place, tmp_path):
     other = write(tmp_path / "other.jsonl", dialogues(40)[10:])
 
     status, _, err, _ = train("--out", tmp_path / "run", data=other)
-    held = tmp_path / "run" / loop.CHECKPOINTS
+    held = tmp_path / "run" / run_fit.CHECKPOINTS
     assert (status, err) == (
         1,
         f"dialogpt train: {held} holds a run at step 6; resume it (--resume), or choose another folder for --out\n",
@@ -453,7 +454,7 @@ def test_sigterm_saves_and_ends_well_and_resume_ends_where_an_unbroken_run_does(
     assert 3 <= done <= 5 + room // line_bytes < steps
     assert advice == "go on with the same command and --resume; nothing was exported"
     assert not (tmp_path / "never").exists()
-    assert (tmp_path / "run" / loop.CHECKPOINTS / str(done)).is_dir()
+    assert (tmp_path / "run" / run_fit.CHECKPOINTS / str(done)).is_dir()
 
     outs = [tmp_path / "resumed", tmp_path / "unbroken"]
     for words in (("--out", tmp_path / "run", "--resume"), ("--out", tmp_path / "whole")):
@@ -470,7 +471,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_usable(train, good, 
     _, whole, _ = good()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    save = loop.Checkpoints.save
+    save = run_fit.Checkpoints.save
     with pytest.MonkeyPatch.context() as patched:
 
         def save_and_fill(self, state, **named):
@@ -479,14 +480,14 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_usable(train, good, 
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
             save(self, state, **named)
 
-        patched.setattr(loop.Checkpoints, "save", save_and_fill)
+        patched.setattr(run_fit.Checkpoints, "save", save_and_fill)
         try:
             status, _, err, _ = train("--out", tmp_path / "full")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     lines = [line for line in err.splitlines() if " tokens in " not in line]
     assert (status, len(lines)) == (1, 1), err
-    folder = tmp_path / "full" / loop.CHECKPOINTS
+    folder = tmp_path / "full" / run_fit.CHECKPOINTS
     wanted = f"the checkpoint of step 6 could not be written to {folder} (File too large); that of step 3 is whole"
     assert lines[0] == f"dialogpt train: {wanted}"
     assert [name for name in os.listdir(folder) if name.isdigit()] == ["3"]

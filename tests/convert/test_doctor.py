@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert import doctor
-from dialogpt_jax.convert.checkpoint import Checkpoint, ReadError
-from dialogpt_jax.convert.doctor import describe, inspect
+from dialogpt_jax.convert.doctor import describe_findings, inspect
 from dialogpt_jax.convert.mapping import rows
 from dialogpt_jax.convert.names import to_microsoft
+from dialogpt_jax.convert.weight_file import ReadError, WeightFile
 
 XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
 SIZES = {"small": GPT2Config.small(), "medium": GPT2Config.medium(), "large": GPT2Config.large(), "GPT-2 XL": XL}
@@ -51,7 +51,7 @@ def claimed(tmp_path, monkeypatch):
 
     def look(name, tensors):
         (tmp_path / name).write_bytes(b"stands for the tensors")
-        monkeypatch.setattr(doctor, "read", lambda path: Checkpoint(tensors, "pytorch legacy", {}))
+        monkeypatch.setattr(doctor, "read", lambda path: WeightFile(tensors, "pytorch legacy", {}))
         return inspect(tmp_path / name)
 
     return look
@@ -77,7 +77,7 @@ def test_the_facts_of_a_file(tmp_path):
     assert found.tensor_bytes == 4 * ODD.num_parameters
     assert any(line.startswith("renamed  module.transformer.h.*.ln_1.weight") for line in found.changes)
     assert "head differs" in found.warnings[0]
-    assert hashlib.sha256(file.read_bytes()).hexdigest() in describe(found)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in describe_findings(found)
     assert json.loads(json.dumps(found.to_json()))["files"][0]["name"] == file.name
 
 
@@ -99,7 +99,7 @@ def test_microsoft_s_files_are_known_by_their_size(claimed, variant, parameters,
     assert (found.variant, found.parameters, found.tensor_bytes) == (variant, parameters, size)
     assert found.head == "separate, equal to the token embedding"
     assert found.warnings == ()
-    assert f"exactly that of Microsoft's half-precision {variant}" in describe(found)
+    assert f"exactly that of Microsoft's half-precision {variant}" in describe_findings(found)
     assert f"dropped  transformer.h.*.attn.bias (causal mask, computed)  × {found.layers}" in found.changes
 
 
@@ -141,7 +141,7 @@ def test_a_ranker_is_told_from_a_chat_model(claimed):
     found = claimed("updown.pth", {**tensors, "score.weight": np.ones((1, 1024), np.float32)})
     assert found.kind == "DialogRPT ranker"
     assert found.tensor_bytes == 1_519_960_064
-    assert "DialogRPT's .pth" in describe(found)
+    assert "DialogRPT's .pth" in describe_findings(found)
     assert any("no chat model" in warning for warning in found.warnings)
 
 
@@ -156,7 +156,7 @@ def test_weights_that_are_not_finite_are_counted(claimed):
 def test_without_a_config_the_heads_may_be_unknown(claimed):
     found = claimed("model.bin", draw(TINY))
     assert (found.heads, found.heads_known, found.layers) == (None, False, 3)
-    assert "number of heads not in the shapes" in describe(found)
+    assert "number of heads not in the shapes" in describe_findings(found)
 
 
 def test_a_config_that_does_not_fit_and_extra_tensors_are_warnings(tmp_path):
@@ -174,7 +174,7 @@ def test_what_is_no_gpt2_is_said_so(claimed):
     assert "not a GPT-2: no matrix" in found.warnings[0]
     assert found.tensors == 2
     assert found.dtypes == {"float32": 1, "int64": 1}
-    assert "not a GPT-2" in describe(found)
+    assert "not a GPT-2" in describe_findings(found)
 
 
 def test_a_damaged_file_is_an_error(tmp_path):

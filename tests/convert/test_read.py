@@ -11,12 +11,12 @@ import pytest
 from checkpoint_files import SOUND, arrays, put, refuse, safetensors_bytes
 from safetensors.numpy import save_file
 
-from dialogpt_jax.convert.read import Checkpoint, ReadError, read
+from dialogpt_jax.convert.read import ReadError, WeightFile, read
 
 FORMATS = pytest.mark.parametrize("kind", list(SOUND))
 
 
-def same(found: Checkpoint, wanted: dict[str, np.ndarray]) -> bool:
+def same(found: WeightFile, wanted: dict[str, np.ndarray]) -> bool:
     return list(found.tensors) == list(wanted) and all(
         found.tensors[name].dtype == array.dtype and np.array_equal(found.tensors[name], array)
         for name, array in wanted.items()

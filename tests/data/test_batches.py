@@ -11,7 +11,7 @@ from dialogpt_jax.data.batches import (
     Buckets,
     SortedWindows,
     collate,
-    fingerprint,
+    examples_hash,
     read_ahead,
     rows_multiple,
 )
@@ -175,12 +175,12 @@ def test_an_error_while_reading_ahead_arrives():
 
 def test_data_is_known_by_its_fingerprint():
     one, other = drawn_examples(), drawn_examples()
-    assert fingerprint(one) == fingerprint(other)
+    assert examples_hash(one) == examples_hash(other)
     weights_T = other[0].weights_T.copy()
     weights_T[1] = 0.3
-    assert fingerprint([other[0]._replace(weights_T=weights_T), *other[1:]]) != fingerprint(one)
-    assert fingerprint(one[:-1]) != fingerprint(one)
-    assert fingerprint([*one[:-1], one[-1]._replace(tokens_T=one[-1].tokens_T + 1)]) != fingerprint(one)
+    assert examples_hash([other[0]._replace(weights_T=weights_T), *other[1:]]) != examples_hash(one)
+    assert examples_hash(one[:-1]) != examples_hash(one)
+    assert examples_hash([*one[:-1], one[-1]._replace(tokens_T=one[-1].tokens_T + 1)]) != examples_hash(one)
 
 
 def test_rows_divide_by_parts_and_devices_and_where_they_can_by_eight():

@@ -16,9 +16,9 @@ from dialogpt_jax.data.check import (
     render_histogram,
     summary,
 )
+from dialogpt_jax.data.counts import DataCounts
+from dialogpt_jax.data.example_options import ExampleOptions
 from dialogpt_jax.data.examples import Example
-from dialogpt_jax.data.recipe import Recipe
-from dialogpt_jax.data.report import Report
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 EOS = 256
@@ -46,7 +46,7 @@ MIXED = '{"turns": ["Hi!", "Hello.", "So?", "Bye \\u001b[2J\\n.", "Oh!"], "weigh
 
 def test_each_turn_stands_behind_its_weight(tmp_path, tokenizer):
     files = write(tmp_path, MIXED)
-    (shown,) = first_examples(files, tokenizer, Recipe(EOS))
+    (shown,) = first_examples(files, tokenizer, ExampleOptions(EOS))
     assert plain(render_example(shown, tokenizer, EOS)).splitlines() == [
         f"{files[0]}, line 1: 30 tokens",
         " context  Hi!⟨EOS⟩",
@@ -59,7 +59,7 @@ def test_each_turn_stands_behind_its_weight(tmp_path, tokenizer):
 
 
 def test_colours_tell_context_from_targets_and_weights_from_each_other(tmp_path, tokenizer):
-    (shown,) = first_examples(write(tmp_path, MIXED), tokenizer, Recipe(EOS))
+    (shown,) = first_examples(write(tmp_path, MIXED), tokenizer, ExampleOptions(EOS))
     text = render_example(shown, tokenizer, EOS)
 
     def style(word):
@@ -93,10 +93,10 @@ def test_what_is_cut_shows_it(tokenizer):
 def test_the_first_examples_are_of_the_first_dialogues_that_give_any(tmp_path, tokenizer):
     long = json.dumps({"turns": ["word"] * 20})
     files = write(tmp_path, "broken", long, '["a", "b"]', '["one"]', '["c", "d"]', '["e", "f"]')
-    found = list(first_examples(files, tokenizer, Recipe(EOS, 32, pack=True)))
+    found = list(first_examples(files, tokenizer, ExampleOptions(EOS, 32, pack=True)))
     assert [(shown.line, shown.of > 1) for shown in found] == [(2, True), (3, False), (5, False)]
     assert all(shown.example.segments is None for shown in found)
-    reverse = next(first_examples(files, tokenizer, Recipe(EOS, 32, reverse=True), count=1))
+    reverse = next(first_examples(files, tokenizer, ExampleOptions(EOS, 32, reverse=True), count=1))
     assert reverse.line == 2
 
 
@@ -130,13 +130,13 @@ def test_padding_is_counted():
 
 
 def test_the_summary_and_the_table_have_the_numbers():
-    report = Report()
+    report = DataCounts()
     report.counts.update(
         lines=12, dialogues=9, split=2, examples=14, rows=14, tokens=1000, targets=800, turns=30, eos_targets=28
     )
     report.lengths = np.bincount([71] * 13 + [77])
     report.dropped = {"not JSON": (1, [("a.jsonl", 3, "not [JSON")]), "a turn is empty": (9, [("b.tsv", 4, "turn 2")])}
-    text = "\n".join(summary(report, Recipe(EOS, 80)))
+    text = "\n".join(summary(report, ExampleOptions(EOS, 80)))
     for part in (
         "12 lines: 9 dialogues, 10 dropped",
         "14 examples of at most 80 tokens; 2 longer dialogues were split",
@@ -149,4 +149,4 @@ def test_the_summary_and_the_table_have_the_numbers():
     assert plain(dropped_table(report, ["a"])).splitlines()[2].split()[:4] == ["not", "JSON", "1", "3"]
     report.counts.clear()
     report.counts.update(lines=10)
-    assert summary(report, Recipe(EOS)) == ["10 lines: 0 dialogues, 10 dropped"]
+    assert summary(report, ExampleOptions(EOS)) == ["10 lines: 0 dialogues, 10 dropped"]

@@ -13,15 +13,15 @@ import pytest
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data import prepare as module
+from dialogpt_jax.data.example_options import ExampleOptions, make_example_options, tokenizer_sha256
 from dialogpt_jax.data.examples import windows
 from dialogpt_jax.data.formats import DataError
 from dialogpt_jax.data.prepare import encode_files, prepare, survey
-from dialogpt_jax.data.recipe import Recipe, fingerprint, make_recipe
 from dialogpt_jax.data.shards import open_shards
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 EOS = 256
-PLAIN = Recipe(EOS)
+PLAIN = ExampleOptions(EOS)
 PATIENCE = 240  # seconds; a process that takes longer has failed anyway
 COUNT_BOUND = 1.25  # of peak memory, at 20 times the lines: what a heap's fragments may add
 
@@ -58,23 +58,23 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, tokenizer, monkey
     files = [write_corpus(tmp_path / "one.jsonl", 60), write_corpus(tmp_path / "two.jsonl", 23, seed=1)]
     with files[0].open("a") as out:
         out.write("broken\n")
-    recipe = Recipe(EOS, 64, **choices)
+    options = ExampleOptions(EOS, 64, **choices)
     for workers in (1, 2, 3):
-        data, report = prepare(files, tmp_path / f"by{workers}", tokenizer, recipe, workers=workers)
+        data, report = prepare(files, tmp_path / f"by{workers}", tokenizer, options, workers=workers)
     first = contents(tmp_path / "by1")
     assert contents(tmp_path / "by2") == first
     assert contents(tmp_path / "by3") == first
     assert b"by1" not in first["data.json"]
-    in_memory, same_report = encode_files(files, Tokenizer.load(tokenizer), recipe)
+    in_memory, same_report = encode_files(files, Tokenizer.load(tokenizer), options)
     assert as_lists(data) == as_lists(in_memory)
-    assert report.counts == same_report.counts == survey(files, tokenizer, recipe, workers=2).counts
+    assert report.counts == same_report.counts == survey(files, tokenizer, options, workers=2).counts
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["by1", "by2", "by3", "one.jsonl", "two.jsonl"]
 
 
 def test_the_examples_are_those_of_the_dialogues(tmp_path, tokenizer):
     turns = ["Hi there!", "Hello.", "What now?", "<|endoftext|> is text", "x" * 90, "Bye."]
     (tmp_path / "talk.jsonl").write_text(json.dumps({"turns": turns}))
-    data, report = prepare([tmp_path / "talk.jsonl"], tmp_path / "data", tokenizer, Recipe(EOS, 64))
+    data, report = prepare([tmp_path / "talk.jsonl"], tmp_path / "data", tokenizer, ExampleOptions(EOS, 64))
     ids = Tokenizer.load(tokenizer).encode_batch(turns)
     assert as_lists(data) == as_lists(windows(ids, eos=EOS, max_length=64))
     # 10 + 7 + 10 + 22 tokens; then the end of a turn and 63 of the 91 that do not fit; then their last 59 and 5
@@ -95,7 +95,7 @@ def test_the_examples_are_those_of_the_dialogues(tmp_path, tokenizer):
         "max_length": 64,
         "eos_token_id": EOS,
         "vocab_size": 257,
-        "tokenizer_sha256": fingerprint(Tokenizer.load(tokenizer)),
+        "tokenizer_sha256": tokenizer_sha256(Tokenizer.load(tokenizer)),
         "train_on": "all",
         "reverse": False,
         "pack": False,
@@ -121,7 +121,7 @@ def test_each_broken_line_is_named_and_the_rest_is_prepared(tmp_path, tokenizer,
     file = tmp_path / "talk.jsonl"
     lines = [BROKEN[n][0] if n in BROKEN else f'{{"turns": ["{n}", "good"]}}' for n in range(1, 15)]
     file.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
-    data, report = prepare([file], tmp_path / "data", tokenizer, Recipe(EOS), workers=workers)
+    data, report = prepare([file], tmp_path / "data", tokenizer, ExampleOptions(EOS), workers=workers)
     assert len(data) == 14 - len(BROKEN)
     told = [json.loads(line) for line in (data.path / "dropped.jsonl").read_text().splitlines()]
     assert [(line["file"], line["line"]) for line in told] == [(str(file), number) for number in BROKEN]
@@ -134,11 +134,11 @@ def test_each_broken_line_is_named_and_the_rest_is_prepared(tmp_path, tokenizer,
 
 
 def test_what_teaches_nothing_is_refused_and_leaves_nothing(tmp_path, tokenizer):
-    def refused(match, *lines, recipe=PLAIN, **choices):
+    def refused(match, *lines, options=PLAIN, **choices):
         file = tmp_path / "talk.jsonl"
         file.write_text("\n".join(map(json.dumps, lines)))
         with pytest.raises(DataError, match=match) as caught:
-            prepare([file], tmp_path / "data", tokenizer, recipe, **choices)
+            prepare([file], tmp_path / "data", tokenizer, options, **choices)
         assert "\n" not in str(caught.value)
         assert [entry.name for entry in tmp_path.iterdir()] == ["talk.jsonl"]
 
@@ -146,52 +146,58 @@ def test_what_teaches_nothing_is_refused_and_leaves_nothing(tmp_path, tokenizer)
     refused(r"none of 3 lines is an example; fewer than two turns: 2, such as .*line 1: one turn", ["a"], ["b"], 5)
     refused("nothing to train on: 1, such as", {"turns": ["a", "b"], "weights": [1, 0]}, force=True)
     spoken = {"turns": ["a", "b"], "speakers": ["Ann", "Bob"]}
-    refused("nobody is called 'Joe' here; the speakers are Ann, Bob", spoken, recipe=Recipe(EOS, train_on="Joe"))
-    refused("'Joe' here; no turn has a speaker", ["a", "b"], recipe=Recipe(EOS, train_on="Joe"))
-    refused("none of 1 lines is an example; nothing to train on", spoken, recipe=Recipe(EOS, train_on="Ann"))
+    refused(
+        "nobody is called 'Joe' here; the speakers are Ann, Bob", spoken, options=ExampleOptions(EOS, train_on="Joe")
+    )
+    refused("'Joe' here; no turn has a speaker", ["a", "b"], options=ExampleOptions(EOS, train_on="Joe"))
+    refused("none of 1 lines is an example; nothing to train on", spoken, options=ExampleOptions(EOS, train_on="Ann"))
     refused(
         "no EOS is a target, so that a model would never learn to stop: each of 2 trained turns is cut at max_length 8",
         *[["a", "a long reply"]] * 2,
-        recipe=Recipe(EOS, 8),
+        options=ExampleOptions(EOS, 8),
     )
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        prepare([tmp_path / "nowhere.jsonl"], tmp_path / "data", tokenizer, Recipe(EOS))
-    data, _ = prepare([tmp_path / "talk.jsonl"], tmp_path / "data", tokenizer, Recipe(EOS, 8), force=True)
+        prepare([tmp_path / "nowhere.jsonl"], tmp_path / "data", tokenizer, ExampleOptions(EOS))
+    data, _ = prepare([tmp_path / "talk.jsonl"], tmp_path / "data", tokenizer, ExampleOptions(EOS, 8), force=True)
     assert len(data) == 2
 
 
 def test_data_that_is_there_is_replaced_only_by_whole_data(tmp_path, tokenizer):
     good, bad = write_corpus(tmp_path / "good.jsonl", 20), tmp_path / "bad.jsonl"
-    prepare([good], tmp_path / "data", tokenizer, Recipe(EOS))
+    prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS))
     before = contents(tmp_path / "data")
     with pytest.raises(DataError, match="--force replaces it"):
-        prepare([good], tmp_path / "data", tokenizer, Recipe(EOS, 32))
+        prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32))
     bad.write_text('["a"]')
     with pytest.raises(DataError, match="none of 1 lines"):
-        prepare([bad], tmp_path / "data", tokenizer, Recipe(EOS, 32), force=True)
+        prepare([bad], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), force=True)
     assert contents(tmp_path / "data") == before
-    data, _ = prepare([good], tmp_path / "data", tokenizer, Recipe(EOS, 32), force=True)
+    data, _ = prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), force=True)
     assert data.info["max_length"] == 32
 
 
 def test_a_recipe_knows_the_end_and_the_context_of_its_model(tmp_path, tokenizer):
-    assert make_recipe(tokenizer) == Recipe(EOS, 128, "all", False, False)
+    assert make_example_options(tokenizer) == ExampleOptions(EOS, 128, "all", False, False)
     folder = tmp_path / "model"
     folder.mkdir()
     Tokenizer.load(tokenizer).save(folder)
     config = GPT2Config(vocab_size=300, n_positions=48, n_embd=32, n_layer=1, n_head=2, eos_token_id=299)
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
-    assert make_recipe(folder, max_length=48, pack=True) == Recipe(299, 48, pack=True)
+    assert make_example_options(folder, max_length=48, pack=True) == ExampleOptions(299, 48, pack=True)
     with pytest.raises(DataError, match=r"max_length is 49; the model in .* has a context of 48"):
-        make_recipe(folder, max_length=49)
+        make_example_options(folder, max_length=49)
     with pytest.raises(DataError, match="max_length is 1; an example has at least 2"):
-        make_recipe(folder, max_length=1)
+        make_example_options(folder, max_length=1)
     other = Tokenizer.train(["other bytes, other merges"], 270)
-    assert fingerprint(other) != fingerprint(Tokenizer.load(tokenizer)) == fingerprint(Tokenizer.load(folder))
+    assert (
+        tokenizer_sha256(other)
+        != tokenizer_sha256(Tokenizer.load(tokenizer))
+        == tokenizer_sha256(Tokenizer.load(folder))
+    )
 
 
 def test_an_eos_beyond_the_tokenizer_fits_into_the_shards(tmp_path, tokenizer):
-    data, _ = prepare([write_corpus(tmp_path / "t.jsonl", 5)], tmp_path / "data", tokenizer, Recipe(70_000))
+    data, _ = prepare([write_corpus(tmp_path / "t.jsonl", 5)], tmp_path / "data", tokenizer, ExampleOptions(70_000))
     assert any(70_000 in e.tokens_T for e in data)
 
 
@@ -223,7 +229,7 @@ def test_a_killed_prepare_leaves_no_folder_that_opens_and_no_process(tmp_path, t
     if children.parent.parent.parent.parent.exists():
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     pipe.unlink()
-    prepare([write_corpus(pipe, 30)], tmp_path / "data", tokenizer, Recipe(EOS))  # the next one is not hindered
+    prepare([write_corpus(pipe, 30)], tmp_path / "data", tokenizer, ExampleOptions(EOS))  # the next one is not hindered
 
 
 def wait_for(condition):
@@ -236,7 +242,7 @@ def wait_for(condition):
 MEASURED = """
 import json, pathlib, sys
 from dialogpt_jax.data.prepare import prepare
-from dialogpt_jax.data.recipe import Recipe
+from dialogpt_jax.data.example_options import ExampleOptions
 
 peak = [0, 0]
 
@@ -250,7 +256,7 @@ def sample(*_):
     peak[0], peak[1] = high_water("self"), max(peak[1], *inside)
 
 file, folder, tokenizer = sys.argv[1:]
-data, report = prepare([file], folder, tokenizer, Recipe(256), workers=2, progress=sample)
+data, report = prepare([file], folder, tokenizer, ExampleOptions(256), workers=2, progress=sample)
 print(json.dumps({"rows": len(data), "tokens": report.counts["tokens"], "parent_kB": peak[0], "worker_kB": peak[1]}))
 """
 

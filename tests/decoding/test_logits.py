@@ -14,7 +14,16 @@ from compile_counter import count_compilations
 from scipy.stats import chi2
 
 from dialogpt_jax.decoding import logits as warpers
-from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, as_arrays, choose, describe, draw, top_k_bucket
+from dialogpt_jax.decoding.logits import (
+    GREEDY,
+    PAPER,
+    Sampling,
+    as_arrays,
+    choose,
+    describe_sampling,
+    draw,
+    top_k_bucket,
+)
 
 # A right program fails once in 1e5 seeds; the seed is fixed, so it does not. A wrong one must be beyond 1e-12.
 RIGHT, WRONG = 1e-5, 1e-12
@@ -501,8 +510,8 @@ def test_the_ends_of_each_range_are_inside(numbers):
 
 
 def test_settings_are_described():
-    assert describe(GREEDY) == "greedy"
-    assert describe(Sampling(temperature=0.7, top_k=50, top_p=0.9)) == "temperature 0.7, top_k 50, top_p 0.9"
-    assert "penalize_context" in describe(Sampling(repetition_penalty=1.2, penalize_context=True))
-    assert "min_new_tokens 0" in describe(Sampling(min_new_tokens=0))
-    assert "temperature [0.5 0.7]" in describe(Sampling(temperature=np.array([0.5, 0.7])))
+    assert describe_sampling(GREEDY) == "greedy"
+    assert describe_sampling(Sampling(temperature=0.7, top_k=50, top_p=0.9)) == "temperature 0.7, top_k 50, top_p 0.9"
+    assert "penalize_context" in describe_sampling(Sampling(repetition_penalty=1.2, penalize_context=True))
+    assert "min_new_tokens 0" in describe_sampling(Sampling(min_new_tokens=0))
+    assert "temperature [0.5 0.7]" in describe_sampling(Sampling(temperature=np.array([0.5, 0.7])))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dialogpt_jax.evaluation.diversity import diversity, leave_one_out, lengths, repetition
-from dialogpt_jax.evaluation.ngrams import encode, grams
+from dialogpt_jax.evaluation.ngrams import grams, number_words
 
 ROUNDING = 1e-12  # two sums of the same float64 numbers in another order
 LINES = [line.split() for line in ("a b a b", "", "a b c", "c")]
@@ -23,7 +23,7 @@ def test_by_hand():
 
 
 def test_no_ngram_crosses_a_line():
-    codes = [len(found.codes_G) for found in grams(encode([["a"], ["b", "c"], ["d"]]), 3)]
+    codes = [len(found.codes_G) for found in grams(number_words([["a"], ["b", "c"], ["d"]]), 3)]
     assert codes == [4, 1, 0]
 
 

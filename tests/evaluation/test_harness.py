@@ -11,7 +11,7 @@ from fakes import SENTENCES, tiny_bot
 
 from dialogpt_jax.decoding.logits import GREEDY, PAPER
 from dialogpt_jax.evaluation.contexts import Context, cut
-from dialogpt_jax.evaluation.harness import DECODINGS, Settings, answer, plan, rounds
+from dialogpt_jax.evaluation.harness import DECODINGS, Settings, answer, group_by_length, rounds
 from dialogpt_jax.evaluation.replies import RepliesFileError, read_replies
 
 # Of a log-probability of up to 12 tokens: float32, were a device's program not bit for bit another's. Here it is.
@@ -221,9 +221,9 @@ def test_a_file_that_is_not_ours_is_not_written_over(bot, unbroken, tmp_path, sp
     assert out.read_bytes() == spoiled
 
 
-def test_plan_and_rounds():
-    assert plan([5, 9, 4, 7, 2], 2) == [[4, 2], [0, 3], [1]]
-    assert plan([3, 3, 3], 2) == [[0, 1], [2]]
+def test_groups_and_rounds():
+    assert group_by_length([5, 9, 4, 7, 2], 2) == [[4, 2], [0, 3], [1]]
+    assert group_by_length([3, 3, 3], 2) == [[0, 1], [2]]
     assert list(rounds([[1], [2], [3], [4]], [16, 16, 16, 32], 2)) == [[[1], [2]], [[3]], [[4]]]
 
 

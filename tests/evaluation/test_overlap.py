@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from dialogpt_jax.evaluation.files import repeat_references
 from dialogpt_jax.evaluation.overlap import bleu, count_overlap, nist, tokenize, total
+from dialogpt_jax.evaluation.reply_files import repeat_references
 
 DIGITS = 5e-5  # four digits, as mteval prints them
 ROUNDING = 1e-9  # two sums of the same float64 numbers in another order

@@ -7,10 +7,10 @@ from decoding import tiny
 
 from dialogpt_jax.decoding import generate as decoding
 from dialogpt_jax.decoding.logits import Sampling
-from dialogpt_jax.parallel.dryrun import lower_decoding
-from dialogpt_jax.parallel.hlo import collectives, loops
 from dialogpt_jax.parallel.mesh import make_mesh, parse_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, decode_sharding, shardings
+from dialogpt_jax.run.compiled_text import collectives, loops
+from dialogpt_jax.run.dry_run import lower_decoding
 
 HOW = {"sampling": Sampling(temperature=0.9, top_p=0.95), "max_new_tokens": 16}
 LOGPROB = 1e-5  # float32: another order of sums

@@ -15,7 +15,7 @@ from checkpoints import as_params, draw_params, draw_tensors
 from fakes import ODD, TINY
 from reference import tensor_error
 
-from dialogpt_jax import model
+from dialogpt_jax import likelihood, model
 from dialogpt_jax.convert.mapping import from_params
 from dialogpt_jax.training import loss as losses
 
@@ -30,7 +30,7 @@ TOKENS_BT = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (3, 11)).ast
 WEIGHTS_BT = np.random.default_rng(1).random((3, 11)).astype(np.float32) * (np.arange(11) < [[11], [6], [2]])
 
 forward = jax.jit(model.forward, static_argnums=1)
-token_losses = jax.jit(losses.token_losses, static_argnums=1)
+token_losses = jax.jit(likelihood.token_losses, static_argnums=1)
 both = jax.jit(jax.value_and_grad(losses.loss, has_aux=True), static_argnums=1)
 
 
@@ -163,7 +163,7 @@ def test_a_head_in_chunks_is_the_head(chunk):
         wanted = dict(jax.tree_util.tree_leaves_with_path(references))[path]
         error = float(jnp.linalg.norm(got - wanted) / jnp.maximum(jnp.linalg.norm(wanted), 1e-3))
         assert error < GRADIENT_TOLERANCE, jax.tree_util.keystr(path)
-    token = jax.jit(losses.token_losses, static_argnames=("config", "chunk"))
+    token = jax.jit(token_losses, static_argnames=("config", "chunk"))
     np.testing.assert_allclose(
         token(PARAMS, CONFIG, jnp.asarray(TOKENS_BT), chunk=chunk),
         token_losses(PARAMS, CONFIG, jnp.asarray(TOKENS_BT)),

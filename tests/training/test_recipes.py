@@ -15,7 +15,8 @@ import optax
 import pytest
 
 from dialogpt_jax.data.batches import SortedWindows
-from dialogpt_jax.training.loss import loss, token_losses
+from dialogpt_jax.likelihood import token_losses
+from dialogpt_jax.training.loss import loss
 from dialogpt_jax.training.optim import adamw
 from dialogpt_jax.training.recipes import (
     QUIRKS,

@@ -13,8 +13,8 @@ import pytest
 from fakes import ODD, TINY
 
 from dialogpt_jax.config import ConfigError
-from dialogpt_jax.convert.checkpoint import ReadError
 from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, from_params
+from dialogpt_jax.convert.weight_file import ReadError
 from dialogpt_jax.model import init_params
 from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights import directory

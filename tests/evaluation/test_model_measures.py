@@ -11,7 +11,7 @@ from fakes import SENTENCES, tiny_bot
 from dialogpt_jax.bundled import card
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.decoding.score import score
-from dialogpt_jax.evaluation import hits, of_model
+from dialogpt_jax.evaluation import hits, model_measures
 from dialogpt_jax.evaluation.contexts import cut
 from dialogpt_jax.evaluation.harness import Settings
 from dialogpt_jax.evaluation.perplexity import bits_per_byte, measure_dialogues
@@ -79,7 +79,7 @@ def test_perplexities_by_hand(bot):
     assert spent.tokens_D.tolist() == tokens.tolist()
     num_bytes = sum(len(turn) for turns in DIALOGUES for turn in turns[1:])
     assert spent.bytes_D.sum() == num_bytes
-    found = {e.name: e for e in of_model.measure_predictions(bot, cut(DIALOGUES), DIALOGUES, resamples=20)}
+    found = {e.name: e for e in model_measures.measure_predictions(bot, cut(DIALOGUES), DIALOGUES, resamples=20)}
     some = tokens > 0
     assert found["bits per byte"].value == pytest.approx(nats.sum() / np.log(2) / num_bytes, rel=RTOL)
     assert found["perplexity"].value == pytest.approx(np.exp(nats.sum() / tokens.sum()), rel=10 * RTOL)
@@ -93,7 +93,7 @@ def test_perplexities_by_hand(bot):
 
 def test_hits_are_left_out_where_there_are_not_enough_turns(bot):
     few = DIALOGUES[:3]
-    names = [e.name for e in of_model.measure_predictions(bot, cut(few), few, resamples=0)]
+    names = [e.name for e in model_measures.measure_predictions(bot, cut(few), few, resamples=0)]
     assert names == ["bits per byte", "perplexity", "sample perplexity"]
 
 
@@ -101,7 +101,7 @@ def test_shares_of_replies():
     contexts = cut([["a", "b"]] * 4)
     texts = [("x y z w x y z w", True), ("yes", True), ("yes", False), ("no", True)]
     answers = [Reply(i, 0, 1, 0, text, "b", finished, 1, -1.0) for i, (text, finished) in enumerate(texts)]
-    found = {e.name: e.value for e in of_model.measure_replies(contexts, answers, resamples=0)}
+    found = {e.name: e.value for e in model_measures.measure_replies(contexts, answers, resamples=0)}
     assert (found["ended"], found["repeating"], found["commonest"]) == (0.75, 0.25, 0.5)
     assert {"BLEU-4", "NIST-4", "Ent-4", "Dist-4", "length", "repetition"} < set(found)
 

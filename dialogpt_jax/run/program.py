@@ -12,7 +12,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params, init_params
 from dialogpt_jax.parallel.rules import batch_sharding, shardings
-from dialogpt_jax.training.options import TrainOptions
+from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.training.step import TrainState, init_state, train_step
 
 
@@ -27,7 +27,7 @@ def compile_step(
     return program.step.lower(program.layout, Batch(tokens, weights)).compile()
 
 
-class Program(NamedTuple):
+class TrainProgram(NamedTuple):
     """The first state and the step, jitted; shape, dtype and sharding of every array of the state."""
 
     begin: jax.stages.Wrapped
@@ -37,7 +37,7 @@ class Program(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)  # fit again with the same options, and nothing is compiled again
-def compile_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> Program:
+def compile_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> TrainProgram:
     """What `fit` runs on a mesh."""
     optimizer = options.transformation(config)
 
@@ -49,7 +49,7 @@ def compile_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> Pr
         return train_step(
             state,
             batch,
-            config=options.of_model(config),
+            config=options.with_dropout(config),
             optimizer=optimizer,
             compute_dtype=options.compute_dtype,
             accumulate=options.accumulate,
@@ -60,7 +60,7 @@ def compile_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> Pr
     abstract = jax.eval_shape(lambda: begin(init_params(config, jax.random.key(0))))
     layout = shardings(abstract, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return Program(
+    return TrainProgram(
         begin=jax.jit(begin, donate_argnums=0, out_shardings=layout),
         step=jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere)),
         layout=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout),

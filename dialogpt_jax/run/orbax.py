@@ -21,7 +21,7 @@ def agreed(read: Callable[[], Any]) -> tuple[Any, str]:
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # the checkpoint may be whole
     except Exception as error:  # Orbax, tensorstore and json have no common one for what they cannot read
-        reason = one_line(error)
+        reason = root_cause(error)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -30,7 +30,7 @@ def agreed(read: Callable[[], Any]) -> tuple[Any, str]:
     return value, reason
 
 
-def one_line(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """What was wrong first, in one line: the system's own words where it is an error of the system."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -12,10 +12,10 @@ import pytest
 
 from dialogpt_jax.data.examples import Example, examples
 from dialogpt_jax.parallel.mesh import make_mesh
-from dialogpt_jax.training import loop
-from dialogpt_jax.training.journal import BOARD, METRICS
-from dialogpt_jax.training.loop import CHECKPOINTS, Fitted, TrainingError, fit
-from dialogpt_jax.training.options import TrainOptions
+from dialogpt_jax.run import fit as module
+from dialogpt_jax.run.fit import CHECKPOINTS, Fitted, TrainingError, fit
+from dialogpt_jax.run.journal import BOARD, METRICS
+from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.training.recipes import Recipe
 
 # Eight devices against one: sums of a few hundred float32 terms of about 4, in another order.
@@ -222,7 +222,7 @@ def test_figures_are_told_and_written(tmp_path):
 
 def test_the_device_has_its_next_step_before_the_host_reads_the_last(monkeypatch):
     events = []
-    given, settled = loop.global_batch, loop._Run._settle
+    given, settled = module.global_batch, module._Run._settle
 
     def place(*args):
         events.append("step")
@@ -232,8 +232,8 @@ def test_the_device_has_its_next_step_before_the_host_reads_the_last(monkeypatch
         events.append(f"read {done}")
         return settled(self, done, *args)
 
-    monkeypatch.setattr(loop, "global_batch", place)
-    monkeypatch.setattr(loop._Run, "_settle", settle)
+    monkeypatch.setattr(module, "global_batch", place)
+    monkeypatch.setattr(module._Run, "_settle", settle)
     run(dataclasses.replace(OPTIONS, steps=3, evaluate_every=0, save_every=0))
     assert events == ["step", "step", "read 1", "step", "read 2", "read 3"]
 
@@ -296,7 +296,7 @@ def test_the_paper_s_recipe_trains():
 
 
 def test_utilisation_is_told_where_the_peak_is_known(monkeypatch):
-    monkeypatch.setattr(loop, "peak_flops", lambda kind: 1e12)
+    monkeypatch.setattr(module, "peak_flops", lambda kind: 1e12)
     told = []
     fitted = run(dataclasses.replace(OPTIONS, dtype="bfloat16"), report=told.append)
     for entry in (e for e in fitted.history if "loss" in e):

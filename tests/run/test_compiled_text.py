@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dialogpt_jax.parallel.hlo import Collective, Loop, collectives, loops
 from dialogpt_jax.parallel.mesh import make_mesh
+from dialogpt_jax.run.compiled_text import Collective, Loop, collectives, loops
 
 # Cut from what the TPU compiler writes for a train step: a gather spread over two fusions (one chain), a scatter as a
 # fused all-reduce, combined reductions, an asynchronous permute, a loop whose condition says how often it runs, a loop

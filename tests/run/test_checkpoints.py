@@ -20,12 +20,12 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dialogpt_jax.training import leaves
-from dialogpt_jax.training.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, DamagedCheckpoint
+from dialogpt_jax.run import named_arrays
+from dialogpt_jax.run.checkpoints import CheckpointError, CheckpointMismatch, Checkpoints, DamagedCheckpoint
+from dialogpt_jax.run.orbax import without_orphans
+from dialogpt_jax.run.same_run import differences
 from dialogpt_jax.training.optim import make_optimizer
-from dialogpt_jax.training.plan import differences
 from dialogpt_jax.training.step import TrainState
-from dialogpt_jax.training.storage import without_orphans
 
 PLAN = {"seed": 0, "batch_size": 32, "data": {"rows": 5, "lengths": [64, 128]}}
 SHAPES = {
@@ -56,7 +56,7 @@ def make_state(step: int, optimizer=None, shapes=None) -> TrainState:
 
 
 def as_bytes(state) -> dict[str, tuple]:
-    arrays = {name: np.asarray(leaves.data(leaf)) for name, leaf in leaves.named(state).items()}
+    arrays = {name: np.asarray(named_arrays.data(leaf)) for name, leaf in named_arrays.named(state).items()}
     return {name: (x.tobytes(), x.shape, str(x.dtype)) for name, x in arrays.items()}
 
 
@@ -74,7 +74,7 @@ def folder(tmp_path):
 def save_steps(folder, *steps, keep=9):
     with Checkpoints(folder, keep=keep) as checkpoints:
         for step in steps:
-            checkpoints.save(make_state(step), plan=PLAN, metrics={"loss": 1.0})
+            checkpoints.save(make_state(step), identity=PLAN, metrics={"loss": 1.0})
 
 
 OPTIMIZERS = {
@@ -87,11 +87,11 @@ OPTIMIZERS = {
 def test_comes_back_bit_for_bit(folder, optimizer):
     state = make_state(3, optimizer)
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(state, plan=PLAN | {"shape": (1, 2)})
+        checkpoints.save(state, identity=PLAN | {"shape": (1, 2)})
     with Checkpoints(folder) as checkpoints:
-        restored, plan = checkpoints.restore(jax.eval_shape(lambda: make_state(4, optimizer)))
+        restored, identity = checkpoints.restore(jax.eval_shape(lambda: make_state(4, optimizer)))
     assert_same(restored, state)
-    assert plan == PLAN | {"shape": [1, 2]}
+    assert identity == PLAN | {"shape": [1, 2]}
     draw = [jax.random.bits(jax.random.fold_in(s.key, s.step)) for s in (restored, state)]
     assert draw[0] == draw[1]
 
@@ -109,7 +109,7 @@ def test_comes_back_onto_another_mesh(folder):
         fsdp=4,
     )
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(jax.device_put(state, shardings), plan=PLAN)
+        checkpoints.save(jax.device_put(state, shardings), identity=PLAN)
         whole = jax.eval_shape(lambda: state)
         one = jax.tree.map(lambda x: jax.sharding.SingleDeviceSharding(jax.devices()[5]), state)
         by_rows = on_mesh(state, lambda x: PartitionSpec("d" if x.shape[0] % 8 == 0 else None), d=8)
@@ -127,7 +127,7 @@ def test_save_returns_before_the_write_ends(folder):
         for step in range(
             1, 6
         ):  # a busy machine may finish one write before it looks; a synchronous save is never ahead
-            checkpoints.save(make_state(step, optax.identity(), shapes), plan=PLAN)
+            checkpoints.save(make_state(step, optax.identity(), shapes), identity=PLAN)
             ahead.append(not (folder / str(step)).exists())
             checkpoints.wait()
             assert (folder / str(step)).exists()
@@ -137,7 +137,7 @@ def test_save_returns_before_the_write_ends(folder):
 def test_the_state_may_be_donated_right_after_save(folder):
     @jax.jit
     def spoil(state):
-        return jax.tree.map(lambda x: x if leaves.is_key(x) else (x * 0).astype(x.dtype), state)
+        return jax.tree.map(lambda x: x if named_arrays.is_key(x) else (x * 0).astype(x.dtype), state)
 
     spoil = jax.jit(spoil, donate_argnums=0)
     shapes = {"large": ((500_000,), np.float32), "whole": ((1000,), np.int32)}
@@ -149,7 +149,7 @@ def test_the_state_may_be_donated_right_after_save(folder):
         for step in range(1, 5):
             state = jax.tree.map(jnp.copy, make_state(step, shapes=shapes))
             expected = as_bytes(make_state(step, shapes=shapes))  # not of `state`: that would hold its buffers
-            checkpoints.save(state, plan=PLAN)
+            checkpoints.save(state, identity=PLAN)
             spoiled = spoil(spoil(state))
             assert not np.asarray(spoiled.params["whole"]).any()
             assert as_bytes(checkpoints.restore(like)[0]) == expected
@@ -160,12 +160,12 @@ def test_the_newest_and_the_best_stay(folder):
     with Checkpoints(folder, keep=2, best="valid_loss") as checkpoints:
         assert checkpoints.latest_step() is checkpoints.best_step() is None
         for step, loss in losses.items():
-            checkpoints.save(make_state(step), plan=PLAN, metrics=None if loss is None else {"valid_loss": loss})
+            checkpoints.save(make_state(step), identity=PLAN, metrics=None if loss is None else {"valid_loss": loss})
         assert (checkpoints.steps(), checkpoints.latest_step(), checkpoints.best_step()) == ([2, 5, 6], 6, 2)
     with Checkpoints(folder, keep=1, best="valid_loss") as checkpoints:  # what is best is known from the disk
         assert (checkpoints.latest_step(), checkpoints.best_step()) == (6, 2)
         assert_same(checkpoints.restore(make_state(0), step=2)[0], make_state(2))
-        checkpoints.save(make_state(7), plan=PLAN, metrics={"valid_loss": 1.0})
+        checkpoints.save(make_state(7), identity=PLAN, metrics={"valid_loss": 1.0})
         assert (checkpoints.steps(), checkpoints.best_step()) == ([7], 7)
     assert sorted(os.listdir(folder)) == ["7"]
     with Checkpoints(folder, best=None) as checkpoints:
@@ -177,12 +177,12 @@ def test_what_is_not_this_runs_is_not_overwritten(folder):
     with Checkpoints(folder) as checkpoints:
         for step in (1, 5):
             with pytest.raises(ValueError, match=f"holds a checkpoint of step 5, and step {step} was to be written"):
-                checkpoints.save(make_state(step), plan=PLAN)
+                checkpoints.save(make_state(step), identity=PLAN)
         checkpoints.restore(make_state(0))
-        checkpoints.save(make_state(5), plan={"other": 1})  # resumed from it: nothing to do
+        checkpoints.save(make_state(5), identity={"other": 1})  # resumed from it: nothing to do
         assert checkpoints.restore(make_state(0))[1] == PLAN
-        checkpoints.save(make_state(6), plan=PLAN)
-        checkpoints.save(make_state(6), plan={"other": 1})
+        checkpoints.save(make_state(6), identity=PLAN)
+        checkpoints.save(make_state(6), identity={"other": 1})
         assert checkpoints.restore(make_state(0))[1] == PLAN
 
 
@@ -215,7 +215,7 @@ def test_no_checkpoint_is_one_clear_line(folder):
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(CheckpointError, match=r"holds no checkpoint$"):
             checkpoints.restore(make_state(0))
-        checkpoints.save(make_state(4), plan=PLAN)
+        checkpoints.save(make_state(4), identity=PLAN)
         with pytest.raises(CheckpointError, match=r"holds no checkpoint of step 3; it has those of steps 4$"):
             checkpoints.restore(make_state(0), step=3)
     with pytest.raises(ValueError, match="keep is 0"):
@@ -244,9 +244,9 @@ def _others_arrays(path):
 DAMAGES = {
     "data truncated": _truncate_data,
     "no arrays": lambda path: shutil.rmtree(path / "state"),
-    "no plan": lambda path: shutil.rmtree(path / "about"),
-    "plan truncated": lambda path: os.truncate(path / "about" / "metadata", 40),
-    "plan of something else": lambda path: (path / "about" / "metadata").write_text("[1]"),
+    "no identity": lambda path: shutil.rmtree(path / "about"),
+    "identity truncated": lambda path: os.truncate(path / "about" / "metadata", 40),
+    "identity of something else": lambda path: (path / "about" / "metadata").write_text("[1]"),
     "no manifest": lambda path: (path / "state" / "manifest.ocdbt").unlink(),
     "all files empty": _empty_files,
     "another step's arrays": _others_arrays,  # whole to Orbax: only the checksums tell
@@ -261,11 +261,11 @@ def test_the_one_before_a_damaged_checkpoint_is_used(folder, damage):
         with pytest.raises(CheckpointError, match=r"^the checkpoint of step 3 in .* is damaged \(.+\)$"):
             checkpoints.restore(make_state(0), step=3)
         with pytest.warns(DamagedCheckpoint, match=r"of step 3 in .* is damaged .*; reading step 2$") as caught:
-            restored, plan = checkpoints.restore(make_state(0))
+            restored, identity = checkpoints.restore(make_state(0))
         assert "\n" not in str(caught[0].message)
         assert_same(restored, make_state(2))
-        assert plan == PLAN
-        checkpoints.save(make_state(3), plan=PLAN)
+        assert identity == PLAN
+        checkpoints.save(make_state(3), identity=PLAN)
         assert_same(checkpoints.restore(make_state(0))[0], make_state(3))
     assert {"1", "2", "3", "3.damaged"} == set(os.listdir(folder))
 
@@ -298,18 +298,18 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(folder, caplog):
     """A limit on the size of files fails in the same call as a full disk, and needs no disk to fill."""
     states = [make_state(step, shapes=LARGE) for step in (1, 2, 3)]
     with Checkpoints(folder, keep=1) as checkpoints:
-        checkpoints.save(states[0], plan=PLAN)
+        checkpoints.save(states[0], identity=PLAN)
         checkpoints.wait()
-        for finish in (checkpoints.wait, lambda: checkpoints.save(states[2], plan=PLAN)):
+        for finish in (checkpoints.wait, lambda: checkpoints.save(states[2], identity=PLAN)):
             with files_up_to(100_000):
-                checkpoints.save(states[1], plan=PLAN)
+                checkpoints.save(states[1], identity=PLAN)
                 with pytest.raises(CheckpointError) as caught:
                     finish()
             told = f"step 2 could not be written to {folder} (File too large); that of step 1 is whole"
             assert str(caught.value) == f"the checkpoint of {told}"
             assert os.listdir(folder) == ["1"]  # nothing half-written fills the disk
             assert_same(checkpoints.restore(states[2])[0], states[0])
-        checkpoints.save(states[1], plan=PLAN)  # there is room again
+        checkpoints.save(states[1], identity=PLAN)  # there is room again
         assert_same(checkpoints.restore(states[2])[0], states[1])
     assert os.listdir(folder) == ["2"]
     assert not [record for record in caplog.records if "orbax" in record.pathname]
@@ -318,7 +318,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(folder, caplog):
 def test_an_error_in_the_run_is_not_hidden_by_a_failed_write(folder):
     def run(error):
         with files_up_to(100_000), Checkpoints(folder) as checkpoints:
-            checkpoints.save(make_state(1, shapes=LARGE), plan=PLAN)
+            checkpoints.save(make_state(1, shapes=LARGE), identity=PLAN)
             if error:
                 raise error
 
@@ -331,17 +331,17 @@ def test_an_error_in_the_run_is_not_hidden_by_a_failed_write(folder):
 
 def test_a_full_disk_is_told_before_anything_is_written(folder, monkeypatch):
     save_steps(folder, 1)
-    needed = sum(leaves.data(x).nbytes for x in jax.tree.leaves(make_state(2)))
+    needed = sum(named_arrays.data(x).nbytes for x in jax.tree.leaves(make_state(2)))
     with Checkpoints(folder, keep=1) as checkpoints:
         usage = shutil.disk_usage(folder)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
         with pytest.raises(
             CheckpointError, match=r"step 2 was not written to .*: it takes 0\.0 MB, and 0\.0 MB of the"
         ):
-            checkpoints.save(make_state(2), plan=PLAN)
+            checkpoints.save(make_state(2), identity=PLAN)
         assert checkpoints.steps() == [1]
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
-        checkpoints.save(make_state(2), plan=PLAN)
+        checkpoints.save(make_state(2), identity=PLAN)
         assert_same(checkpoints.restore(make_state(0))[0], make_state(2))
 
 
@@ -364,7 +364,7 @@ TINY = {"tiny": ((64,), np.float32)}
 LIVES = """
 import os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
-from test_checkpoint import PLAN, TINY, Checkpoints, assert_same, make_state
+from test_checkpoints import PLAN, TINY, Checkpoints, assert_same, make_state
 import orbax.checkpoint
 for life in range(12):
     wait_for, delay = [(2, 0.015), (3, 0.04), (3, 0.0)][life % 3]
@@ -377,7 +377,7 @@ for life in range(12):
                 assert_same(checkpoints.restore(make_state(0, shapes=TINY))[0], make_state(step, shapes=TINY))
             while True:
                 step += 1
-                checkpoints.save(make_state(step, shapes=TINY), plan=PLAN)
+                checkpoints.save(make_state(step, shapes=TINY), identity=PLAN)
                 os.write(mouth, f"began {step}\\n".encode())
                 checkpoints.wait()
                 os.write(mouth, f"wrote {step}\\n".encode())
@@ -417,7 +417,7 @@ def test_a_kill_loses_no_checkpoint(folder):
         assert latest is not None
         assert latest >= last >= 5
         assert_same(checkpoints.restore(make_state(0, shapes=TINY))[0], make_state(latest, shapes=TINY))
-        checkpoints.save(make_state(latest + 2, shapes=TINY), plan=PLAN)
+        checkpoints.save(make_state(latest + 2, shapes=TINY), identity=PLAN)
     assert sorted(os.listdir(folder)) == sorted([str(latest), str(latest + 2)])  # what the kills left is gone
 
 
@@ -443,13 +443,13 @@ def test_a_checksum_sees_every_bit_and_place():
     changed = [bits ^ np.uint32(1 << bit) * (np.arange(30).reshape(6, 5) == bit % 30) for bit in range(32)]
     moved = [np.roll(bits, 1, axis) for axis in (0, 1)] + [bits[::-1]]
     arrays = {str(n): jnp.asarray(y.view(np.float32)) for n, y in enumerate([bits, *changed, *moved])}
-    sums = leaves.checksums(arrays)
+    sums = named_arrays.checksums(arrays)
     assert len(set(sums.values())) == len(sums)
     mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(jnp.asarray(x), NamedSharding(mesh, PartitionSpec("d")))
-    assert leaves.checksums({"0": sharded})["0"] == sums["0"]
+    assert named_arrays.checksums({"0": sharded})["0"] == sums["0"]
     for dtype in (np.int8, np.bool_, ml_dtypes.bfloat16, np.float16):
         zeros = np.zeros(7, dtype)
         one = zeros.copy()
         one[3] = 1
-        assert len(set(leaves.checksums({"zeros": jnp.asarray(zeros), "one": jnp.asarray(one)}).values())) == 2
+        assert len(set(named_arrays.checksums({"zeros": jnp.asarray(zeros), "one": jnp.asarray(one)}).values())) == 2

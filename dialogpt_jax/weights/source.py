@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, MappingError, Report, infer_config, to_params
+from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, MappingError, MappingReport, infer_config, to_params
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.text.tokenizer import Tokenizer, TokenizerError
 from dialogpt_jax.weights import hub
@@ -35,7 +35,7 @@ class Source(NamedTuple):
     params: dict[str, Any]
     config: GPT2Config
     tokenizer: Tokenizer | None
-    report: Report
+    report: MappingReport
     origin: tuple[str, ...]
 
 

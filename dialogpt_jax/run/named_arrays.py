@@ -51,19 +51,19 @@ def like(leaf: Any, array: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(array, impl=kinds[leaf.dtype])
 
 
-def describe(leaf: Any) -> dict[str, Any]:
+def dtype_and_shape(leaf: Any) -> dict[str, Any]:
     """Dtype and shape, as JSON; a key's dtype names its kind: `key<fry>`."""
     return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
 
 
 def first_difference(held: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> str:
-    """The first array of `wanted` that `held` (of `describe`) lacks or has otherwise, as half a line; "" if none."""
+    """The first array of `wanted` that `held` (of `dtype_and_shape`) lacks or has otherwise, as half a line; "" if none."""
 
     def told(description: dict[str, Any]) -> str:
         return f"{description['dtype']}{description['shape']}"
 
     for name, leaf in wanted.items():
-        want = describe(leaf)
+        want = dtype_and_shape(leaf)
         if name not in held:
             return f"it lacks {name}, {told(want)}" + _count(wanted.keys() - held.keys())
         have = {part: held[name][part] for part in want}

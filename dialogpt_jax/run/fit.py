@@ -22,24 +22,24 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.data.batches import Batch, Batches, fingerprint, lengths_of, read_ahead, rows_multiple
+from dialogpt_jax.data.batches import Batch, Batches, examples_hash, lengths_of, read_ahead, rows_multiple
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.chips import peak_flops, training_flops
 from dialogpt_jax.parallel.distributed import global_batch, rows_here
 from dialogpt_jax.parallel.mesh import make_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, check_divides
-from dialogpt_jax.training.checkpoint import Checkpoints
-from dialogpt_jax.training.journal import Journal, Pace, progress_line
-from dialogpt_jax.training.options import TrainOptions
-from dialogpt_jax.training.plan import as_json, differences
-from dialogpt_jax.training.program import compile_program, shardings_of
+from dialogpt_jax.run.checkpoints import Checkpoints
+from dialogpt_jax.run.journal import Journal, Pace, progress_line
+from dialogpt_jax.run.options import TrainOptions
+from dialogpt_jax.run.program import compile_program, shardings_of
+from dialogpt_jax.run.same_run import differences, json_round_trip
+from dialogpt_jax.run.stopping import Stopping
 from dialogpt_jax.training.step import TrainState
-from dialogpt_jax.training.stopping import Stopping
 
 CHECKPOINTS = "checkpoints"
 BAD_STEPS = 5  # not finite, one after the other: then no later one will be
-MAY_CHANGE = ("steps", "decay")  # of the plan, when a run goes on: it ends elsewhere
+MAY_CHANGE = ("steps", "decay")  # of the identity, when a run goes on: it ends elsewhere
 
 
 class TrainingError(ValueError):
@@ -101,17 +101,17 @@ def fit(
     folder = None if out is None else Path(out)
     check_divides(config, mesh)
     program = compile_program(options, config, mesh)
-    plan = _plan(options, config, examples, mesh)
+    identity = _identity(options, config, examples, mesh)
     checkpoints = _open(folder, options)
     try:
-        state, plan = _begin(params, program, plan, checkpoints, resume=resume, report=report)
+        state, identity = _begin(params, program, identity, checkpoints, resume=resume, report=report)
         if options.recipe is not None and int(state.step):
             opt_state = options.recipe.resumed(state.opt_state, program.optimizer, state.params, int(state.step))
             state = dataclasses.replace(
                 state, opt_state=jax.device_put(opt_state, shardings_of(program.layout.opt_state))
             )
-        batches = Batches(examples, options.planner(plan["length"], plan["multiple"]), seed=options.seed)
-        check_divides(config, mesh, rows=plan["multiple"])
+        batches = Batches(examples, options.planner(identity["length"], identity["multiple"]), seed=options.seed)
+        check_divides(config, mesh, rows=identity["multiple"])
         run = _Run(
             step=program.step,
             batches=batches,
@@ -120,7 +120,7 @@ def fit(
             config=config,
             rate=options.rate(config),
             peak=_peak(options, mesh),
-            plan=plan,
+            identity=identity,
             folder=folder,
             checkpoints=checkpoints,
             journal=Journal(folder if jax.process_index() == 0 else None, int(state.step), report),
@@ -148,7 +148,7 @@ class _Run:
     config: GPT2Config
     rate: Callable[[int], Any]
     peak: float | None
-    plan: dict[str, Any]
+    identity: dict[str, Any]
     folder: Path | None
     checkpoints: Checkpoints | None
     journal: Journal
@@ -183,7 +183,7 @@ class _Run:
                 better = figures.get("valid_loss", math.inf) < best
                 best = min(best, figures.get("valid_loss", math.inf))
                 if self.checkpoints is not None and (last or better or _is_due(done, options.save_every)):
-                    self.checkpoints.save(state, plan=self.plan, metrics=figures)
+                    self.checkpoints.save(state, identity=self.identity, metrics=figures)
                 if stopped:
                     if self.checkpoints is not None:
                         self.checkpoints.wait()
@@ -255,7 +255,7 @@ def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _plan(options, config, examples, mesh) -> dict[str, Any]:
+def _identity(options, config, examples, mesh) -> dict[str, Any]:
     """All that decides which numbers come out, as JSON."""
     sizes = lengths_of(examples)
     if not len(sizes):
@@ -268,11 +268,11 @@ def _plan(options, config, examples, mesh) -> dict[str, Any]:
     if longest > length:
         raise TrainingError(f"an example has {longest} tokens, more than max_length {length}")
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    return as_json(
+    return json_round_trip(
         {
-            "options": options.plan(),
+            "options": options.identity(),
             "model": dataclasses.asdict(config),
-            "data": {"examples": len(sizes), "fingerprint": fingerprint(examples)},
+            "data": {"examples": len(sizes), "fingerprint": examples_hash(examples)},
             "length": length,
             "multiple": rows_multiple(options.batch_size, accumulate=options.accumulate, shards=shards),
         }
@@ -286,21 +286,21 @@ def _open(folder: Path | None, options: TrainOptions) -> Checkpoints | None:
     return Checkpoints(folder / CHECKPOINTS, keep=options.keep, best="valid_loss")
 
 
-def _begin(params, program, plan, checkpoints, *, resume, report) -> tuple[TrainState, dict[str, Any]]:
-    """The state of step 0, or that of the newest checkpoint, on the mesh; and the plan that the run follows."""
+def _begin(params, program, identity, checkpoints, *, resume, report) -> tuple[TrainState, dict[str, Any]]:
+    """The state of step 0, or that of the newest checkpoint, on the mesh; and the identity that the run follows."""
     latest = None if checkpoints is None else checkpoints.latest_step()
     if latest is None:
         masters = jax.tree.map(lambda x: np.array(x, np.float32), params)  # a copy: the state's buffers are donated
-        return program.begin(jax.device_put(masters, shardings_of(program.layout.params))), plan
+        return program.begin(jax.device_put(masters, shardings_of(program.layout.params))), identity
     if not resume:
         raise TrainingError(
             f"{checkpoints.folder} holds a run at step {latest}; resume it (--resume), or choose another folder"
         )
     state, old = checkpoints.restore(program.layout)
-    plan = plan | {"multiple": old.get("multiple", plan["multiple"])}
-    changed = differences(old, plan)
+    identity = identity | {"multiple": old.get("multiple", identity["multiple"])}
+    changed = differences(old, identity)
     refused = [line for line in changed if not line.startswith(tuple(f"options.{name}:" for name in MAY_CHANGE))]
     if refused:
         raise TrainingError(f"this is not the run in {checkpoints.folder}: {'; '.join(refused)}")
     report("; ".join([f"going on from step {int(state.step)}", *changed]))
-    return state, plan
+    return state, identity

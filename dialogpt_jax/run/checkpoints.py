@@ -1,7 +1,7 @@
-"""Checkpoints by Orbax: a training state and its plan go in, and come out bit for bit, on this mesh or on another.
+"""Checkpoints by Orbax: a training state and its identity go in, and come out bit for bit, on this mesh or on another.
 
 A checkpoint is a folder named by its step. It gets that name when everything in it is written, so a killed process
-leaves the checkpoints before it as they were. Beside the arrays stand the plan (what a run must not change in silence)
+leaves the checkpoints before it as they were. Beside the arrays stand the identity (what a run must not change in silence)
 and, for each array, name, dtype, shape and a checksum: what comes back is what was saved, or it is an error. Reading
 goes by the names in the tree, so nothing depends on how Orbax sees optax's states or a typed key.
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 
-from dialogpt_jax.training import leaves
-from dialogpt_jax.training.plan import as_json
-from dialogpt_jax.training.storage import agreed, one_line, orbax
+from dialogpt_jax.run import named_arrays
+from dialogpt_jax.run.orbax import agreed, orbax, root_cause
+from dialogpt_jax.run.same_run import json_round_trip
 
 STATE, ABOUT = "state", "about"  # the two items of a checkpoint: arrays, and JSON
 _PART, _DAMAGED = ".orbax-checkpoint-tmp", ".damaged"
@@ -72,19 +72,19 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._metrics = {step: self._read_metrics(step) for step in self._manager.all_steps()}
 
-    def save(self, state: Any, *, plan: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+    def save(self, state: Any, *, identity: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Copies the state to the host and begins to write it; returns before it is written.
 
         The caller may donate the state right after. A step that this object wrote or resumed from is not written again.
 
         Args:
           state: `TrainState`, or another pytree of arrays with an attribute `step`.
-          plan: JSON; `restore` gives it back.
+          identity: JSON; `restore` gives it back.
           metrics: by them the best is known.
 
         Raises:
           CheckpointError: the write *before* this one failed, or the disk lacks room; this one has not begun.
-          ValueError: the plan is not JSON, or the folder holds a checkpoint of this step or a later one that is not
+          ValueError: the identity is not JSON, or the folder holds a checkpoint of this step or a later one that is not
             this run's.
         """
         ocp = orbax()
@@ -100,11 +100,13 @@ class Checkpoints:
             )
         self._set_damaged_aside()
         figures = {name: float(value) for name, value in (metrics or {}).items()}
-        named = leaves.named(state)
-        arrays = {name: leaves.data(leaf) for name, leaf in named.items()}
-        sums = leaves.checksums(arrays)
-        described = {name: leaves.describe(leaf) | {"checksum": sums[name]} for name, leaf in named.items()}
-        about = {"plan": as_json(plan), "metrics": figures, "leaves": described}
+        named = named_arrays.named(state)
+        arrays = {name: named_arrays.data(leaf) for name, leaf in named.items()}
+        sums = named_arrays.checksums(arrays)
+        described = {
+            name: named_arrays.dtype_and_shape(leaf) | {"checksum": sums[name]} for name, leaf in named.items()
+        }
+        about = {"identity": json_round_trip(identity), "metrics": figures, "leaves": described}
         _, lack = agreed(lambda: self._find_room(arrays))
         if lack:
             raise CheckpointError(f"the checkpoint of step {step} was not written to {self.folder}: {lack}")
@@ -147,7 +149,7 @@ class Checkpoints:
             the one before it is read; the next `save` renames it.
 
         Returns:
-          The state, equal bit for bit to what was saved, and the plan.
+          The state, equal bit for bit to what was saved, and the identity.
 
         Raises:
           CheckpointError: there is no checkpoint (of that step), or none that is whole.
@@ -192,35 +194,35 @@ class Checkpoints:
             warnings.warn(str(failure), stacklevel=2)  # the error on its way out says why the run stopped
 
     def _read(self, step: int, like: Any) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
-        """State and plan of one checkpoint; or `None` and why. All processes answer alike.
+        """State and identity of one checkpoint; or `None` and why. All processes answer alike.
 
         By the handlers, not by the manager: a process that cannot read must not leave the others in a barrier.
         """
         ocp = orbax()
         path = self._manager.directory / str(step)
-        wanted = leaves.named(like)
-        abstract = {name: leaves.abstract(leaf) for name, leaf in wanted.items()}
+        wanted = named_arrays.named(like)
+        abstract = {name: named_arrays.abstract(leaf) for name, leaf in wanted.items()}
 
         def read_about() -> tuple[Any, Any]:
             about = ocp.JsonCheckpointHandler().restore(path / ABOUT)
-            return about["plan"], about["leaves"]
+            return about["identity"], about["leaves"]
 
         found, reason = agreed(read_about)
         if found is None:
             return None, reason
-        plan, held = found
-        if mismatch := leaves.first_difference(held, wanted):
+        identity, held = found
+        if mismatch := named_arrays.first_difference(held, wanted):
             raise CheckpointMismatch(f"the checkpoint of step {step} in {self.folder} does not fit: {mismatch}")
         arrays, reason = agreed(
             lambda: ocp.StandardCheckpointHandler().restore(path / STATE, args=ocp.args.StandardRestore(abstract))
         )
         if arrays is None:
             return None, reason
-        sums = leaves.checksums(arrays)
+        sums = named_arrays.checksums(arrays)
         if wrong := [name for name in wanted if sums[name] != held[name]["checksum"]]:
             return None, f"{wrong[0]} differs from its checksum, {len(wrong)} of {len(wanted)} arrays do"
-        back = [leaves.like(leaf, arrays[name]) for name, leaf in wanted.items()]
-        return (jax.tree.unflatten(jax.tree.structure(like), back), plan), ""
+        back = [named_arrays.like(leaf, arrays[name]) for name, leaf in wanted.items()]
+        return (jax.tree.unflatten(jax.tree.structure(like), back), identity), ""
 
     @contextlib.contextmanager
     def _failure_told(self) -> Iterator[None]:
@@ -237,7 +239,7 @@ class Checkpoints:
             whole = max((s for s in self._manager.all_steps() if s not in self._damaged), default=None)
             left = "no earlier one is there" if whole is None else f"that of step {whole} is whole"
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self.folder} ({one_line(error)}); {left}"
+                f"the checkpoint of step {step} could not be written to {self.folder} ({root_cause(error)}); {left}"
             ) from error
 
     def _set_damaged_aside(self) -> None:

@@ -1,4 +1,4 @@
-"""How dialogues become examples: a tokenizer's directory and a few choices in, a checked `Recipe` out."""
+"""How dialogues become examples: a tokenizer's directory and a few choices in, a checked `ExampleOptions` out."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExampleOptions:
     """How dialogues become examples.
 
     Attributes:
@@ -34,15 +34,15 @@ class Recipe:
             raise DataError(f"max_length is {self.max_length}; an example has at least 2 tokens")
 
 
-def make_recipe(
+def make_example_options(
     tokenizer: str | os.PathLike[str],
     *,
     max_length: int = 128,
     train_on: str = ALL,
     reverse: bool = False,
     pack: bool = False,
-) -> Recipe:
-    """The recipe for a tokenizer's directory: EOS is the one of its `config.json`, or else `<|endoftext|>`.
+) -> ExampleOptions:
+    """The options for a tokenizer's directory: EOS is the one of its `config.json`, or else `<|endoftext|>`.
 
     Raises:
       DataError: `max_length` is less than 2, or beyond the context of the model there; there is no EOS.
@@ -61,10 +61,10 @@ def make_recipe(
             )
     if eos is None:
         raise DataError(f"{tokenizer}: no config.json, and no <|endoftext|> in the vocabulary, which ends each turn")
-    return Recipe(eos, max_length, train_on, reverse, pack)
+    return ExampleOptions(eos, max_length, train_on, reverse, pack)
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """SHA-256 of a tokenizer's vocabulary and merges: which data belongs to which model."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """Training for a TPU, compiled without one: a config and the name of a topology in, a report of the compiled programs out.
 
-    config, "v5e:2x4", mesh ─shapes only→ train step, generate ─TPU compiler→ programs ─read→ Report ─render→ text
+    config, "v5e:2x4", mesh ─shapes only→ train step, generate ─TPU compiler→ programs ─read→ DryRunReport ─render→ text
 
 Nothing is allocated and nothing runs: parameters are shapes, devices are those of jax's ahead-of-time topologies. The
 compiler is libtpu's, from PyPI; it wants an environment of its own, for where it is installed jax would look for a TPU.
@@ -26,10 +26,10 @@ from dialogpt_jax.decoding import generate as decoding
 from dialogpt_jax.decoding.logits import Sampling, top_k_bucket
 from dialogpt_jax.model import init_params
 from dialogpt_jax.parallel.chips import CHIPS, Chip, forward_flops, training_flops
-from dialogpt_jax.parallel.hlo import collectives, loops
 from dialogpt_jax.parallel.mesh import make_mesh
-from dialogpt_jax.parallel.report import Program, Report, render
 from dialogpt_jax.parallel.rules import batch_sharding, check_divides, decode_sharding, shardings
+from dialogpt_jax.run.compiled_text import collectives, loops
+from dialogpt_jax.run.dry_run_report import CompiledProgram, DryRunReport, render
 from dialogpt_jax.training.step import init_state, train_step
 
 __all__ = ["DryRunError", "dry_run", "render"]
@@ -63,7 +63,7 @@ def dry_run(
     checkpoint_blocks: bool = True,
     max_new_tokens: int | None = 64,
     sampling: Sampling | None = None,
-) -> Report:
+) -> DryRunReport:
     """Compiles the train step, and `generate`, for TPUs that are not here.
 
     Args:
@@ -107,7 +107,7 @@ def dry_run(
         )
         flops = forward_flops(config, replies, prompt, head_tokens=replies) / len(devices)
         programs.append(_compiled(f"generate {max_new_tokens}", lowered, flops, chip, len(devices), start))
-    return Report(
+    return DryRunReport(
         topology, chip, len(devices), dict(placed.shape), rows, length, config.num_parameters, tuple(programs)
     )
 
@@ -193,13 +193,13 @@ def lower_decoding(config, mesh, *, rows, length, max_new_tokens, sampling, dtyp
     )
 
 
-def _compiled(name: str, lowered: Any, flops: float, chip: Chip, devices: int, start: float) -> Program:
+def _compiled(name: str, lowered: Any, flops: float, chip: Chip, devices: int, start: float) -> CompiledProgram:
     with _environment(_ENVIRONMENT):
         compiled = lowered.compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost or {}
-    return Program(
+    return CompiledProgram(
         name=name,
         seconds_to_compile=time.perf_counter() - start,
         arguments=memory.argument_size_in_bytes,

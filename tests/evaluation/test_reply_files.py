@@ -3,14 +3,14 @@
 import pytest
 
 from dialogpt_jax.evaluation.cleaning import clean
-from dialogpt_jax.evaluation.files import (
+from dialogpt_jax.evaluation.reply_files import (
     Lines,
     References,
     TextFileError,
     align,
     read_hypotheses,
-    read_lines,
     read_references,
+    read_texts,
     repeat_references,
 )
 
@@ -29,8 +29,8 @@ def write(tmp_path):
 
 def test_only_a_newline_ends_a_line(write):
     path = write("a", "one\u2028still one\r\ntwo\x85\n\nfo\rur\n")
-    assert read_lines(path) == ["one\u2028still one", "two\x85", "", "fo\rur"]
-    assert read_lines(write("b", b"\xef\xbb\xbfno mark\nno end")) == ["no mark", "no end"]
+    assert read_texts(path) == ["one\u2028still one", "two\x85", "", "fo\rur"]
+    assert read_texts(write("b", b"\xef\xbb\xbfno mark\nno end")) == ["no mark", "no end"]
 
 
 def test_one_reference_a_line_in_each_file(write):

@@ -1,6 +1,6 @@
 """A gradient over the devices of a mesh: a function of (parameters, batch) in, the same function of divided ones out.
 
-    each device:  its rows, its part of every parameter ─`whole`→ the parameters ─loss, gradient→ ─sum, scatter→ its part
+    each device:  its rows, its part of every parameter ─gather→ the parameters ─loss, gradient→ ─sum, scatter→ its part
 
 The partitioner left to itself mixes up the two reasons to divide a matrix: where `fsdp` lies on the width, it divides the
 residual stream by its width and gathers the rows. So rows and `fsdp` are written down here, by `shard_map`; `tensor` is the
@@ -25,13 +25,13 @@ P = PartitionSpec
 ROW_AXES = ("data", "fsdp")
 
 
-def spread(sums: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def shard_gradient(sums: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`sums(params, batch, key) -> (scalars, gradient)` as a function of arrays that lie as `rules.py` says.
 
     Args:
-      sums: called on each device with its rows and its parts of the parameters, which it makes whole by `whole`. The
-        scalars are sums over rows: they are added over all devices. Its key is another one on each group of rows, so
-        that dropout differs; `None` stays `None`.
+      sums: called on each device with its rows and its parts of the parameters, which it makes whole by `gather_params`.
+        The scalars are sums over rows: they are added over all devices. Its key is another one on each group of rows,
+        so that dropout differs; `None` stays `None`.
       mesh: with the axes of `make_mesh`.
     """
     manual = {axis for axis in mesh.axis_names if axis in ROW_AXES or mesh.shape[axis] == 1}
@@ -58,8 +58,8 @@ def spread(sums: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return run
 
 
-def whole(params: Params, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Params:
-    """Inside `spread`: the whole parameters in `dtype`; the gradient that flows back is the sum over all rows, divided."""
+def gather_params(params: Params, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Params:
+    """Inside `shard_gradient`: the whole parameters in `dtype`; the gradient that flows back is summed and divided."""
 
     def each(path, leaf):
         return _gathered(leaf, fitted_spec(_name(path), leaf.shape, mesh), jnp.dtype(dtype), mesh)

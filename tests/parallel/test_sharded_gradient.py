@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from dialogpt_jax.data.batches import Batch
-from dialogpt_jax.parallel.hlo import collectives
 from dialogpt_jax.parallel.mesh import make_mesh, parse_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, shardings
+from dialogpt_jax.run.compiled_text import collectives
 from dialogpt_jax.training.optim import make_optimizer
 from dialogpt_jax.training.step import init_state, train_step
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dialogpt_jax.data.example_options import ExampleOptions
 from dialogpt_jax.data.examples import ALL, LAST
 from dialogpt_jax.data.formats import DataError, Dropped
-from dialogpt_jax.data.recipe import Recipe
 from dialogpt_jax.data.shards import Columns
 
 FIRST = 5  # lines of each kind that are named
@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass
-class Report:
+class DataCounts:
     """What became of the lines; sums of chunks.
 
     Attributes:
@@ -56,7 +56,7 @@ class Report:
             self.speakers |= chunk.speakers
 
 
-def check_report(report: Report, files: Sequence, recipe: Recipe, *, force: bool = False) -> None:
+def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *, force: bool = False) -> None:
     """Passes if there is something to train on, and something that teaches the model to stop.
 
     Raises:
@@ -65,12 +65,12 @@ def check_report(report: Report, files: Sequence, recipe: Recipe, *, force: bool
     counts, where = report.counts, ", ".join(map(str, files))
     if not counts["lines"]:
         raise DataError(f"{where}: no line; expected a dialogue a line")
-    if recipe.train_on not in (ALL, LAST) and recipe.train_on not in report.speakers:
+    if options.train_on not in (ALL, LAST) and options.train_on not in report.speakers:
         names = sorted(report.speakers)
         known = (
             f"the speakers are {', '.join(names[:20])}{' …' * (len(names) > 20)}" if names else "no turn has a speaker"
         )
-        raise DataError(f"{where}: nobody is called {recipe.train_on!r} here; {known}")
+        raise DataError(f"{where}: nobody is called {options.train_on!r} here; {known}")
     if not counts["examples"]:
         kind, (count, first) = max(report.dropped.items(), key=lambda item: item[1][0])
         file, line, reason = first[0]
@@ -79,5 +79,5 @@ def check_report(report: Report, files: Sequence, recipe: Recipe, *, force: bool
     if not counts["eos_targets"] and not force:
         raise DataError(
             f"{where}: no EOS is a target, so that a model would never learn to stop: each of {counts['turns']:,} trained "
-            f"turns is cut at max_length {recipe.max_length}; raise it, or go on with --force"
+            f"turns is cut at max_length {options.max_length}; raise it, or go on with --force"
         )

@@ -1,4 +1,4 @@
-"""What a training run is told: numbers and names in, the optimiser, the plan of its data and its own description out."""
+"""What a training run is told: numbers and names in; the optimiser, the planner of its batches and its identity out."""
 
 import dataclasses
 from typing import Any
@@ -36,7 +36,7 @@ class TrainOptions:
       max_length: of a row in tokens; `None`: that of prepared data, or of the longest example, up to a multiple of 8.
       buckets: lengths of batches, each a program to compile; 1 pads every example to the longest.
       checkpoint_blocks: compute the inside of every block twice, and keep less.
-      recipe: the paper's quirks; its optimiser and its plan of the data replace those above, with these numbers.
+      recipe: the paper's quirks; its optimiser and its batches replace those above, with these numbers.
       log_every, evaluate_every, save_every: in steps; 0 is never (the last step does all three).
       keep: newest checkpoints that stay; the best one stays too.
     """
@@ -89,7 +89,7 @@ class TrainOptions:
         """The dtype of the products."""
         return parse_dtype(self.dtype)
 
-    def of_model(self, config: GPT2Config) -> GPT2Config:
+    def with_dropout(self, config: GPT2Config) -> GPT2Config:
         """The model's config with this run's dropout."""
         rate = self.dropout if self.recipe is None or self.dropout is not None else self.recipe.dropout_rate
         return (
@@ -126,7 +126,7 @@ class TrainOptions:
         """The weights of targets as the recipe takes them."""
         return weights_BT if self.recipe is None else self._numbered().weigh(weights_BT)
 
-    def plan(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What a run must not change when it goes on, as JSON: all that has to do with the numbers that come out."""
         said = dataclasses.asdict(self)
         for name in ("log_every", "evaluate_every", "save_every", "keep", "checkpoint_blocks"):

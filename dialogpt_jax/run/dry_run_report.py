@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from dialogpt_jax.parallel.chips import Chip
-from dialogpt_jax.parallel.hlo import Collective, Loop
+from dialogpt_jax.run.compiled_text import Collective, Loop
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CompiledProgram:
     """A compiled program, for one device.
 
     Attributes:
@@ -64,7 +64,7 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class DryRunReport:
     """What `dry_run` found.
 
     Attributes:
@@ -81,10 +81,10 @@ class Report:
     rows: int
     length: int
     parameters: int
-    programs: tuple[Program, ...]
+    programs: tuple[CompiledProgram, ...]
 
 
-def render(report: Report) -> str:
+def render(report: DryRunReport) -> str:
     """The report as a person reads it."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in report.mesh.items())
     chip = report.chip
@@ -96,7 +96,7 @@ def render(report: Report) -> str:
     return "\n".join(lines + [line for program in report.programs for line in _rendered(program)])
 
 
-def _rendered(program: Program) -> list[str]:
+def _rendered(program: CompiledProgram) -> list[str]:
     chip, times = program.chip, program.roofline
     slowest = max(times, key=times.__getitem__)
     lines = [
@@ -124,7 +124,7 @@ def _rendered(program: Program) -> list[str]:
     return lines
 
 
-def collective_table(program: Program) -> list[tuple[str, bool, int, int, float]]:
+def collective_table(program: CompiledProgram) -> list[tuple[str, bool, int, int, float]]:
     """(kind, whether its number is known, number, bytes of all, bytes that a device sends), the most bytes first."""
     rows = []
     for kind, certain in sorted({(found.kind, found.certain) for found in program.collectives}):

@@ -12,11 +12,11 @@ import optax
 import pytest
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.parallel import dryrun
 from dialogpt_jax.parallel.chips import forward_flops, peak_flops, training_flops
-from dialogpt_jax.parallel.dryrun import DryRunError, dry_run, render
 from dialogpt_jax.parallel.mesh import MeshError
-from dialogpt_jax.parallel.report import collective_table
+from dialogpt_jax.run import dry_run as dryrun
+from dialogpt_jax.run.dry_run import DryRunError, dry_run, render
+from dialogpt_jax.run.dry_run_report import collective_table
 
 CONFIG = fakes.no_dropout(dataclasses.replace(fakes.TINY, n_layer=1))
 CHIP = dryrun.Chip("a chip", 2**17, 1e12, 1e11, 1e9)
@@ -110,7 +110,7 @@ def test_arithmetic_counted_by_hand_is_six_a_parameter_and_token():
 
 SCRIPT = """
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.parallel.dryrun import DryRunError, dry_run, render, topology_devices
+from dialogpt_jax.run.dry_run import DryRunError, dry_run, render, topology_devices
 for name in ("v9:2x4", "v5e:3x5", "nonsense"):
     try:
         topology_devices(name)

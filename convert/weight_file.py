@@ -23,7 +23,7 @@ class ReadError(ValueError):
     """A checkpoint that cannot be read; the message is one line: the file, what is wrong, and what to do."""
 
 
-class Checkpoint(NamedTuple):
+class WeightFile(NamedTuple):
     """The content of a checkpoint.
 
     Attributes:

@@ -39,7 +39,7 @@ class References(NamedTuple):
     texts: list[list[str]]
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[str]:
+def read_texts(path: str | os.PathLike[str]) -> list[str]:
     """The lines of a UTF-8 file without their ends (`\\n`, `\\r\\n`); no other character ends a line.
 
     Raises:
@@ -63,7 +63,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 
 def read_hypotheses(path: str | os.PathLike[str]) -> Lines:
     """Replies, one a line, or `key ⇥ … ⇥ reply`; an empty reply is a reply."""
-    lines = read_lines(path)
+    lines = read_texts(path)
     if "\t" not in lines[0]:
         for number, line in enumerate(lines, start=1):
             if "\t" in line:
@@ -90,7 +90,7 @@ def read_references(
     Raises:
       OSError, TextFileError: a file is missing or not text, lengths differ, a line is left without a reference.
     """
-    columns = [read_lines(path) for path in paths]
+    columns = [read_texts(path) for path in paths]
     if len(paths) == 1 and "\t" in columns[0][0]:
         keys, texts = [], []
         for number, line in enumerate(columns[0], start=1):

@@ -1,24 +1,24 @@
-"""The plan of a run: what must not change in silence when it goes on. JSON in, lines that say what differs out."""
+"""The identity of a run: what must not change in silence when it goes on. JSON in, lines that say what differs out."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
 
-def as_json(plan: dict[str, Any]) -> dict[str, Any]:
-    """A plan as it will be read back from a checkpoint: tuples are lists.
+def json_round_trip(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity as it will be read back from a checkpoint: tuples are lists.
 
     Raises:
       ValueError: it holds something that JSON does not.
     """
     try:
-        return json.loads(json.dumps(plan))
+        return json.loads(json.dumps(identity))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the plan of a checkpoint must be JSON: {error}") from None
+        raise ValueError(f"the identity of a checkpoint must be JSON: {error}") from None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between the plan of a checkpoint and that of now: a line for each entry, none where they agree.
+    """What differs between the identity of a checkpoint and that of now: a line for each entry, none where they agree.
 
     Worked example: `{"seed": 0, "data": {"rows": 5}}` and `{"seed": 1, "data": {"rows": 5}}` →
     `["seed: 0 in the checkpoint, 1 now"]`.
@@ -31,7 +31,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         else:
             yield name, value
 
-    then, now = dict(entries(as_json(old))), dict(entries(as_json(new)))
+    then, now = dict(entries(json_round_trip(old))), dict(entries(json_round_trip(new)))
 
     def said(side: dict[str, Any], name: str) -> str:
         return json.dumps(side[name], ensure_ascii=False) if name in side else "nothing"

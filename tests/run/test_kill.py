@@ -18,7 +18,7 @@ from pathlib import Path
 import fakes
 import pytest
 
-from dialogpt_jax.training.loop import CHECKPOINTS
+from dialogpt_jax.run.fit import CHECKPOINTS
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ SIZES += " --save-every 1 --evaluate-every 0"
 SERVER = """
 import json, os, sys
 import dialogpt_jax.cli.progress, dialogpt_jax.cli.train, dialogpt_jax.data.prepare, dialogpt_jax.evaluation.perplexity
-import dialogpt_jax.training.loop, dialogpt_jax.training.validation, grain, orbax.checkpoint, tensorboardX
+import dialogpt_jax.run.fit, dialogpt_jax.evaluation.validation, grain, orbax.checkpoint, tensorboardX
 from dialogpt_jax.cli.main import main
 for line in sys.stdin:
     out, err, words = json.loads(line)

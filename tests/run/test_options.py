@@ -1,4 +1,4 @@
-"""What a run is told: numbers that are refused, what the words of the command become, what a plan says."""
+"""What a run is told: numbers that are refused, what the words of the command become, what a identity says."""
 
 import argparse
 import dataclasses
@@ -13,8 +13,8 @@ import pytest
 
 from dialogpt_jax.cli import train
 from dialogpt_jax.data.batches import Buckets, SortedWindows
-from dialogpt_jax.training.options import TrainOptions
-from dialogpt_jax.training.plan import as_json, differences
+from dialogpt_jax.run.options import TrainOptions
+from dialogpt_jax.run.same_run import differences, json_round_trip
 from dialogpt_jax.training.recipes import QUIRKS, Recipe
 
 TOLERANCE = 1e-6  # of rates: float32 against Python's numbers
@@ -132,10 +132,10 @@ def test_the_recipe_decides_batches_weights_and_dropout():
     right = dataclasses.replace(plain, recipe=Recipe.paper().fixed())
     assert plain.planner(24, 8) == Buckets(16, 24, 8, 8) == right.planner(24, 8)
     assert isinstance(paper.planner(24, 8), SortedWindows)
-    assert plain.of_model(config) is config
-    assert paper.of_model(config).resid_pdrop == 0.0
-    assert right.of_model(config).resid_pdrop == 0.1
-    assert dataclasses.replace(paper, dropout=0.4).of_model(config).resid_pdrop == 0.4
+    assert plain.with_dropout(config) is config
+    assert paper.with_dropout(config).resid_pdrop == 0.0
+    assert right.with_dropout(config).resid_pdrop == 0.1
+    assert dataclasses.replace(paper, dropout=0.4).with_dropout(config).resid_pdrop == 0.4
     weights_BT = jnp.array([[0, 0.3, 1], [0, 2, 0]], jnp.float32)
     for options, expected_BT in (
         (plain, weights_BT),
@@ -160,14 +160,14 @@ def test_a_clip_of_0_is_none():
 
 def test_a_plan_says_what_changes_numbers_and_nothing_else():
     base = TrainOptions(steps=9, recipe=Recipe.paper())
-    assert as_json(base.plan()) == json.loads(json.dumps(base.plan()))
+    assert json_round_trip(base.identity()) == json.loads(json.dumps(base.identity()))
     quiet = {"log_every": 3, "evaluate_every": 3, "save_every": 3, "keep": 9, "checkpoint_blocks": True}
     loud = {"steps": 8, "batch_size": 3, "accumulate": 3, "learning_rate": 0.5, "warmup": 1, "schedule": "cosine"}
     loud |= {"decay": 3, "optimizer": "muon", "weight_decay": 0.5, "b2": 0.5, "clip": 0.5, "dropout": 0.5, "seed": 1}
     loud |= {"dtype": "bfloat16", "max_length": 8, "buckets": 2, "recipe": Recipe.paper().fixed("clip")}
     assert {field.name for field in dataclasses.fields(TrainOptions)} == set(quiet) | set(loud)
     for name, value in quiet.items():
-        assert differences(base.plan(), dataclasses.replace(base, **{name: value}).plan()) == []
+        assert differences(base.identity(), dataclasses.replace(base, **{name: value}).identity()) == []
     for name, value in loud.items():
-        (line,) = differences(base.plan(), dataclasses.replace(base, **{name: value}).plan())
+        (line,) = differences(base.identity(), dataclasses.replace(base, **{name: value}).identity())
         assert line.startswith(f"{name}.clip: " if name == "recipe" else f"{name}: ")
