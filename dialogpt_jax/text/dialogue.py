@@ -9,13 +9,29 @@ it alone is too long.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+from dialogpt_jax.arguments import as_plain
 from dialogpt_jax.text.tokenizer import Tokenizer
 
-# One text; its turns; or chat messages, {"role": …, "content": …}
-Turns = str | Sequence[str] | Sequence[Mapping[str, Any]]
+# Roles of chat messages that nobody in the dialogue said.
+UNSAID = ("system", "developer", "tool", "function")
+
+
+class Texts(Protocol):
+    """A list or tuple of texts. Unlike `Sequence[str]`, to a type checker one text is not such a sequence."""
+
+    def __contains__(self, value: object, /) -> bool: ...
+    def __getitem__(self, index: int, /) -> str: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+
+
+# A dialogue of several turns: their texts, or chat messages, {"role": …, "content": …}
+TurnList = Texts | Sequence[Mapping[str, Any]]
+# Or one text, a dialogue of one turn
+Turns = str | TurnList
 
 
 class DialogueError(ValueError):
@@ -42,18 +58,45 @@ def as_turns(dialogue: Turns) -> list[str]:
 
 def texts_of(dialogue: Turns) -> list[str]:
     """`as_turns` of what may be empty, or end with an empty reply: the past of a conversation."""
-    if isinstance(dialogue, str):
-        dialogue = [dialogue]
-    if not isinstance(dialogue, Sequence) or isinstance(dialogue, bytes):
+    return [text for text, _ in said_by(dialogue)]
+
+
+def said_by(dialogue: Turns) -> list[tuple[str, str | None]]:
+    """Each turn's text and who said it: the role of a message, `None` of a plain text.
+
+    Raises:
+      DialogueError: a turn that is not text, or a message that nobody said, such as a system message.
+    """
+    plain = as_plain(dialogue)
+    if isinstance(plain, str):
+        plain = [plain]
+    if isinstance(plain, Mapping):
+        raise DialogueError("a dialogue is a text, a list of texts or of messages; got dict; put a message into a list")
+    if not isinstance(plain, Sequence) or isinstance(plain, bytes | bytearray):
         raise DialogueError(f"a dialogue is a text, a list of texts or of messages; got {type(dialogue).__name__}")
     turns = []
-    for number, turn in enumerate(dialogue, start=1):
-        text = turn.get("content") if isinstance(turn, Mapping) else turn
+    for number, turn in enumerate(plain, start=1):
+        message = turn if isinstance(turn, Mapping) else {"content": turn}
+        text, role = as_plain(message.get("content")), message.get("role")
+        if refusal := why_not_a_turn(role):
+            raise DialogueError(f"message {number}: {refusal}")
         if not isinstance(text, str):
-            what = f"content of message {number}" if isinstance(turn, Mapping) else f"turn {number}"
+            what = f"content of message {number}" if message is turn else f"turn {number}"
             raise DialogueError(f"{what} is {type(text).__name__}; expected text")
-        turns.append(text)
+        if role is not None and not isinstance(role, str):
+            raise DialogueError(f"role of message {number} is {type(role).__name__}; expected text")
+        turns.append((str(text), role))
     return turns
+
+
+def why_not_a_turn(role: object) -> str | None:
+    """Why a message of this role is no turn of a dialogue, and what to do; `None` where it is one.
+
+    DialoGPT was trained on what people said to each other, and has no place for instructions.
+    """
+    if not isinstance(role, str) or role.strip().lower() not in UNSAID:
+        return None
+    return f"a {role.strip()} message is no turn of the dialogue; leave it out, or put its text into a user message"
 
 
 def context_limit(n_positions: int, max_new_tokens: int) -> int:

@@ -5,6 +5,7 @@ import random
 import warnings
 
 import fakes
+import numpy as np
 import pytest
 
 from dialogpt_jax.text.dialogue import (
@@ -13,7 +14,9 @@ from dialogpt_jax.text.dialogue import (
     as_turns,
     context_limit,
     encode,
+    said_by,
     texts_of,
+    why_not_a_turn,
     window_start,
 )
 
@@ -50,6 +53,8 @@ def test_a_text_texts_and_messages_are_turns():
         (None, "got NoneType"),
         ({"role": "user", "content": "Hi"}, "got dict"),
         ({"Hi"}, "got set"),
+        (["Hi", float("nan")], "turn 2 is float; expected text"),
+        ([{"role": 1, "content": "Hi"}], "role of message 1 is int; expected text"),
     ],
 )
 def test_what_is_no_dialogue_is_one_line(dialogue, message):
@@ -57,6 +62,33 @@ def test_what_is_no_dialogue_is_one_line(dialogue, message):
         as_turns(dialogue)
     assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["system", "System ", "developer", "tool"])
+def test_a_message_that_nobody_said_is_one_line_that_says_what_to_do(role):
+    messages = [{"role": "user", "content": "Hi"}, {"role": role, "content": "Be kind."}]
+    for dialogue in (messages[::-1], messages):
+        number = 1 + dialogue.index(messages[1])
+        with pytest.raises(
+            DialogueError, match=f"message {number}: a {role.strip()} message is no turn .*; leave it out"
+        ):
+            as_turns(dialogue)
+    assert why_not_a_turn("user") is why_not_a_turn("Ann") is why_not_a_turn(None) is None
+
+
+def test_numpy_and_pandas_values_are_turns_as_pythons_are():
+    pandas = pytest.importorskip("pandas")
+    turns = ["Hi", "Hello", "Well?"]
+    for given in (np.array(turns), np.array(turns, object), [np.str_(turn) for turn in turns]):
+        assert as_turns(given) == turns
+        assert all(type(turn) is str for turn in as_turns(given))
+    assert as_turns(np.array("Hi")) == as_turns(np.str_("Hi")) == ["Hi"]
+    table = pandas.DataFrame({"said": turns, "by": ["user", "assistant", "user"]})
+    assert as_turns(table["said"]) == as_turns(table["said"].astype("string")) == turns
+    messages = table.rename(columns={"said": "content", "by": "role"}).to_dict("records")
+    assert said_by(messages) == [("Hi", "user"), ("Hello", "assistant"), ("Well?", "user")]
+    with pytest.raises(DialogueError, match="turn 2 is "):
+        as_turns(pandas.Series(["Hi", None]))
 
 
 def test_every_turn_is_ended_by_eos_and_only_there(tokenizer):

@@ -1,0 +1,50 @@
+"""Arguments as people give them, Python's, NumPy's or pandas', to plain Python values; what is none, to one clear line."""
+
+import operator
+import os
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 60
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: its `repr` on one line, at most some 60 characters of it."""
+    return " ".join(_SHORT.repr(value).split())
+
+
+def as_whole_number(name: str, value: Any, *, least: int, most: int | None = None) -> int:
+    """An integer of any kind, such as `np.int64` or an array of no axes, as an `int`.
+
+    Raises:
+      ValueError: it is not a whole number, or out of range; 1.0 and True are none.
+    """
+    number: int | None
+    try:
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {shown(value)}; it must be a whole number, {limits}")
+    return number
+
+
+def as_plain(value: Any) -> Any:
+    """NumPy's arrays and scalars and pandas' Series as the lists and scalars they hold; anything else as it is."""
+    return value.tolist() if callable(getattr(value, "tolist", None)) else value
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A file's or folder's name as a path.
+
+    Raises:
+      TypeError: it is not a name.
+    """
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise TypeError(f"{name} is {shown(value)}; give the name of a file or folder")
+    return Path(value)
