@@ -1,8 +1,38 @@
-"""How an error reads to a person: an exception in, one line out."""
+"""What a person reads on a terminal: an exception in, one line out; any text in, the same without power over it out."""
+
+import unicodedata
+
+# Categories of characters that move the cursor, colour, or end a line unseen: controls (C0, C1, DEL), lone surrogates
+# (a terminal cannot print them), line and paragraph separators.
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+# These turn the text around them right to left, so that it reads as something else (Unicode TR 36, section 2.10.5).
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def escape_controls(text: str, *, keep: str = "\n") -> str:
+    r"""A text as a person may see it: what would steer the terminal stands as its escape.
+
+    Letters of every script, emoji and their joiners stay as they are.
+
+    Args:
+      text: from a model, a file, a user, a server.
+      keep: controls that stay. With `keep=""` the result is one line.
+
+    Example:
+      >>> escape_controls("a\x1b]0;title\x07b")
+      'a\\x1b]0;title\\x07b'
+    """
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if character not in keep and (unicodedata.category(character) in _CONTROLS or character in _BIDIRECTIONAL)
+        else character
+        for character in text
+    )
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message; for the system's errors, the file and what went wrong."""
+    """An error's message, its controls escaped; for the system's errors, the file and what went wrong."""
+    message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return escape_controls(message)
