@@ -10,7 +10,7 @@ PACKAGE = Path(dialogpt_jax.__file__).parent
 
 # From the ground up. A room may use those that stand before it, and itself; a file at the top level is a room.
 ROOMS = """
-    errors config text matmul cache attention convert weights model data likelihood parallel training decoding chat run
+    arguments errors config text matmul cache attention convert weights model data likelihood parallel training decoding chat run
     evaluation __init__ cli bundled
 """.split()
 
