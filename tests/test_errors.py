@@ -19,7 +19,9 @@ def test_what_steers_a_terminal_is_shown_as_its_escape(text, seen):
     assert escape_controls(text) == seen
 
 
-@pytest.mark.parametrize("text", ["", "two\nlines", "naïve 東京 עברית", "👩\u200d👩\u200d👧 ☕️", "non\u00a0breaking", "C:\\x1b"])
+@pytest.mark.parametrize(
+    "text", ["", "two\nlines", "naïve 東京 עברית", "👩\u200d👩\u200d👧 ☕️", "non\u00a0breaking", "C:\\x1b"]
+)
 def test_letters_emoji_and_line_ends_stay(text):
     assert escape_controls(text) == text
 

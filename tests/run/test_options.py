@@ -53,7 +53,7 @@ def test_a_number_that_cannot_be_is_refused_by_its_name(field, values, said):
 
 def test_the_ends_of_the_ranges_are_taken():
     edge = TrainOptions(steps=1, learning_rate=0, warmup=0, clip=0, dropout=0.0, b2=0.0, seed=2**32 - 1, max_length=2)
-    assert edge.of_model(CONFIG).resid_pdrop == 0.0
+    assert edge.with_dropout(CONFIG).resid_pdrop == 0.0
 
 
 def test_the_words_become_options():

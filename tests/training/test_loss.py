@@ -163,7 +163,7 @@ def test_a_head_in_chunks_is_the_head(chunk):
         wanted = dict(jax.tree_util.tree_leaves_with_path(references))[path]
         error = float(jnp.linalg.norm(got - wanted) / jnp.maximum(jnp.linalg.norm(wanted), 1e-3))
         assert error < GRADIENT_TOLERANCE, jax.tree_util.keystr(path)
-    token = jax.jit(token_losses, static_argnames=("config", "chunk"))
+    token = jax.jit(likelihood.token_losses, static_argnames=("config", "chunk"))
     np.testing.assert_allclose(
         token(PARAMS, CONFIG, jnp.asarray(TOKENS_BT), chunk=chunk),
         token_losses(PARAMS, CONFIG, jnp.asarray(TOKENS_BT)),
