@@ -95,6 +95,11 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def first_process_says(flag: bool) -> bool:
+    """What `flag` is in process 0, the one that keeps a run's history; all must ask, at the same step."""
+    return any_process(flag and jax.process_index() == 0)
+
+
 def gather(params: Any) -> Any:
     """Parameters from wherever they lie to NumPy arrays, whole, in every process; leaf by leaf, so that one fits."""
 

@@ -26,7 +26,7 @@ from dialogpt_jax.data.batches import Batch, Batches, examples_hash, lengths_of,
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.chips import peak_flops, training_flops
-from dialogpt_jax.parallel.distributed import global_batch, rows_here
+from dialogpt_jax.parallel.distributed import first_process_says, global_batch, rows_here
 from dialogpt_jax.parallel.mesh import make_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, check_divides
 from dialogpt_jax.run.checkpoints import Checkpoints
@@ -180,8 +180,12 @@ class _Run:
                 figures: dict[str, float] = {}
                 if done == options.steps or _is_due(done, options.evaluate_every):
                     figures = self._look(state, done, pace)
-                better = figures.get("valid_loss", math.inf) < best
-                best = min(best, figures.get("valid_loss", math.inf))
+                better = False
+                if "valid_loss" in figures:
+                    # What was best before the run was resumed stands in the history, which process 0 alone has; a
+                    # checkpoint is saved by all processes, or by none.
+                    better = first_process_says(figures["valid_loss"] < best)
+                    best = min(best, figures["valid_loss"])
                 if self.checkpoints is not None and (last or better or _is_due(done, options.save_every)):
                     self.checkpoints.save(state, identity=self.identity, metrics=figures)
                 if stopped:

@@ -1,6 +1,7 @@
 """What one of several processes runs: `python process.py DIRECTORY`, with the environment that says which one it is.
 
-It trains some steps on all processes' devices and writes what it saw to DIRECTORY/<process>.json.
+It trains some steps on all processes' devices, then a run that is resumed, and writes what it saw to
+DIRECTORY/<process>.json.
 """
 
 import functools
@@ -18,9 +19,12 @@ import optax  # noqa: E402
 
 from dialogpt_jax.config import GPT2Config  # noqa: E402
 from dialogpt_jax.data.batches import Batch  # noqa: E402
+from dialogpt_jax.data.examples import examples  # noqa: E402
 from dialogpt_jax.model import init_params  # noqa: E402
 from dialogpt_jax.parallel.mesh import make_mesh  # noqa: E402
 from dialogpt_jax.parallel.rules import batch_sharding, shardings  # noqa: E402
+from dialogpt_jax.run.fit import CHECKPOINTS, fit  # noqa: E402
+from dialogpt_jax.run.options import TrainOptions  # noqa: E402
 from dialogpt_jax.training.step import init_state, train_step  # noqa: E402
 
 CONFIG = GPT2Config(
@@ -67,6 +71,29 @@ def train() -> dict:
     }
 
 
+def resume(folder: Path) -> list[int]:
+    """The checkpoints of a run that is resumed, and whose held-out loss is then no better than before."""
+    dialogues = [[[i, i + 1], [i + 2], [7, i]] for i in range(30)]
+    losses = iter([5.0, 3.0, 4.0, 4.5])  # before the first step, after steps 2, 4 and 6
+
+    def run(steps: int) -> None:
+        fit(
+            init_params(CONFIG, jax.random.key(1)),
+            CONFIG,
+            examples(dialogues, eos=CONFIG.eos_token_id, max_length=LENGTH),
+            TrainOptions(steps=steps, batch_size=8, buckets=1, schedule="constant", evaluate_every=2, keep=9),
+            out=folder,
+            resume=True,
+            evaluate=lambda params: {"valid_loss": next(losses)},
+            report=lambda line: None,
+        )
+
+    run(2)
+    run(6)
+    return sorted(int(path.name) for path in (folder / CHECKPOINTS).iterdir() if path.name.isdigit())
+
+
 if __name__ == "__main__":
     found = train()
+    found["checkpoints"] = resume(Path(sys.argv[1]) / "run")
     (Path(sys.argv[1]) / f"{jax.process_index()}.json").write_text(json.dumps(found))

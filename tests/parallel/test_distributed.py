@@ -34,7 +34,7 @@ def nobody_else(monkeypatch):
     return monkeypatch
 
 
-def test_two_processes_train_as_one_and_each_reads_its_rows_only(tmp_path):
+def test_two_processes_train_as_one_each_reads_its_rows_only_and_a_resumed_run_ends(tmp_path):
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     told = {
         "XLA_FLAGS": flags,
@@ -72,6 +72,8 @@ def test_two_processes_train_as_one_and_each_reads_its_rows_only(tmp_path):
         np.testing.assert_allclose(one["losses"], alone["losses"], **LOSS)
         assert one["read"] == one["rows_here"] == list(range(8 * i, 8 * i + 8))
         assert one["agreed"] == [False, True, True]
+        # That of step 4 was not better, so nobody saved it; it is process 0 that knows what was best before.
+        assert one["checkpoints"] == [2, 6]
     assert found[0]["losses"] == found[1]["losses"]
     assert alone["losses"][-1] < alone["losses"][0]
 

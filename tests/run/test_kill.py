@@ -225,7 +225,7 @@ def pair(place: Path, *words) -> list[subprocess.Popen]:
 
 
 def test_two_processes_are_one_and_stop_together(place):
-    flags = ("--steps", "24", "--dropout", "0", "--save-every", "0")
+    flags = ("--steps", "24", "--dropout", "0", "--save-every", "0", "--evaluate-every", "4")
     finish(start(place, *flags, "--out", place / "one", "--valid", place / "talk.jsonl", devices=8))
 
     stopped = place / "two"
@@ -251,7 +251,8 @@ def test_two_processes_are_one_and_stop_together(place):
     assert losses(stopped) == pytest.approx(expected, abs=TOLERANCE)
     assert sorted(expected) == list(range(1, 25))
 
-    both = [finish(process) for process in pair(place, *flags, "--out", again, "--resume", "--export", place / "both")]
+    words = ("--out", again, "--resume", "--valid", place / "talk.jsonl", "--export", place / "both")
+    both = [finish(process) for process in pair(place, *flags, *words)]
     assert f"going on from step {step}" in both[0]
     assert losses(again) == pytest.approx(expected, abs=TOLERANCE)
     assert (place / "both" / "model.safetensors").exists()
