@@ -57,13 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--reverse", action="store_true", help="turns in reversed order, for a backward (MMI) model: reply first"
         )
         action.add_argument("--workers", type=_positive, metavar="N", help="processes (as many as there are cores)")
+        action.add_argument("--allow-no-eos", action="store_true", help="pass data in which no EOS is a target")
     prepare.add_argument("--pack", action="store_true", help="fill each row with several whole dialogues")
-    check.add_argument("--force", action="store_true", help="pass data in which no EOS is a target")
-    prepare.add_argument(
-        "--force",
-        action="store_true",
-        help="replace the data that is at DIR, and pass data in which no EOS is a target",
-    )
+    prepare.add_argument("--force", action="store_true", help="replace the prepared data that is at DIR")
 
 
 def _positive(text: str) -> int:
@@ -88,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     with show_progress("kB", "tokens") as progress:
         shared = {"workers": args.workers, "progress": progress}
         if args.action == "prepare":
-            data, report = prepare(args.files, args.folder, folder, options, force=args.force, **shared)
+            passed = {"replace": args.force, "allow_no_eos": args.allow_no_eos}
+            data, report = prepare(args.files, args.folder, folder, options, **passed, **shared)
         else:
             report = survey(args.files, folder, options, **shared)
     if args.action == "check" and report.counts["examples"]:
@@ -100,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if report.dropped:
         console.print(dropped_table(report, args.files))
     if args.action == "check":
-        check_counts(report, args.files, options, force=args.force)
+        check_counts(report, args.files, options, allow_no_eos=args.allow_no_eos)
         return 0
     size = sum(entry.stat().st_size for entry in os.scandir(data.path))
     console.print(f"wrote {args.folder}: {len(data):,} rows, {size / 1e6:,.1f} MB", markup=False, soft_wrap=True)

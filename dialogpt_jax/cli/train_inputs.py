@@ -113,7 +113,7 @@ def _prepare(file: str, folder: Path, tokenizer: Path, options: Any, report) -> 
     from dialogpt_jax.data.shards import DROPPED_FILE
 
     with show_progress("kB", "tokens") as progress:
-        _, found = prepare([file], folder, tokenizer, options, force=True, progress=progress)
+        _, found = prepare([file], folder, tokenizer, options, replace=True, progress=progress)
     for line in summary(found, options):
         report(line)
     for kind, (count, first) in found.dropped.items():

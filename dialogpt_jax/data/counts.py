@@ -56,8 +56,11 @@ class DataCounts:
             self.speakers |= chunk.speakers
 
 
-def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *, force: bool = False) -> None:
+def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *, allow_no_eos: bool = False) -> None:
     """Passes if there is something to train on, and something that teaches the model to stop.
+
+    Args:
+      allow_no_eos: whether data may pass that does not teach it.
 
     Raises:
       DataError: there is not, in one line with what is wrong.
@@ -76,8 +79,8 @@ def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *
         file, line, reason = first[0]
         of = f"none of {counts['lines']:,} lines is an example"
         raise DataError(f"{where}: {of}; {kind}: {count:,}, such as {file}, line {line}: {reason}")
-    if not counts["eos_targets"] and not force:
+    if not counts["eos_targets"] and not allow_no_eos:
         raise DataError(
             f"{where}: no EOS is a target, so that a model would never learn to stop: each of {counts['turns']:,} trained "
-            f"turns is cut at max_length {options.max_length}; raise it, or go on with --force"
+            f"turns is cut at {options.max_length} tokens; raise --max-length (`dialogpt data --allow-no-eos` lets it pass)"
         )

@@ -46,25 +46,27 @@ def prepare(
     options: ExampleOptions,
     *,
     workers: int | None = None,
-    force: bool = False,
+    replace: bool = False,
+    allow_no_eos: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Shards, DataCounts]:
     """Writes the examples of files as a folder of shards, whole or not at all.
 
     Args:
       files: `.jsonl`, `.tsv`, each plain or `.gz`; see `formats.py`.
-      folder: does not exist, or is empty; with `force` it may be prepared data, which is then replaced.
+      folder: does not exist, or is empty; with `replace` it may be prepared data, which is then replaced.
       tokenizer: the directory with its files.
       options: how.
       workers: processes; by default as many as there are cores, but fewer for little text.
-      force: also passes data in which no EOS is a target.
+      replace: whether prepared data that is at `folder` may be replaced.
+      allow_no_eos: whether data may pass in which no EOS is a target, so that a model would never learn to stop.
       progress: called now and then.
 
     Raises:
       DataError: there is no example, no EOS is a target, or nobody bears the name in `train_on`; `folder` is in use.
       OSError: a file cannot be read, or the folder not written; what was there before still is.
     """
-    check_folder(folder, replace=force)
+    check_folder(folder, replace=replace)
     loaded = Tokenizer.load(tokenizer)
     work = functools.partial(_encode_with, os.fspath(tokenizer), options)
     report = DataCounts()
@@ -80,7 +82,7 @@ def prepare(
                 for line in encoded.dropped:
                     fields = {"file": chunk.file, "line": line.line, "reason": line.reason}
                     dropped.write(json.dumps(fields, ensure_ascii=False) + "\n")
-        check_counts(report, files, options, force=force)
+        check_counts(report, files, options, allow_no_eos=allow_no_eos)
         writer.finish(_info(report, files, loaded, options))
     except OSError as error:
         if error.filename is None and error.errno is not None:  # a full disk does not say which
@@ -92,7 +94,7 @@ def prepare(
 
 
 def encode_files(
-    files: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, options: ExampleOptions, *, force: bool = False
+    files: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, options: ExampleOptions
 ) -> tuple[list[Example], DataCounts]:
     """The examples of files in memory, as `prepare` would write them; for a corpus of megabytes.
 
@@ -105,7 +107,7 @@ def encode_files(
         examples, encoded = encode_chunk(chunk, tokenizer, options)
         found += examples
         report.add(chunk.file, encoded)
-    check_counts(report, files, options, force=force)
+    check_counts(report, files, options)
     return found, report
 
 

@@ -85,7 +85,7 @@ def test_check_takes_its_choices(command, talk):
     assert "examples of at most 16 tokens" in out
 
 
-def test_check_refuses_what_never_ends_unless_forced(command, tmp_path):
+def test_what_never_ends_is_refused_and_force_is_another_thing(command, tmp_path):
     file = tmp_path / "long.jsonl"
     file.write_text('["a", "a long reply"]')
     status, out, err = command("check", file, "--max-length", "8")
@@ -94,10 +94,10 @@ def test_check_refuses_what_never_ends_unless_forced(command, tmp_path):
     assert "       1  a long …" in out
     (line,) = [line for line in err.splitlines() if line.startswith("dialogpt data: ")]
     assert "no EOS is a target, so that a model would never learn to stop" in line
-    assert command("check", file, "--max-length", "8", "--force")[0] == 0
-    assert command("prepare", file, tmp_path / "data", "--max-length", "8")[0] == 1
+    assert command("check", file, "--max-length", "8", "--allow-no-eos")[0] == 0
+    assert command("prepare", file, tmp_path / "data", "--max-length", "8", "--force")[0] == 1
     assert not (tmp_path / "data").exists()
-    assert command("prepare", file, tmp_path / "data", "--max-length", "8", "--force")[0] == 0
+    assert command("prepare", file, tmp_path / "data", "--max-length", "8", "--allow-no-eos")[0] == 0
 
 
 def test_prepare_writes_what_the_flags_say(command, talk, tmp_path):

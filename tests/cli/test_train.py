@@ -307,6 +307,7 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
         (["ALL", "--max-length", "97"], "--max-length is 97; the model's context is 96"),
         (["ALL", "--max-length", "1"], "max_length is 1"),
         (["ALL", "--max-length", "-5"], "max_length is -5"),
+        (["ALL", "--data", "ENDLESS", "--max-length", "8"], "no EOS is a target, so that a model would never"),
         (["ALL", "--train-on", "Joe"], "nobody is called 'Joe' here"),
         (["ALL", "--batch-size", "64"], "examples do not fill one batch"),
         (
@@ -348,7 +349,8 @@ def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_pa
     (here / "mine").write_text("x")
     whole = ["--init", place / "model", "--data", place / "talk.jsonl", "--out", tmp_path / "run", *SIZES]
     named = {"ALL": whole, "FRESH": whole[2:], "TALK": [place / "talk.jsonl"], "MODEL": [place / "model"]}
-    named |= {"HERE": [here], "OUT": [tmp_path / "run"]}
+    endless = write(tmp_path / "endless.jsonl", [["Hi", "What is this and how are you and the rain " * 3]] * 9)
+    named |= {"ENDLESS": [endless], "HERE": [here], "OUT": [tmp_path / "run"]}
     status, _, err, fitted = call(capfd, *itertools.chain(*(named.get(word, [word]) for word in words)))
     lines = [line for line in err.splitlines() if " tokens in " not in line]  # how long the data took
     assert (status, len(lines)) == (1, 1), err

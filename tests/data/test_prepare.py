@@ -144,7 +144,7 @@ def test_what_teaches_nothing_is_refused_and_leaves_nothing(tmp_path, tokenizer)
 
     refused("no line; expected a dialogue a line")
     refused(r"none of 3 lines is an example; fewer than two turns: 2, such as .*line 1: one turn", ["a"], ["b"], 5)
-    refused("nothing to train on: 1, such as", {"turns": ["a", "b"], "weights": [1, 0]}, force=True)
+    refused("nothing to train on: 1, such as", {"turns": ["a", "b"], "weights": [1, 0]}, allow_no_eos=True)
     spoken = {"turns": ["a", "b"], "speakers": ["Ann", "Bob"]}
     refused(
         "nobody is called 'Joe' here; the speakers are Ann, Bob", spoken, options=ExampleOptions(EOS, train_on="Joe")
@@ -152,13 +152,16 @@ def test_what_teaches_nothing_is_refused_and_leaves_nothing(tmp_path, tokenizer)
     refused("'Joe' here; no turn has a speaker", ["a", "b"], options=ExampleOptions(EOS, train_on="Joe"))
     refused("none of 1 lines is an example; nothing to train on", spoken, options=ExampleOptions(EOS, train_on="Ann"))
     refused(
-        "no EOS is a target, so that a model would never learn to stop: each of 2 trained turns is cut at max_length 8",
+        "so that a model would never learn to stop: each of 2 trained turns is cut at 8 tokens; raise --max-length",
         *[["a", "a long reply"]] * 2,
         options=ExampleOptions(EOS, 8),
     )
     with pytest.raises(FileNotFoundError, match="nowhere"):
         prepare([tmp_path / "nowhere.jsonl"], tmp_path / "data", tokenizer, ExampleOptions(EOS))
-    data, _ = prepare([tmp_path / "talk.jsonl"], tmp_path / "data", tokenizer, ExampleOptions(EOS, 8), force=True)
+    endless = ([tmp_path / "talk.jsonl"], tmp_path / "data", tokenizer, ExampleOptions(EOS, 8))
+    with pytest.raises(DataError, match="no EOS is a target"):
+        prepare(*endless, replace=True)
+    data, _ = prepare(*endless, allow_no_eos=True)
     assert len(data) == 2
 
 
@@ -170,9 +173,9 @@ def test_data_that_is_there_is_replaced_only_by_whole_data(tmp_path, tokenizer):
         prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32))
     bad.write_text('["a"]')
     with pytest.raises(DataError, match="none of 1 lines"):
-        prepare([bad], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), force=True)
+        prepare([bad], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), replace=True)
     assert contents(tmp_path / "data") == before
-    data, _ = prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), force=True)
+    data, _ = prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), replace=True)
     assert data.info["max_length"] == 32
 
 
