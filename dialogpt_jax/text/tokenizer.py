@@ -4,7 +4,8 @@ What flows in: a model directory's tokenizer files, or text to learn merges from
 `encode` and `decode` are functions of their argument alone.
 
 What a user types is text: `<|endoftext|>` in it is encoded as the characters it is made of, never as the token that ends
-a turn. That token has an id (`config.eos_token_id`), and only `text/dialogue.py` puts it into a sequence.
+a turn. That token is known by its id (`eos_token_id` in the directory's `config.json`), whether or not `tokenizer.json`
+calls it special; only `text/dialogue.py` puts it into a sequence, and no decoded text shows it.
 """
 
 import json
@@ -15,8 +16,11 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from dialogpt_jax.errors import escape_controls
+
 END_OF_TEXT = "<|endoftext|>"
 JSON_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
+CONFIG_FILE = "config.json"
 
 
 class TokenizerError(ValueError):
@@ -29,15 +33,28 @@ class Tokenizer:
     Build one with `load`, `from_files` or `train`. Immutable.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer):
+    def __init__(self, backend: tokenizers.Tokenizer, end_of_text_id: int | None = None):
+        """A tokenizer of the `tokenizers` library, which is set up for dialogues and kept.
+
+        Args:
+          backend: the library's tokenizer.
+          end_of_text_id: the token that ends a turn; by default `<|endoftext|>`, where the vocabulary has it.
+        """
+        if end_of_text_id is None or backend.id_to_token(end_of_text_id) is None:
+            end_of_text_id = backend.token_to_id(END_OF_TEXT)
+        if end_of_text_id is not None:
+            backend.add_special_tokens([backend.id_to_token(end_of_text_id)])  # keeps its id; typed, it is characters
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
+        self._end_of_text_id = end_of_text_id
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "Tokenizer":
         """Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, from a model directory.
+
+        The token that ends a turn is the `eos_token_id` of its `config.json`; without one it is `<|endoftext|>`.
 
         Raises:
           TokenizerError: none of the files is there, or one is broken; the message names it.
@@ -45,16 +62,24 @@ class Tokenizer:
         folder = Path(directory)
         if (folder / JSON_FILE).is_file():
             try:
-                return cls(tokenizers.Tokenizer.from_str((folder / JSON_FILE).read_text(encoding="utf-8")))
+                backend = tokenizers.Tokenizer.from_str((folder / JSON_FILE).read_text(encoding="utf-8"))
+                return cls(backend, _read_end_of_text_id(folder))
             except Exception as error:  # the library raises bare Exception
                 raise TokenizerError(f"{folder / JSON_FILE}: not a tokenizer file ({_line(error)})") from None
         if (folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
-            return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE)
+            return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE, _read_end_of_text_id(folder))
         raise TokenizerError(f"{folder}: no tokenizer here; expected {JSON_FILE}, or {VOCAB_FILE} and {MERGES_FILE}")
 
     @classmethod
-    def from_files(cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str]) -> "Tokenizer":
+    def from_files(
+        cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str], end_of_text_id: int | None = None
+    ) -> "Tokenizer":
         """Reads GPT-2's two files, under any name.
+
+        Args:
+          vocab: the JSON of tokens and ids.
+          merges: the text of merges.
+          end_of_text_id: the token that ends a turn; by default `<|endoftext|>`.
 
         Raises:
           TokenizerError: a file is missing or broken.
@@ -67,7 +92,7 @@ class Tokenizer:
             backend = _byte_level(models.BPE(tokens, pairs))
         except Exception as error:  # a missing file, JSON, UTF-8, or the library's bare Exception on a bad merge
             raise TokenizerError(f"{vocab}, {merges}: not GPT-2's vocabulary and merges ({_line(error)})") from None
-        return cls(backend)
+        return cls(backend, end_of_text_id)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -86,19 +111,20 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, `<|endoftext|>` included."""
+        """Number of ids, the end of text included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def end_of_text_id(self) -> int | None:
-        """The id of `<|endoftext|>`, where the vocabulary has it."""
-        return self._backend.token_to_id(END_OF_TEXT)
+        """The id of the token that ends a turn, `<|endoftext|>` in GPT-2's vocabulary; `None` where there is none."""
+        return self._end_of_text_id
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; every text has some, and none of them is special.
+        """The ids of a text; every text has some, and the end of text is none of them.
 
         Raises:
-          TokenizerError: the string holds a lone surrogate, which no encoding can write.
+          TokenizerError: the string holds a lone surrogate, which no encoding can write; or a character that only the end
+            of text stands for, in a model whose end is a letter.
         """
         return self.encode_batch([text])[0]
 
@@ -110,11 +136,23 @@ class Tokenizer:
             except UnicodeEncodeError as error:
                 code = ord(text[error.start])
                 raise TokenizerError(f"text holds a lone surrogate, U+{code:04X}, at character {error.start}") from None
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        found = [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        end = self._end_of_text_id
+        return [self._encode_apart(text) if end in ids else ids for text, ids in zip(texts, found, strict=True)]
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """A text of which the vocabulary makes the end of text, as an ordinary token: each character by itself."""
+        ids = [i for e in self._backend.encode_batch_fast(list(text), add_special_tokens=False) for i in e.ids]
+        if self._end_of_text_id in ids:
+            end = self.token(ids[ids.index(self._end_of_text_id)])
+            raise TokenizerError(
+                f"text holds {end!r}, which ends a turn in this model and cannot be said; leave it out"
+            )
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; the end-of-text token is left out, and bytes that are not UTF-8 become U+FFFD."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        """The text of ids; the end of text is left out, and bytes that are not UTF-8 become U+FFFD."""
+        return self._backend.decode([int(i) for i in ids if i != self._end_of_text_id], skip_special_tokens=True)
 
     def token(self, id: int) -> str:
         """One id as a person reads it: its text, or its name if it is special or an incomplete character."""
@@ -138,11 +176,20 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    if backend.token_to_id(END_OF_TEXT) is not None:
-        backend.add_special_tokens([END_OF_TEXT])
     return backend
 
 
+def _read_end_of_text_id(folder: Path) -> int | None:
+    """`eos_token_id` in a directory's config.json; `None` where it says none. Whoever reads the config finds its faults."""
+    try:
+        fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        found = fields.get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    found = found[0] if isinstance(found, list) and found else found  # transformers allows several; GPT-2's have one
+    return found if type(found) is int and 0 <= found < 2**31 else None
+
+
 def _line(error: Exception) -> str:
-    """The library's messages run over several lines."""
-    return " ".join(str(error).split())
+    """The library's messages run over several lines, and may quote the file."""
+    return escape_controls(" ".join(str(error).split()), keep="")

@@ -1,5 +1,7 @@
 """The tokenizer: text comes back, what a user types is text, and broken files are one line."""
 
+import json
+
 import fakes
 import pytest
 
@@ -101,3 +103,69 @@ def test_gpt2s_own_files_give_the_ids_that_others_publish(shared):
     assert (tokenizer.vocab_size, tokenizer.end_of_text_id) == (50257, 50256)
     assert 50256 not in tokenizer.encode(END_OF_TEXT)
     assert len(tokenizer.encode("☕")) == 2
+
+
+def unflagged(tokenizer, *, change=lambda fields: None) -> dict:
+    """The tokenizer's file with the end of text an ordinary added token."""
+    fields = json.loads(tokenizer._backend.to_str())
+    assert [token["special"] for token in fields["added_tokens"]] == [True]
+    fields["added_tokens"][0]["special"] = False
+    change(fields)
+    return fields
+
+
+def only_in_the_vocabulary(fields):
+    end = fields["added_tokens"].pop()
+    fields["model"]["vocab"][end["content"]] = end["id"]
+
+
+def a_word_as_a_whole(fields):
+    only_in_the_vocabulary(fields)
+    fields["model"]["ignore_merges"] = True
+    fields["pre_tokenizer"]["use_regex"] = False
+
+
+def renamed(fields):
+    fields["added_tokens"][0]["content"] = "</s>"
+
+
+@pytest.mark.parametrize("change", [lambda fields: None, only_in_the_vocabulary, a_word_as_a_whole, renamed])
+@pytest.mark.parametrize(
+    "config", [None, {"eos_token_id": 319}, {"eos_token_id": [319, 0]}, {"eos_token_id": None}, "{"]
+)
+def test_the_end_goes_by_its_id_where_the_file_does_not_call_it_special(tokenizer, tmp_path, change, config):
+    (tmp_path / JSON_FILE).write_text(json.dumps(unflagged(tokenizer, change=change)))
+    if config is not None:
+        (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    loaded = Tokenizer.load(tmp_path)
+    if change is renamed and not (isinstance(config, dict) and config["eos_token_id"]):
+        assert loaded.end_of_text_id is None  # nobody says which token ends a turn
+        return
+    text = "</s>" if change is renamed else END_OF_TEXT
+    assert loaded.end_of_text_id == 319
+    assert loaded.token(319) == text
+    for typed in (text, f"a{text}b {text}", f"Hello{text}"):
+        assert 319 not in loaded.encode(typed)
+        assert loaded.decode(loaded.encode(typed)) == typed
+    assert loaded.decode([*loaded.encode("Hello"), 319]) == "Hello"
+    loaded.save(tmp_path)  # another reader of the file gets it right, too
+    assert [token["special"] for token in json.loads((tmp_path / JSON_FILE).read_text())["added_tokens"]] == [True]
+
+
+def test_an_ordinary_token_that_ends_turns_is_never_typed(tokenizer, tmp_path):
+    word, letter = tokenizer.encode("evening")[-1], tokenizer.encode("!")[0]
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": word}))
+    loaded = Tokenizer.load(tmp_path)
+    assert word not in loaded.encode("evening")
+    assert loaded.decode(loaded.encode("this evening")) == "this evening"
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": letter}))
+    loaded = Tokenizer.load(tmp_path)
+    with pytest.raises(TokenizerError, match="text holds '!', which ends a turn in this model"):
+        loaded.encode("Hi!")
+
+
+def test_an_end_outside_the_vocabulary_is_that_of_the_file(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 50256}))
+    assert Tokenizer.load(tmp_path).end_of_text_id == 319
