@@ -1,6 +1,9 @@
 """What a person reads on a terminal: an exception in, one line out; any text in, the same without power over it out."""
 
+import contextlib
+import os
 import unicodedata
+from collections.abc import Iterator
 
 # Categories of characters that move the cursor, colour, or end a line unseen: controls (C0, C1, DEL), lone surrogates
 # (a terminal cannot print them), line and paragraph separators.
@@ -36,3 +39,14 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return escape_controls(message)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An error of the system within, such as a full disk, that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error

@@ -1,8 +1,11 @@
 """What a person reads steers no terminal, and letters of every script stay."""
 
+import errno
+import os
+
 import pytest
 
-from dialogpt_jax.errors import escape_controls, one_line
+from dialogpt_jax.errors import escape_controls, naming, one_line
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,14 @@ def test_errors_are_escaped():
     assert one_line(ValueError("tensor \x1b[2J")) == r"tensor \x1b[2J"
     assert one_line(FileNotFoundError(2, "No such file", "a\x1bb")) == r"a\x1bb: No such file"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_a_full_disk_names_the_file():
+    with pytest.raises(OSError, match="No space left") as caught, naming("replies.jsonl"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert one_line(caught.value) == "replies.jsonl: No space left on device"
+    with pytest.raises(BrokenPipeError), naming("replies.jsonl"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    with pytest.raises(FileNotFoundError) as caught, naming("replies.jsonl"):
+        os.stat("/no/such/file")
+    assert caught.value.filename == "/no/such/file"

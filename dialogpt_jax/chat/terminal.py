@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.chat.settings import checked_length, seed_or_drawn
 from dialogpt_jax.decoding.logits import Sampling, describe_sampling
-from dialogpt_jax.errors import one_line
+from dialogpt_jax.errors import escape_controls, one_line
 from dialogpt_jax.text.dialogue import TruncationWarning
+from dialogpt_jax.text.lines import written_lines
 
 HELP = """\
 /undo              take the last turn and its reply back
@@ -49,10 +49,6 @@ class Terminal:
 
     def run(self) -> int:
         """Until the end of the input, or `/quit`."""
-        # Bytes that are not UTF-8 arrive as lone surrogates, which the tokenizer refuses in one line.
-        for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors=errors)
         if self._person:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  gives input() editing and history
@@ -62,20 +58,28 @@ class Terminal:
             self._say("/help lists the commands, Ctrl-D leaves.")
         with warnings.catch_warnings():
             warnings.simplefilter("always", TruncationWarning)  # each time, not the first time only
-            warnings.showwarning = lambda message, *_: self._complain(str(message))
+            others = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+                if issubclass(category, TruncationWarning):
+                    self._complain(str(message))
+                else:
+                    others(message, category, *rest, **named)
+
+            warnings.showwarning = show
             for line in self._lines():
                 if line.strip() in ("/quit", "/exit"):
                     break
                 try:
                     self._answer(line)
-                except (ValueError, OSError) as error:
+                except ValueError as error:
                     self._complain(one_line(error))
         return 0
 
     def _lines(self) -> Iterator[str]:
         if not self._person:
             # A program may be started with its input closed: then there is nothing to read.
-            yield from (line.rstrip("\r\n") for line in sys.stdin or () if line.strip())
+            yield from written_lines(sys.stdin or ())
             return
         while True:
             try:
@@ -108,10 +112,12 @@ class Terminal:
             case "save" | "load" if not rest:
                 raise ValueError(f"/{command} wants a file: /{command} chat.json")
             case "save":
-                self.chat.save(rest)
+                with _files():
+                    self.chat.save(rest)
                 self._say(f"wrote {rest}")
             case "load":
-                self.chat = Chat.load(rest, self._bot)
+                with _files():
+                    self.chat = Chat.load(rest, self._bot)
                 self._say(f"{len(self.chat.turns)} turns of {rest}")
             case "settings":
                 self._set(rest.split())
@@ -148,7 +154,8 @@ class Terminal:
         with _interrupts() as stopped:
             for piece in pieces:
                 # Through a pipe a reply is one line, whatever the model says.
-                self._out.file.write(piece if self._person else piece.translate(_ONE_LINE))
+                shown = piece if self._person else piece.translate(_ONE_LINE)
+                self._out.file.write(escape_controls(shown, keep="\n\t"))
                 self._out.file.flush()
                 if stopped:
                     pieces.close()  # type: ignore[attr-defined]
@@ -161,12 +168,25 @@ class Terminal:
     def _say(self, text: str) -> None:
         """What is not part of the conversation: grey on a terminal, on stderr through a pipe."""
         if self._person:
-            self._out.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+            self._print(self._out, text, "dim")
         else:
-            self._err.print(escape(text), soft_wrap=True)
+            self._print(self._err, text)
 
     def _complain(self, text: str) -> None:
-        self._err.print(f"[red]{escape(text)}[/]" if self._person else escape(text), soft_wrap=True)
+        self._print(self._err, text, "red" if self._person else None)
+
+    @staticmethod
+    def _print(console: Console, text: str, style: str | None = None) -> None:
+        console.print(escape_controls(text), style=style, markup=False, emoji=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _files() -> Iterator[None]:
+    """A file that cannot be read or written is told like any mistake; an output that is gone ends the chat."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(one_line(error)) from error
 
 
 @contextlib.contextmanager

@@ -1,17 +1,14 @@
-"""What the commands that reply share: their flags, and the persistent compilation cache."""
+"""What the commands that reply share: their flags, and the bot that they name."""
 
 import argparse
 import dataclasses
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
 
 if TYPE_CHECKING:
     from dialogpt_jax.chat.bot import Bot
     from dialogpt_jax.decoding.logits import Sampling
-
-NO_CACHE_VARIABLE = "DIALOGPT_NO_COMPILATION_CACHE"
-CACHE_BYTES = 1 << 30  # the oldest programs go beyond this
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,13 +38,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-compilation-cache",
         action="store_true",
-        help=f"do not keep compiled programs in the user's cache folder (also: {NO_CACHE_VARIABLE}=1)",
+        help=f"do not keep compiled programs in the user's cache folder (also: {OFF_VARIABLE}=1)",
     )
 
 
 def load_bot(args: argparse.Namespace) -> "Bot":
     """The bot that the flags name, behind a compilation cache unless that is turned off."""
-    if not (args.no_compilation_cache or os.environ.get(NO_CACHE_VARIABLE)):
+    if not args.no_compilation_cache:
         keep_compiled_programs()
     from dialogpt_jax.chat.bot import load
 
@@ -80,23 +77,3 @@ def seed_of(args: argparse.Namespace) -> int | None:
     if not args.seed.isascii() or not args.seed.isdigit():
         raise ValueError(f"--seed is {args.seed!r}; give a whole number from 0, or `random`")
     return int(args.seed)
-
-
-def keep_compiled_programs() -> Path | None:
-    """Lets jax keep every compiled program on disk, so that the next start does not compile. `None` if it cannot.
-
-    jax by default keeps only what took over a second to compile; ours are many and small.
-    """
-    import jax
-    import platformdirs
-
-    folder = Path(platformdirs.user_cache_dir("dialogpt_jax")) / "xla"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home: go on without
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
-    return folder

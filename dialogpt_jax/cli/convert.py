@@ -9,11 +9,11 @@ model directory, or a name on the Hub. What is renamed, dropped or transposed is
 """
 
 import argparse
-import sys
 import warnings
 
 import numpy as np
 
+from dialogpt_jax.cli import streams
 from dialogpt_jax.convert.mapping import NonFiniteWeights, from_params
 from dialogpt_jax.convert.names import to_microsoft
 from dialogpt_jax.convert.write_torch import write_torch
@@ -38,17 +38,19 @@ def run(args: argparse.Namespace) -> int:
     check(args.target, replace=args.force)
     with warnings.catch_warnings():
         warnings.simplefilter("always", NonFiniteWeights)
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: streams.tell(f"warning: {message}")
         source = open_source(args.source, config=args.config, tokenizer=args.tokenizer, revision=args.revision)
         tokenizer = need_tokenizer(source, args.source) if args.to == "directory" else source.tokenizer
         dtype = args.dtype or ("float16" if args.to == "pkl" else "keep")
         params = source.params if dtype == "keep" else cast(source.params, parse_dtype(dtype), to=np.asarray)
     for line in (*source.origin, *source.report.lines()):
-        print(line)
+        streams.show(line)
     if args.to == "directory":
         assert tokenizer is not None
         write_directory(args.target, params, source.config, tokenizer)
     else:
         write_torch(args.target, to_microsoft(from_params(params, source.config), source.config))
-    print(f"wrote {args.target}: {source.config.num_parameters:,} parameters, {params['wte']['embedding'].dtype}")
+    streams.show(
+        f"wrote {args.target}: {source.config.num_parameters:,} parameters, {params['wte']['embedding'].dtype}"
+    )
     return 0

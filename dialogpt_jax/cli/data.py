@@ -20,6 +20,7 @@ import argparse
 import os
 import sys
 
+from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.counts import check_counts
 from dialogpt_jax.data.example_options import make_example_options
@@ -100,5 +101,5 @@ def run(args: argparse.Namespace) -> int:
         check_counts(report, args.files, options, allow_no_eos=args.allow_no_eos)
         return 0
     size = sum(entry.stat().st_size for entry in os.scandir(data.path))
-    console.print(f"wrote {args.folder}: {len(data):,} rows, {size / 1e6:,.1f} MB", markup=False, soft_wrap=True)
+    streams.show(f"wrote {args.folder}: {len(data):,} rows, {size / 1e6:,.1f} MB")
     return 0

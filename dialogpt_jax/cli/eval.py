@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.eval_model import add_model_arguments, count, positive, run_model
 from dialogpt_jax.evaluation import measures, reply_files, tables
 from dialogpt_jax.evaluation.cleaning import clean
@@ -106,12 +107,14 @@ def run(args: argparse.Namespace) -> int:
     if table is None:
         return 0
     if args.json:
-        print(tables.as_json(table.systems, table.differences, beside=args.beside, settings=table.settings))
+        streams.print_json(
+            tables.as_json(table.systems, table.differences, beside=args.beside, settings=table.settings)
+        )
     elif args.markdown:
-        print(tables.as_markdown(table.systems, table.differences, beside=args.beside))
+        streams.show(tables.as_markdown(table.systems, table.differences, beside=args.beside))
     else:
-        print(f"{table.title}\n")
-        print(tables.as_text(table.systems, table.differences, beside=args.beside))
+        streams.show(f"{table.title}\n")
+        streams.show(tables.as_text(table.systems, table.differences, beside=args.beside))
     return 0
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import os
 import sys
 
-from dialogpt_jax.cli.common import NO_CACHE_VARIABLE, load_bot
+from dialogpt_jax.cli.common import load_bot
+from dialogpt_jax.cli.program_cache import OFF_VARIABLE
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.formats import read_dialogues
 from dialogpt_jax.evaluation import harness, model_measures, tables
@@ -68,7 +69,7 @@ def add_model_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--no-compilation-cache",
         action="store_true",
-        help=f"do not keep compiled programs in the user's cache folder (also: {NO_CACHE_VARIABLE}=1)",
+        help=f"do not keep compiled programs in the user's cache folder (also: {OFF_VARIABLE}=1)",
     )
 
 

@@ -7,6 +7,7 @@ dialogpt inspect microsoft/DialoGPT-small --json
 import argparse
 import json
 
+from dialogpt_jax.cli import streams
 from dialogpt_jax.convert.doctor import describe_findings, inspect
 from dialogpt_jax.weights import hub
 from dialogpt_jax.weights.directory import CONFIG_FILE, find_weights, read_config_file
@@ -25,5 +26,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         beside = place.parent / CONFIG_FILE
         findings = inspect(place, config=read_config_file(beside) if beside.is_file() else None)
-    print(json.dumps(findings.to_json(), indent=2) if args.json else describe_findings(findings))
+    if args.json:
+        streams.print_json(json.dumps(findings.to_json(), indent=2))
+    else:
+        streams.show(describe_findings(findings))
     return 0

@@ -11,6 +11,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from dialogpt_jax.cli import streams
+from dialogpt_jax.cli.program_cache import heal
 from dialogpt_jax.errors import one_line
 
 COMMANDS = {
@@ -30,9 +32,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the words after `dialogpt`; those of the process by default.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    streams.prepare()
+    try:
+        status = _run(words)
+        sys.stdout.flush()  # here, where what goes wrong is told
+        return status
+    except BrokenPipeError:  # the reader of our output has left, as `| head -1` does
+        streams.drop_output()
+        return 141
+    except (ValueError, OSError) as error:
+        if os.environ.get("DIALOGPT_TRACEBACK"):
+            raise
+        lost = streams.drop_output()  # what could not be written has no name of its own
+        said = (
+            f"standard output: {one_line(lost)}" if lost and not getattr(error, "filename", None) else one_line(error)
+        )
+        asked = next((word for word in words if word in COMMANDS), None)
+        streams.tell(f"dialogpt {asked}: {said}" if asked else f"dialogpt: {said}")
+        return 1
+    except KeyboardInterrupt:
+        streams.drop_output()
+        return 130
+
+
+def _run(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="dialogpt", description="DialoGPT in JAX and Flax.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    words = list(sys.argv[1:] if argv is None else argv)
     asked = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         chosen = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,34 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             chosen.description = module.__doc__
             module.add_arguments(chosen)
             chosen.set_defaults(run=module.run)
-    args = parser.parse_args(words)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"dialogpt {args.command}: {message}", file=sys.stderr)
-            status = args.run(args)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where what goes wrong is told
-        return status
-    except BrokenPipeError:  # the reader of our output has left, as `| head -1` does
-        _drop_output()
-        return 141
-    except (ValueError, OSError) as error:
-        if os.environ.get("DIALOGPT_TRACEBACK"):
-            raise
-        print(f"dialogpt {args.command}: {one_line(error)}", file=sys.stderr)
-        _drop_output()
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        args = parser.parse_args(words)
+    except SystemExit as left:  # after help, or what is wrong with the words
+        return int(left.code or 0)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _warn(args.command, str(message))
+        return args.run(args)
 
 
-def _drop_output() -> None:
-    """What stdout still holds and cannot write must not fail once more when Python exits."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _warn(command: str, message: str) -> None:
+    left = heal(message)
+    if left is not None:
+        streams.tell(f"dialogpt {command}: {left}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import argparse
 import json
 import sys
 
+from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import add_model_flags, load_bot, sampling_of, seed_of
+from dialogpt_jax.text.lines import written_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     turns = args.turns
     if turns == ["-"]:
-        turns = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        turns = list(written_lines(sys.stdin))
     sampling, seed = sampling_of(args), seed_of(args)
     # What can be found wrong without a model is, before one is loaded.
     from dialogpt_jax.chat.settings import seed_or_drawn
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     bot = load_bot(args)
     found = bot.candidates(turns, n=args.candidates, sampling=sampling, seed=seed, max_new_tokens=args.max_new_tokens)
     if not args.json:
-        print("\n".join(candidate.text for candidate in found))
+        streams.show("\n".join(candidate.text for candidate in found))
         return 0
     replies = [
         {
@@ -45,5 +47,6 @@ def run(args: argparse.Namespace) -> int:
         }
         for c in found
     ]
-    print(json.dumps({"turns": turns, "seed": seed, "reply": found[0].text, "candidates": replies}, ensure_ascii=False))
+    everything = {"turns": turns, "seed": seed, "reply": found[0].text, "candidates": replies}
+    streams.print_json(json.dumps(everything, ensure_ascii=False))
     return 0

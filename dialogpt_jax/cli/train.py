@@ -15,12 +15,11 @@ cluster's own launcher (SLURM, Kubernetes, a TPU VM), each with the same command
 
 import argparse
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from dialogpt_jax.cli.common import NO_CACHE_VARIABLE, keep_compiled_programs
+from dialogpt_jax.cli import streams
+from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
 from dialogpt_jax.cli.train_inputs import read_examples, read_model, refuse_another_run, sizes_of
 
 DEFAULT_PROMPTS = ("Hello, how are you?", "What do you like to do?")
@@ -93,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--no-compilation-cache",
         action="store_true",
-        help=f"do not keep compiled programs in the user's cache folder (also: {NO_CACHE_VARIABLE}=1)",
+        help=f"do not keep compiled programs in the user's cache folder (also: {OFF_VARIABLE}=1)",
     )
 
 
@@ -116,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
                 f"--export is {args.export}, the folder of the run; choose another, such as {args.out}/model"
             )
     initialize()
-    if not (args.no_compilation_cache or os.environ.get(NO_CACHE_VARIABLE)):
+    if not args.no_compilation_cache:
         keep_compiled_programs()  # a run that goes on compiles nothing again
     return _train(args)
 
@@ -132,7 +131,7 @@ def _train(args: argparse.Namespace) -> int:
     from dialogpt_jax.weights.directory import write_directory
 
     first = jax.process_index() == 0
-    report = (lambda line: print(line, flush=True)) if first else (lambda line: None)
+    report = streams.show if first else (lambda line: None)
     options = options_of(args)
     mesh = make_mesh(parse_mesh(args.mesh or ""))
     refuse_another_run(args)
@@ -211,7 +210,7 @@ def _compile_only(args: argparse.Namespace) -> int:
     else:
         config = sizes_of(args.config)
     options = options_of(args)
-    print(f"compiling for {args.topology}; the large model takes some minutes", file=sys.stderr, flush=True)
+    streams.tell(f"compiling for {args.topology}; the large model takes some minutes")
     report = dry_run(
         options.with_dropout(config),
         topology=args.topology,
@@ -223,5 +222,5 @@ def _compile_only(args: argparse.Namespace) -> int:
         accumulate=options.accumulate,
         checkpoint_blocks=options.checkpoint_blocks,
     )
-    print(render(report))
+    streams.show(render(report))
     return 0 if all(program.fits for program in report.programs) else 1

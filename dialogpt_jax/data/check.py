@@ -19,6 +19,7 @@ from dialogpt_jax.data.example_options import ExampleOptions
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.data.packing import plan_rows
 from dialogpt_jax.data.prepare import encode_chunk, read_chunks
+from dialogpt_jax.errors import escape_controls
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 EOS_MARK, CUT_MARK = "⟨EOS⟩", "…"
@@ -53,7 +54,7 @@ def render_example(shown: Shown, tokenizer: Tokenizer, eos: int) -> Text:
     """An example, a turn a line: its weight, its text, its EOS; `…` where it is cut."""
     tokens_T, weights_T, _ = shown.example
     part = f", the first of {shown.of} examples" if shown.of > 1 else ""
-    text = Text(f"{shown.file}, line {shown.line}: {len(tokens_T)} tokens{part}\n", style="bold")
+    text = Text(f"{escape_controls(shown.file)}, line {shown.line}: {len(tokens_T)} tokens{part}\n", style="bold")
     ends = np.flatnonzero(tokens_T == eos).tolist()
     starts = [0, *(end + 1 for end in ends)]
     for start, end in zip(starts, [*ends, len(tokens_T)], strict=True):
@@ -62,16 +63,11 @@ def render_example(shown: Shown, tokenizer: Tokenizer, eos: int) -> Text:
         weight = float(weights_T[start])
         style = "dim" if not weight else "yellow" if weight < 1 else "green" if weight == 1 else "bold green"
         text.append(f"{f'{weight:g}' if weight else 'context':>8}  ", style=style)
-        said = _visible(tokenizer.decode(tokens_T[start:end]))
+        said = escape_controls(tokenizer.decode(tokens_T[start:end]), keep="")
         text.append(said or CUT_MARK, style=style)  # a context whose end alone had room
         text.append(EOS_MARK if end < len(tokens_T) else CUT_MARK, style=f"{style} reverse" if weight else style)
         text.append("\n")
     return text
-
-
-def _visible(text: str) -> str:
-    """What would move the cursor or colour the terminal, as its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def render_histogram(lengths: np.ndarray) -> list[str]:
@@ -134,5 +130,10 @@ def dropped_table(report: DataCounts, files: Sequence) -> Table:
     for kind, (count, first) in sorted(report.dropped.items(), key=lambda item: -item[1][0]):
         where = [f"{file}:{line}" if len(files) > 1 else str(line) for file, line, _ in first]
         rest = [CUT_MARK] if count > len(first) else []
-        table.add_row(kind, f"{count:,}", Text(", ".join([*where, *rest])), Text(_visible(first[0][2])))
+        table.add_row(
+            kind,
+            f"{count:,}",
+            Text(escape_controls(", ".join([*where, *rest]))),
+            Text(escape_controls(first[0][2], keep="")),
+        )
     return table

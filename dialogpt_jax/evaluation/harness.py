@@ -27,6 +27,7 @@ from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, checked_length, row_keys
 from dialogpt_jax.decoding.generate import bucket_of, generate
 from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe_sampling
+from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.replies import Reply, as_line, read_replies, save_replies
 
@@ -107,9 +108,10 @@ def answer(
         for replies in generate_batches(bot, contexts, prompts, left, settings, devices=devices):
             done.update((reply.context, reply) for reply in replies)
             missing -= len(replies)
-            if file is not None:
-                file.writelines(map(as_line, replies))
-                file.flush()
+            if out is not None and file is not None:
+                with naming(out):
+                    file.writelines(map(as_line, replies))
+                    file.flush()
             if progress is not None:
                 progress(replies, missing)
     if out is not None:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dialogpt_jax.errors import naming
+
 
 class RepliesFileError(ValueError):
     """A file of replies that cannot be gone on with; the message names file and line."""
@@ -104,7 +106,7 @@ def save_replies(path: str | os.PathLike[str], run: Mapping[str, Any], replies: 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
+    with naming(path), part.open("w", encoding="utf-8", newline="\n") as file:
         file.write(head_line(run))
         file.writelines(as_line(reply) for reply in sorted(replies))
     os.replace(part, path)

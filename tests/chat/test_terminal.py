@@ -1,6 +1,7 @@
 """The terminal: a line of stdout for each turn through a pipe, one line on stderr for what goes wrong, and it goes on."""
 
 import io
+import json
 import os
 import pty
 import select
@@ -15,6 +16,7 @@ import pytest
 import dialogpt_jax as dg
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.chat.terminal import Terminal
+from dialogpt_jax.errors import escape_controls
 
 LENGTH = 8
 # Starting Python and jax on a busy machine; a test that waits this long has failed anyway.
@@ -32,7 +34,8 @@ def talk(bot, monkeypatch, capfd):
 
     def run(data: bytes | str, seed=0):
         data = data if isinstance(data, bytes) else data.encode()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")  # as the command has it
+        monkeypatch.setattr(sys, "stdin", stdin)
         terminal = Terminal(bot, bot.chat(seed=seed, max_new_tokens=LENGTH), name="fake")
         assert terminal.run() == 0
         out, err = capfd.readouterr()
@@ -44,7 +47,8 @@ def talk(bot, monkeypatch, capfd):
 
 
 def one_line(text: str) -> str:
-    return text.replace("\n", " ").replace("\r", " ")
+    """A reply as it stands in a pipe."""
+    return escape_controls(text.replace("\n", " ").replace("\r", " "), keep="\t")
 
 
 def test_each_line_gets_its_reply_on_a_line(talk, bot):
@@ -69,6 +73,25 @@ def test_a_reply_with_line_ends_is_one_line_in_a_pipe(talk, bot, monkeypatch):
     out, _, chat = talk("Hello\nno\n")
     assert out == ["one  two ☕"] * 2
     assert chat.turns[1] == "one\r\ntwo\n☕"
+
+
+EVIL = "\x1b]0;title\x07 \x9b31m\x08\u2028\ttab"
+SEEN = "\\x1b]0;title\\x07 \\x9b31m\\x08\\u2028\ttab"
+
+
+def test_controls_in_replies_and_in_saved_chats_are_shown_escaped(talk, bot, monkeypatch, tmp_path):
+    said = bot.tokenizer.encode(EVIL)
+    monkeypatch.setattr(Chat, "_tokens", lambda self, context, keys_B: iter([*said, bot.config.eos_token_id]))
+    out, _, chat = talk("Hello\nno\n")
+    assert out == [SEEN] * 2
+    assert chat.turns[1] == EVIL  # the chat keeps what is true
+    bot.chat().save(tmp_path / "chat.json")
+    state = json.loads((tmp_path / "chat.json").read_text()) | {"turns": [EVIL.strip(), EVIL]}
+    (tmp_path / "chat.json").write_text(json.dumps(state))
+    _, err, chat = talk(f"/load {tmp_path / 'chat.json'}\n/undo\n/load {EVIL}\n:smile:/\n/{EVIL} [b]\n")
+    text = "\n".join(err)
+    assert all(c == "\n" or c.isprintable() for c in text)
+    assert err[-1].startswith("/\\x1b]0;title\\x07")
 
 
 def test_the_same_seed_repeats_and_another_does_not(talk):

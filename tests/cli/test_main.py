@@ -10,7 +10,7 @@ import warnings
 import fakes
 import pytest
 
-from dialogpt_jax.cli import common
+from dialogpt_jax.cli import common, program_cache
 from dialogpt_jax.cli.main import main
 
 # Starting Python and jax on a busy machine; a test that waits this long has failed anyway.
@@ -75,6 +75,19 @@ def test_json_has_everything(command, model):
         assert shown["logprobs"] == pytest.approx(c.logprobs.tolist(), abs=1e-5)
         assert shown["logprob"] == pytest.approx(c.logprob, abs=1e-5)
         assert shown["finished"] is c.finished
+
+
+def test_controls_in_a_reply_are_shown_escaped_and_true_in_json(command, monkeypatch):
+    evil = "one\n\x1b]0;title\x07 \x9b31m\ttab ☕"
+    monkeypatch.setattr("dialogpt_jax.text.tokenizer.Tokenizer.decode", lambda self, ids: evil)
+    assert command("reply", "Hi")[:2] == (0, "one\n\\x1b]0;title\\x07 \\x9b31m\ttab ☕\n")
+    status, out, _ = command("reply", "--json", "Hi")
+    assert status == 0
+    assert all(c == "\n" or c.isprintable() for c in out)
+    assert json.loads(out)["reply"] == evil
+    status, _, err = command("reply", "--seed", "\x1b]0;title\x07", "Hi")
+    assert status == 1
+    assert all(c == "\n" or c.isprintable() for c in err)
 
 
 def test_a_drawn_seed_is_told_and_repeats(command):
@@ -181,9 +194,7 @@ def test_help_says_what_there_is(capfd):
         (["reply", "--help"], ("--json", "--model", "--dtype", "--seed", "--temperature", "--top-k", "--top-p")),
         (["chat", "--help"], ("--model", "--seed", "--max-new-tokens", "--no-compilation-cache")),
     ):
-        with pytest.raises(SystemExit) as left:
-            main(words)
-        assert left.value.code == 0
+        assert main(words) == 0
         out = capfd.readouterr().out
         assert all(word in out for word in wanted)
 
@@ -194,13 +205,11 @@ def test_the_program_cache_can_be_turned_off_and_a_folder_that_cannot_be_is_surv
     monkeypatch.setattr("dialogpt_jax.chat.bot.load", lambda *args, **named: "a bot")
     parser = common.argparse.ArgumentParser()
     common.add_model_flags(parser)
-    monkeypatch.delenv(common.NO_CACHE_VARIABLE, raising=False)
     assert common.load_bot(parser.parse_args([])) == "a bot"
     assert called == [1]
     common.load_bot(parser.parse_args(["--no-compilation-cache"]))
-    monkeypatch.setenv(common.NO_CACHE_VARIABLE, "1")
-    common.load_bot(parser.parse_args([]))
-    assert called == [1]
+    monkeypatch.setenv(program_cache.OFF_VARIABLE, "1")
+    assert program_cache.keep_compiled_programs() is None
 
 
 def process(*words, env=None, **named):
@@ -245,4 +254,4 @@ def test_a_reader_that_leaves_is_no_error_and_a_full_disk_is_one_line(model):
     if os.path.exists("/dev/full"):
         with open("/dev/full", "wb") as full:
             done = process(*words, stdout=full, stderr=subprocess.PIPE)
-        assert (done.returncode, done.stderr) == (1, b"dialogpt reply: No space left on device\n")
+        assert (done.returncode, done.stderr) == (1, b"dialogpt reply: standard output: No space left on device\n")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import jax
 import numpy as np
@@ -238,5 +239,11 @@ def test_flags_that_do_not_go_together(evaluate, words, message):
 
 @pytest.mark.parametrize("word", ["0/2", "3/2", "2", "a/b"])
 def test_a_part_that_is_none(evaluate, word):
-    with pytest.raises(SystemExit):
-        evaluate("--data", "d.jsonl.gz", "--part", word)
+    assert evaluate("--data", "d.jsonl.gz", "--part", word)[0] == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_one_line_that_names_the_file(evaluate, folder):
+    os.symlink("/dev/full", folder / "full.jsonl.part")
+    status, _, told = evaluate(*RUN, "--contexts", 16, "--out", "full.jsonl")
+    assert (status, told.splitlines()[-1]) == (1, "dialogpt eval: full.jsonl: No space left on device")

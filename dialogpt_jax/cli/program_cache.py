@@ -1,0 +1,58 @@
+"""Compiled programs that jax keeps on disk, so that the next start does not compile: a folder of the user's in or out."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+OFF_VARIABLE = "DIALOGPT_NO_COMPILATION_CACHE"
+MOST_BYTES = 1 << 30  # the oldest programs go beyond this
+# What jax warns of (jax/_src/compiler.py); it names the program, or the whole key.
+_TROUBLE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.+?)': (.*)", re.DOTALL)
+
+
+def keep_compiled_programs() -> Path | None:
+    """Lets jax keep every compiled program on disk. `None` if it cannot, or the variable says that it should not.
+
+    jax by default keeps only what took over a second to compile; ours are many and small.
+    """
+    if os.environ.get(OFF_VARIABLE):
+        return None
+    import jax
+    import platformdirs
+
+    folder = Path(platformdirs.user_cache_dir("dialogpt_jax")) / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home: go on without
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    return folder
+
+
+def heal(warning: str) -> str | None:
+    """What is left to tell of a warning: nothing of a damaged program, which goes and is compiled and kept anew.
+
+    A folder that can no longer be read or written is told once, and used no more by this process.
+    """
+    trouble = _TROUBLE.match(warning)
+    if trouble is None:
+        return warning
+    import jax
+
+    act, program, reason = trouble.groups()
+    if not jax.config.jax_enable_compilation_cache:  # told before
+        return None
+    folder, gone = Path(jax.config.jax_compilation_cache_dir), 0
+    if act == "reading":
+        for entry in folder.glob(f"{program}*-cache"):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+                gone += 1
+    if gone:
+        return None
+    jax.config.update("jax_enable_compilation_cache", False)
+    return f"compiled programs are not kept in {folder}: {reason}"

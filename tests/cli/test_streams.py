@@ -1,0 +1,150 @@
+"""Standard input, output and error: pipes that close, disks that are full, streams that are closed, bytes from Windows."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import fakes
+import pytest
+
+from dialogpt_jax.cli import program_cache, streams
+
+PATIENCE = 240  # seconds that a process gets on a busy machine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A fake model's directory, and the bot that is in it."""
+    folder = tmp_path_factory.mktemp("streams") / "model"
+    bot = fakes.tiny_bot()
+    bot.save(folder)
+    return str(folder), bot
+
+
+def shell(line: str, *, model: str = "", stdin: bytes = b"", **env: str):
+    """A line of bash in which `dialogpt` is the command, with the outputs buffered as they are for a user."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONUNBUFFERED", "XLA_FLAGS", "PYTHONUTF8")}
+    clean |= {"DIALOGPT_NO_COMPILATION_CACHE": "1", "PYTHON": sys.executable, "MODEL": model} | env
+    begin = 'set -o pipefail; dialogpt() { "$PYTHON" -m dialogpt_jax.cli.main "$@"; }; '
+    return subprocess.run(["bash", "-c", begin + line], input=stdin, env=clean, capture_output=True, timeout=PATIENCE)
+
+
+def test_a_chat_ends_when_its_reader_leaves(model):
+    """Three turns, a reader of one line: the second reply finds the pipe closed, and the third turn is never made."""
+    done = shell(
+        'dialogpt chat --model "$MODEL" --max-new-tokens 4 | head -1; echo ${PIPESTATUS[0]}',
+        model=model[0],
+        stdin=b"Hello\nno\n/reset\n",
+    )
+    first = model[1].chat(max_new_tokens=4).say("Hello")
+    assert done.stdout.decode().splitlines() == [*first.splitlines(), "141"]
+    assert done.stderr == b""  # neither a complaint nor what `/reset` says
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_one_line_that_names_the_output_and_status_1(model):
+    for words in ('reply --model "$MODEL" Hello', 'chat --model "$MODEL"', "--help", "reply --help"):
+        done = shell(f"dialogpt {words} > /dev/full", model=model[0], stdin=b"Hello\nno\n")
+        name = f"dialogpt {words.split()[0]}" if not words.startswith("-") else "dialogpt"
+        assert (done.returncode, done.stderr.decode()) == (1, f"{name}: standard output: No space left on device\n")
+
+
+def test_streams_that_are_closed_are_empty(model):
+    done = shell('dialogpt reply --model "$MODEL" - <&-', model=model[0])
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"dialogpt reply: the dialogue has no turn; give at least one text to reply to\n"
+    assert shell("dialogpt --help 2>&-").returncode == 0
+    assert shell("dialogpt --help >&-").returncode == 0
+    done = shell("dialogpt reply --seed x Hi 2>&-")
+    assert (done.returncode, done.stdout) == (1, b"")  # the complaint does not land among the output
+
+
+def test_an_ascii_terminal_gets_help_replies_and_json(model):
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    for command in ("", "chat", "reply", "inspect", "convert", "data", "data check", "data prepare", "train", "eval"):
+        done = shell(f"dialogpt {command} --help", **ascii_only)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.isascii()
+        assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_json_is_the_same_value_in_every_encoding(encoding, monkeypatch):
+    """And no control character is bare in it, which a terminal might obey."""
+    value = {"text": "Hi 😀 é \x1b]0;x\x07 \x9b31m \x7f"}
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", newline="")
+    monkeypatch.setattr(sys, "stdout", out)
+    streams.print_json(json.dumps(value, ensure_ascii=False))
+    out.flush()
+    written = out.buffer.getvalue().decode(encoding)
+    assert json.loads(written) == value
+    assert written.count("\n") == 1
+    assert all(c.isprintable() for c in written.rstrip("\n"))
+    assert ("😀" in written) is (encoding == "utf-8")
+
+
+def test_windows_line_ends_and_a_byte_order_mark_change_no_reply(model):
+    expected = (model[1].reply(["Hello", "no"], max_new_tokens=4) + "\n").encode()
+    for data in (b"Hello\nno\n", b"\xef\xbb\xbfHello\r\nno\r\n", b"Hello\r\n\r\nno"):
+        done = shell('dialogpt reply --model "$MODEL" --max-new-tokens 4 -', model=model[0], stdin=data)
+        assert (done.returncode, done.stdout, done.stderr) == (0, expected, b"")
+
+
+INTERRUPTED = """
+import signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from dialogpt_jax.cli.main import main
+sys.exit(main(["reply", "--no-compilation-cache", "Hi"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["dialogpt_jax.cli.reply"])
+def test_ctrl_c_during_the_imports_is_130_and_no_traceback(module):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(module=module)], capture_output=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_a_damaged_program_is_made_anew_once_and_nothing_is_said(model, tmp_path):
+    words, place = 'dialogpt reply --model "$MODEL" --max-new-tokens 4 Hello', {"XDG_CACHE_HOME": str(tmp_path)}
+    place |= {"DIALOGPT_NO_COMPILATION_CACHE": ""}
+    expected = (0, (model[1].reply("Hello", max_new_tokens=4) + "\n").encode(), b"")
+    folder = tmp_path / "dialogpt_jax" / "xla"
+    runs = []
+    for damage in (True, False):
+        done = shell(words, model=model[0], **place)
+        assert (done.returncode, done.stdout, done.stderr) == expected
+        programs = {path: path.read_bytes() for path in folder.glob("*-cache")}
+        runs.append(programs)
+        if damage:
+            assert len(programs) > 3
+            for number, (path, data) in enumerate(programs.items()):
+                path.write_bytes(data[: len(data) // 2] if number % 2 else b"")
+    assert runs[0].keys() == runs[1].keys()
+    assert all(len(data) > 100 for data in runs[1].values())
+
+
+def test_a_cache_that_cannot_be_used_is_told_once(monkeypatch, tmp_path):
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        assert program_cache.heal("something else") == "something else"
+        trouble = "Error writing persistent compilation cache entry for 'jit_f': OSError: No space left on device"
+        assert (
+            program_cache.heal(trouble)
+            == f"compiled programs are not kept in {tmp_path}: OSError: No space left on device"
+        )
+        assert program_cache.heal(trouble) is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_enable_compilation_cache", True)
