@@ -1,50 +1,106 @@
-"""DialoGPT in JAX and Flax: a table of contents.
+"""DialoGPT in JAX and Flax: a table of contents, `__all__` below.
 
-import dialogpt_jax as dg
-bot = dg.load()
-bot.reply("Does money buy happiness?")
+>>> import dialogpt_jax as dg
+>>> bot = dg.load()
+>>> reply = bot.reply("Does money buy happiness?")
+
+What is given wrongly is a `ValueError` or a `TypeError`; those that have a name of their own stand at the end of the list.
 """
 
-# A model one can talk with
-from dialogpt_jax.chat.bot import Bot as Bot
-from dialogpt_jax.chat.bot import Candidate as Candidate
-from dialogpt_jax.chat.bot import load as load
-from dialogpt_jax.chat.session import Chat as Chat
+try:
+    from dialogpt_jax.convert.mapping import NonFiniteWeights
+except (
+    ModuleNotFoundError
+) as error:  # in a checkout `dialogpt_jax/convert` is a link, which some systems and archives drop
+    if error.name != "dialogpt_jax.convert":
+        raise
+    raise ImportError(
+        f"{__path__[0]}/convert is not the link to ../convert that it should be: copy that folder to its place, "
+        "or install with `pip install .`, which needs no link"
+    ) from None
 
-# The model as pure functions of parameters
-from dialogpt_jax.config import GPT2Config as GPT2Config
+from dialogpt_jax.chat.bot import Bot, Candidate, load
+from dialogpt_jax.chat.session import Chat, ChatError
+from dialogpt_jax.config import ConfigError, GPT2Config
+from dialogpt_jax.convert.names import MappingError
+from dialogpt_jax.convert.weight_file import ReadError
+from dialogpt_jax.data.batches import Batch
+from dialogpt_jax.data.examples import Example, make_examples
+from dialogpt_jax.data.formats import DataError, Dialogue
+from dialogpt_jax.data.shards import open_shards
+from dialogpt_jax.decoding.generate import Generated, generate, generate_candidates
+from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling
+from dialogpt_jax.decoding.score import Scores, score
+from dialogpt_jax.model import forward, init_params
+from dialogpt_jax.run.checkpoints import CheckpointError, CheckpointMismatch, DamagedCheckpoint
+from dialogpt_jax.run.fit import Fitted, TrainingError, fit
+from dialogpt_jax.run.options import TrainOptions
+from dialogpt_jax.text.dialogue import DialogueError, TruncationWarning
+from dialogpt_jax.text.tokenizer import Tokenizer, TokenizerError
+from dialogpt_jax.training.loss import loss
+from dialogpt_jax.training.step import TrainState, init_state, train_step
+from dialogpt_jax.weights.directory import ModelDirectoryError, load_params, write_directory
+from dialogpt_jax.weights.hub import HubError
 
-# Data for training
-from dialogpt_jax.data.batches import Batch as Batch
-from dialogpt_jax.data.examples import Example as Example
-from dialogpt_jax.data.examples import make_examples as make_examples
-from dialogpt_jax.data.formats import Dialogue as Dialogue
-from dialogpt_jax.data.shards import open_shards as open_shards
+__version__ = "0.1.0"  # its only place: pyproject.toml reads it here
 
-# Decoding
-from dialogpt_jax.decoding.generate import Generated as Generated
-from dialogpt_jax.decoding.generate import generate as generate
-from dialogpt_jax.decoding.generate import generate_candidates as generate_candidates
-from dialogpt_jax.decoding.logits import GREEDY as GREEDY
-from dialogpt_jax.decoding.logits import PAPER as PAPER
-from dialogpt_jax.decoding.logits import Sampling as Sampling
-from dialogpt_jax.decoding.score import Scores as Scores
-from dialogpt_jax.decoding.score import score as score
-from dialogpt_jax.model import forward as forward
-from dialogpt_jax.model import init_params as init_params
+__all__ = [
+    # A model one can talk with
+    "load",
+    "Bot",
+    "Candidate",
+    "Chat",
+    # How a reply is drawn
+    "Sampling",
+    "GREEDY",
+    "PAPER",
+    # The model as pure functions of its parameters
+    "GPT2Config",
+    "init_params",
+    "forward",
+    "generate",
+    "generate_candidates",
+    "Generated",
+    "score",
+    "Scores",
+    # Text, and model directories
+    "Tokenizer",
+    "load_params",
+    "write_directory",
+    # Data for training
+    "Dialogue",
+    "make_examples",
+    "Example",
+    "open_shards",
+    "Batch",
+    # Training: a run, and the pure functions in it
+    "fit",
+    "TrainOptions",
+    "Fitted",
+    "loss",
+    "init_state",
+    "TrainState",
+    "train_step",
+    # Errors: each is a ValueError, but for CheckpointError, an OSError
+    "ChatError",
+    "CheckpointError",
+    "CheckpointMismatch",
+    "ConfigError",
+    "DataError",
+    "DialogueError",
+    "HubError",
+    "MappingError",
+    "ModelDirectoryError",
+    "ReadError",
+    "TokenizerError",
+    "TrainingError",
+    # Warnings: each is a UserWarning
+    "DamagedCheckpoint",
+    "NonFiniteWeights",
+    "TruncationWarning",
+    "__version__",
+]
 
-# Training as pure functions, and the loop around them
-from dialogpt_jax.run.fit import Fitted as Fitted
-from dialogpt_jax.run.fit import fit as fit
-from dialogpt_jax.run.options import TrainOptions as TrainOptions
 
-# Text
-from dialogpt_jax.text.tokenizer import Tokenizer as Tokenizer
-from dialogpt_jax.training.loss import loss as loss
-from dialogpt_jax.training.step import TrainState as TrainState
-from dialogpt_jax.training.step import init_state as init_state
-from dialogpt_jax.training.step import train_step as train_step
-
-# Model directories
-from dialogpt_jax.weights.directory import load_params as load_params
-from dialogpt_jax.weights.directory import write_directory as write_directory
+def __dir__() -> list[str]:
+    return __all__

@@ -1,10 +1,13 @@
 """The package as a whole: what importing does and does not do, the public names, the rules that can be checked."""
 
 import ast
+import builtins
 import inspect
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,14 +87,69 @@ def test_a_file_says_what_it_is_and_is_read_in_one_sitting(file):
         assert ast.get_docstring(ast.parse(text)), "a file opens with a paragraph"
 
 
-NAMES = "load Bot Candidate Chat Sampling GREEDY PAPER load_params init_params GPT2Config Tokenizer forward generate"
+def test_dir_is_the_table_of_contents_alone():
+    assert set(dir(dg)) == set(dg.__all__)
+    assert len(set(dg.__all__)) == len(dg.__all__)
+    assert {"load", "Bot", "Sampling", "fit", "DialogueError"} < set(dir(dg))
+    modules = [name for name in dir(dg) if inspect.ismodule(getattr(dg, name))]
+    assert modules == []
 
 
-@pytest.mark.parametrize("name", [*NAMES.split(), "Generated", "score"])
-def test_public_names_exist_and_explain_themselves(name):
-    thing = getattr(dg, name)
-    if inspect.isclass(thing) or inspect.isfunction(thing):
-        assert inspect.getdoc(thing)
+def test_the_version_has_one_source():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in project["project"]
+    assert project["tool"]["hatch"]["version"]["path"] == "dialogpt_jax/__init__.py"
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", dg.__version__)
+
+
+def public_things() -> list[tuple[str, object]]:
+    """The functions and classes of the table of contents, and the public methods of the classes."""
+    found: list[tuple[str, object]] = []
+    for name in dg.__all__:
+        thing = getattr(dg, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            found.append((name, thing))
+        if inspect.isclass(thing) and not issubclass(thing, BaseException):
+            found += [
+                (f"{name}.{attribute}", getattr(thing, attribute))
+                for attribute, value in vars(thing).items()
+                if not attribute.startswith("_") and (inspect.isfunction(value) or isinstance(value, classmethod))
+            ]
+    return found
+
+
+@pytest.mark.parametrize(("name", "thing"), public_things(), ids=[name for name, _ in public_things()])
+def test_what_is_public_explains_itself(name, thing):
+    text = inspect.getdoc(thing)
+    assert text
+    assert not text.startswith(f"{name}("), "a dataclass's own line is no explanation"
+
+
+def test_every_error_that_a_docstring_names_is_public_and_a_mistake_in_what_is_given():
+    named = {
+        word
+        for _, thing in public_things()
+        for word in re.findall(
+            r"\b[A-Z]\w*(?:Error|Warning|Mismatch|Weights|Checkpoint)\b", inspect.getdoc(thing) or ""
+        )
+        if not hasattr(builtins, word)
+    }
+    assert len(named) > 5
+    assert named - set(dg.__all__) == set()
+    for name in dg.__all__:
+        thing = getattr(dg, name)
+        if inspect.isclass(thing) and issubclass(thing, BaseException):
+            assert issubclass(thing, (ValueError, TypeError, UserWarning)) or thing is dg.CheckpointError
+
+
+def test_a_checkout_without_links_says_so_in_one_line(tmp_path):
+    copy = tmp_path / "dialogpt_jax"
+    copy.mkdir()
+    (copy / "__init__.py").write_text((PACKAGE / "__init__.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (copy / "convert").write_text("../convert")
+    done = subprocess.run([sys.executable, "-c", "import dialogpt_jax"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: {copy}/convert is not the link to ../convert")
 
 
 def test_methods_that_other_programs_use_exist_and_explain_themselves():
