@@ -1,5 +1,6 @@
 """Arguments as people give them, Python's, NumPy's or pandas', to plain Python values; what is none, to one clear line."""
 
+import math
 import operator
 import os
 import reprlib
@@ -32,6 +33,19 @@ def as_whole_number(name: str, value: Any, *, least: int, most: int | None = Non
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} is {shown(value)}; it must be a whole number, {limits}")
     return number
+
+
+def as_number(name: str, value: Any, *, least: float = 0.0, below: float = math.inf) -> float:
+    """A number of any kind, such as `np.float32` or an array of no axes, as a `float`.
+
+    Raises:
+      ValueError: it is not a number, or out of range; NaN and True are none.
+    """
+    plain = as_plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, int | float) or not least <= plain < below:
+        limits = f"from {least:g}" if below == math.inf else f"from {least:g} to below {below:g}"
+        raise ValueError(f"{name} is {shown(value)}; it must be a finite number, {limits}")
+    return float(plain)
 
 
 def as_plain(value: Any) -> Any:

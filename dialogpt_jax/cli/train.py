@@ -174,28 +174,11 @@ def _train(args: argparse.Namespace) -> int:
 def options_of(args: argparse.Namespace) -> Any:
     """The options that the flags say; what they do not say is the recipe's, or the default."""
     from dialogpt_jax.run.options import TrainOptions
-    from dialogpt_jax.training.recipes import Recipe
+    from dialogpt_jax.training.recipes import named_recipe
 
     fields = {field.name for field in dataclasses.fields(TrainOptions)}
     said = {name: value for name, value in vars(args).items() if name in fields and value is not None}
-    del said["checkpoint_blocks"]
-    base: dict[str, Any] = {"steps": 1000}
-    if args.recipe is not None:
-        recipe = Recipe.paper()
-        if args.fixed:
-            recipe = recipe.fixed(*([] if args.fixed == "all" else args.fixed.split(",")))
-        numbers = dataclasses.asdict(recipe.numbers)
-        del numbers["max_length"]  # the data has its own
-        base = {name: value for name, value in numbers.items() if name in fields}
-        base |= {"recipe": recipe, "evaluate_every": numbers["validate_every"]}
-    elif args.fixed:
-        raise ValueError("--fixed names quirks of a recipe; give --recipe paper too")
-    steps = said.get("steps", base["steps"])
-    tenth = max(steps // 10, 1)
-    rises = said.get("schedule", base.get("schedule", "")).startswith("noam")  # it has no run without a warm-up
-    base = {"warmup": max(min(steps // 10, 1000), int(rises)), "evaluate_every": tenth, "save_every": tenth} | base
-    said.pop("recipe", None)
-    return TrainOptions(**(base | said), checkpoint_blocks=args.checkpoint_blocks)
+    return TrainOptions(**said | {"recipe": named_recipe(args.recipe, args.fixed)})
 
 
 def _compile_only(args: argparse.Namespace) -> int:
@@ -211,16 +194,6 @@ def _compile_only(args: argparse.Namespace) -> int:
         config = sizes_of(args.config)
     options = options_of(args)
     streams.tell(f"compiling for {args.topology}; the large model takes some minutes")
-    report = dry_run(
-        options.with_dropout(config),
-        topology=args.topology,
-        mesh=parse_mesh(args.mesh or ""),
-        rows=options.batch_size,
-        length=args.max_length or min(128, config.n_positions),
-        optimizer=options.transformation(config),
-        compute_dtype=options.compute_dtype,
-        accumulate=options.accumulate,
-        checkpoint_blocks=options.checkpoint_blocks,
-    )
+    report = dry_run(config, options, topology=args.topology, mesh=parse_mesh(args.mesh or ""))
     streams.show(render(report))
     return 0 if all(program.fits for program in report.programs) else 1

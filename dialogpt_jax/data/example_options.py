@@ -10,6 +10,8 @@ from dialogpt_jax.data.examples import ALL
 from dialogpt_jax.data.formats import DataError
 from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 
+MAX_LENGTH = 128  # tokens of an example: those of microsoft/DialoGPT's training
+
 
 @dataclass(frozen=True)
 class ExampleOptions:
@@ -24,7 +26,7 @@ class ExampleOptions:
     """
 
     eos: int
-    max_length: int = 128
+    max_length: int = MAX_LENGTH
     train_on: str = ALL
     reverse: bool = False
     pack: bool = False
@@ -37,7 +39,7 @@ class ExampleOptions:
 def make_example_options(
     tokenizer: str | os.PathLike[str],
     *,
-    max_length: int = 128,
+    max_length: int = MAX_LENGTH,
     train_on: str = ALL,
     reverse: bool = False,
     pack: bool = False,

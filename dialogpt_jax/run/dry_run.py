@@ -9,7 +9,6 @@ Letters: B rows, T tokens.
 """
 
 import contextlib
-import functools
 import importlib.util
 import os
 import time
@@ -18,19 +17,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.data.batches import Batch
+from dialogpt_jax.data.example_options import MAX_LENGTH
 from dialogpt_jax.decoding import generate as decoding
 from dialogpt_jax.decoding.logits import Sampling, top_k_bucket
 from dialogpt_jax.model import init_params
 from dialogpt_jax.parallel.chips import CHIPS, Chip, forward_flops, training_flops
 from dialogpt_jax.parallel.mesh import make_mesh
-from dialogpt_jax.parallel.rules import batch_sharding, check_divides, decode_sharding, shardings
+from dialogpt_jax.parallel.rules import check_divides, decode_sharding, shardings
 from dialogpt_jax.run.compiled_text import collectives, loops
 from dialogpt_jax.run.dry_run_report import CompiledProgram, DryRunReport, render
-from dialogpt_jax.training.step import init_state, train_step
+from dialogpt_jax.run.options import TrainOptions
+from dialogpt_jax.run.program import lower_step
 
 __all__ = ["DryRunError", "dry_run", "render"]
 
@@ -52,26 +51,20 @@ class DryRunError(ValueError):
 
 def dry_run(
     config: GPT2Config,
+    options: TrainOptions,
     *,
     topology: str = "v5e:2x4",
     mesh: Mapping[str, int] | None = None,
-    rows: int,
-    length: int,
-    optimizer: optax.GradientTransformation | None = None,
-    compute_dtype: jax.typing.DTypeLike = jnp.bfloat16,
-    accumulate: int = 1,
-    checkpoint_blocks: bool = True,
     max_new_tokens: int | None = 64,
     sampling: Sampling | None = None,
 ) -> DryRunReport:
-    """Compiles the train step, and `generate`, for TPUs that are not here.
+    """Compiles the step that `fit` would run, and `generate`, for TPUs that are not here.
 
     Args:
       config: the model.
+      options: the run; a batch has `batch_size` rows of `max_length` tokens (128, or the model's positions if fewer).
       topology: a chip and a shape, such as `v5e:2x4` or `v5p:2x2x2`.
       mesh: sizes of the axes, as `parse_mesh` gives them; all devices on `data` by default.
-      rows, length: of a batch, B and T, over all devices.
-      optimizer, compute_dtype, accumulate, checkpoint_blocks: as `train_step`; AdamW with clipping by default.
       max_new_tokens: of `generate`, for as many prompts of as many tokens as fit; `None`: it is not compiled.
       sampling: how `generate` chooses; greedily by default.
 
@@ -79,19 +72,19 @@ def dry_run(
       DryRunError: libtpu is not installed, or the topology is unknown.
       MeshError: the mesh does not fit the topology's devices, the model, or the rows.
     """
+    rows, again = options.batch_size, options.checkpoint_blocks
+    length = options.max_length or min(MAX_LENGTH, config.n_positions)
     if not 1 <= length <= config.n_positions:
-        raise DryRunError(f"length is {length}; the model's positions allow 1 to {config.n_positions}")
+        raise DryRunError(f"max_length is {length}; the model's positions allow 2 to {config.n_positions}")
     devices = topology_devices(topology)
     placed = make_mesh(mesh, devices)
-    if rows % accumulate:
-        raise DryRunError(f"a batch of {rows} rows does not divide into {accumulate} parts")
-    check_divides(config, placed, rows=rows // accumulate)
+    if rows % options.accumulate:
+        raise DryRunError(f"a batch of {rows} rows does not divide into {options.accumulate} parts")
+    check_divides(config, placed, rows=rows // options.accumulate)
     chip = chip_of(devices)
-    optimizer = optimizer or optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
-    how = {"compute_dtype": compute_dtype, "accumulate": accumulate, "checkpoint_blocks": checkpoint_blocks}
     start = time.perf_counter()
-    lowered = lower_train_step(config, placed, optimizer=optimizer, rows=rows, length=length, **how)
-    flops = training_flops(config, rows, length, again=checkpoint_blocks) / len(devices)
+    lowered = lower_step(options, config, placed, rows=rows, length=length)
+    flops = training_flops(config, rows, length, again=again) / len(devices)
     programs = [_compiled("train step", lowered, flops, chip, len(devices), start)]
     if max_new_tokens is not None:
         start, replies = time.perf_counter(), -(-rows // len(devices)) * len(devices)
@@ -103,7 +96,7 @@ def dry_run(
             length=prompt,
             max_new_tokens=max_new_tokens,
             sampling=sampling or Sampling(),
-            dtype=compute_dtype,
+            dtype=options.compute_dtype,
         )
         flops = forward_flops(config, replies, prompt, head_tokens=replies) / len(devices)
         programs.append(_compiled(f"generate {max_new_tokens}", lowered, flops, chip, len(devices), start))
@@ -153,21 +146,6 @@ def chip_of(devices: list[Any]) -> Chip:
         chip.memory_speed / cores,
         chip.network / cores,
     )
-
-
-def lower_train_step(config, mesh, *, optimizer, rows, length, **how) -> Any:
-    """The jitted, donated train step on a mesh, lowered from shapes alone; `how` as `train_step`."""
-
-    def fresh():
-        key = jax.random.key(0)
-        return init_state(init_params(config, key), optimizer, key)
-
-    state = jax.eval_shape(fresh)
-    places = shardings(state, mesh)
-    tokens, weights = (_shape((rows, length), dtype, batch_sharding(mesh)) for dtype in (jnp.int32, jnp.float32))
-    step = functools.partial(train_step, config=config, optimizer=optimizer, mesh=mesh, **how)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
-    return jitted.lower(_placed(state, places), Batch(tokens, weights))
 
 
 def lower_decoding(config, mesh, *, rows, length, max_new_tokens, sampling, dtype) -> Any:

@@ -32,7 +32,7 @@ from dialogpt_jax.parallel.rules import batch_sharding, check_divides
 from dialogpt_jax.run.checkpoints import Checkpoints
 from dialogpt_jax.run.journal import Journal, Pace, progress_line
 from dialogpt_jax.run.options import TrainOptions
-from dialogpt_jax.run.program import compile_program, shardings_of
+from dialogpt_jax.run.program import make_program, shardings_of
 from dialogpt_jax.run.same_run import differences, json_round_trip
 from dialogpt_jax.run.stopping import Stopping
 from dialogpt_jax.training.step import TrainState
@@ -100,7 +100,7 @@ def fit(
     mesh = make_mesh() if mesh is None else mesh
     folder = None if out is None else Path(out)
     check_divides(config, mesh)
-    program = compile_program(options, config, mesh)
+    program = make_program(options, config, mesh)
     identity = _identity(options, config, examples, mesh)
     checkpoints = _open(folder, options)
     try:

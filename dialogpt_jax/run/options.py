@@ -1,88 +1,146 @@
 """What a training run is told: numbers and names in; the optimiser, the planner of its batches and its identity out."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
+from dialogpt_jax.arguments import as_number, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Buckets, Planner
-from dialogpt_jax.training.optim import make_optimizer
+from dialogpt_jax.training.optim import OPTIMIZERS, UnknownOptimizer, make_optimizer
 from dialogpt_jax.training.recipes import Recipe
-from dialogpt_jax.training.schedules import make_schedule
+from dialogpt_jax.training.schedules import SCHEDULES, UnknownSchedule, make_schedule
 from dialogpt_jax.weights.dtypes import parse_dtype
 
-MOST = 3.4e38  # float32's end
+LARGEST = 3.4e38  # float32's
+
+# What stands where neither the caller nor a recipe says a number; `warmup`, `evaluate_every` and `save_every` follow the
+# number of steps.
+DEFAULTS: dict[str, Any] = {
+    "steps": 1000,
+    "batch_size": 32,
+    "accumulate": 1,
+    "learning_rate": 1e-4,
+    "schedule": "linear",
+    "weight_decay": 0.01,
+    "b2": 0.999,
+    "clip": 1.0,
+    "seed": 0,
+}
+LONGEST_WARMUP = 1000
+TOLD = ("log_every", "evaluate_every", "save_every", "keep")  # of no meaning to the numbers that come out
+UNSAID: Any = None  # so the fields below have the type that they have once they are filled in
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """A training run, but for its data, its model and where it runs.
 
+    A number that is not said is the recipe's, if there is one, or the default in brackets. After that every field has
+    its value: `TrainOptions().batch_size` is 32, `TrainOptions(recipe=Recipe.paper()).batch_size` is 512.
+
     Attributes:
-      steps: of the optimiser.
-      batch_size: examples of the full length in a step, over all devices and parts; a shorter bucket has more rows.
-      accumulate: parts that a batch is computed in, one after the other: less memory, the same result.
-      learning_rate: the schedule's peak; noam and noamwd scale it (see `schedules.py`).
-      warmup: steps to the peak.
-      schedule: constant, linear, cosine, noam, noamwd or trapezoid.
+      steps: of the optimiser (1000).
+      batch_size: examples of the full length in a step, over all devices and parts; a shorter bucket has more rows (32).
+      accumulate: parts that a batch is computed in, one after the other: less memory, the same result (1).
+      learning_rate: the schedule's peak; noam and noamwd scale it, see `schedules.py` (1e-4).
+      warmup: steps to the peak (a tenth of the run, at most 1000).
+      schedule: constant, linear, cosine, noam, noamwd or trapezoid (linear).
       decay: steps of a trapezoid's fall, or between noamwd's halvings.
       optimizer: adamw or muon.
-      weight_decay, b2, clip: see `optim.py`; a clip of 0 is none.
+      weight_decay: of matrices and embeddings, see `optim.py` (0.01).
+      b2: of Adam (0.999).
+      clip: greatest norm of the gradient; 0 is none (1.0).
       dropout: everywhere in the model; `None` is what its config says.
-      dtype: of the products; parameters and the optimiser are float32 always.
-      seed: of the order of the data and of dropout.
+      dtype: of the products, float32 or bfloat16; parameters and the optimiser are float32 always.
+      seed: of the order of the data and of dropout (0).
       max_length: of a row in tokens; `None`: that of prepared data, or of the longest example, up to a multiple of 8.
       buckets: lengths of batches, each a program to compile; 1 pads every example to the longest.
       checkpoint_blocks: compute the inside of every block twice, and keep less.
-      recipe: the paper's quirks; its optimiser and its batches replace those above, with these numbers.
-      log_every, evaluate_every, save_every: in steps; 0 is never (the last step does all three).
+      recipe: the paper's quirks and numbers; its optimiser and its batches replace those above.
+      log_every: steps between two lines; 0 is never. The last step does all three.
+      evaluate_every, save_every: steps between two evaluations, or checkpoints; 0 is never (a tenth of the run).
       keep: newest checkpoints that stay; the best one stays too.
+
+    Raises:
+      ValueError: a number or a name that cannot be, in one line.
     """
 
-    steps: int
-    batch_size: int = 32
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    warmup: int = 0
-    schedule: str = "linear"
+    steps: int = UNSAID
+    batch_size: int = UNSAID
+    accumulate: int = UNSAID
+    learning_rate: float = UNSAID
+    warmup: int = UNSAID
+    schedule: str = UNSAID
     decay: int | None = None
     optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    b2: float = 0.999
-    clip: float = 1.0
+    weight_decay: float = UNSAID
+    b2: float = UNSAID
+    clip: float = UNSAID
     dropout: float | None = None
     dtype: str = "float32"
-    seed: int = 0
+    seed: int = UNSAID
     max_length: int | None = None
     buckets: int = 8
     checkpoint_blocks: bool = False
     recipe: Recipe | None = None
     log_every: int = 10
-    evaluate_every: int = 0
-    save_every: int = 0
+    evaluate_every: int = UNSAID
+    save_every: int = UNSAID
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "buckets", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "warmup", "weight_decay", "clip", "log_every", "evaluate_every", "save_every"):
-            if not 0 <= getattr(self, name) <= MOST:  # NaN neither
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number from 0")
-        if self.steps >= 2**31:
-            raise ValueError(f"steps is {self.steps}; they are counted up to 2^31 − 1")
-        if not 0 <= self.b2 < 1:
-            raise ValueError(f"b2 is {self.b2}; it is a share from 0 to below 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^32 − 1")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}; an example has at least 2 tokens")
-        if self.decay is not None and self.decay < 1:
-            raise ValueError(f"decay is {self.decay}; it must be at least 1 step")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it is a share from 0 to below 1")
+        self._fill_in()
+        for name in ("batch_size", "accumulate", "buckets", "keep", "steps"):
+            self._check(name, as_whole_number, least=1, most=2**31 - 1)
+        for name in ("warmup", "log_every", "evaluate_every", "save_every"):
+            self._check(name, as_whole_number, least=0, most=2**31 - 1)
+        for name in ("learning_rate", "weight_decay", "clip"):
+            self._check(name, as_number, below=LARGEST)
+        for name in ("b2", "dropout"):
+            self._check(name, as_number, below=1)
+        self._check("seed", as_whole_number, least=0, most=2**32 - 1)
+        self._check("max_length", as_whole_number, least=2)
+        self._check("decay", as_whole_number, least=1)
+        if self.schedule not in SCHEDULES:
+            raise UnknownSchedule(f"no schedule is called {self.schedule!r}; there are {', '.join(SCHEDULES)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise UnknownOptimizer(f"no optimiser is called {self.optimizer!r}; there are {', '.join(OPTIMIZERS)}")
+        if self.recipe is not None and self.optimizer != "adamw":
+            raise ValueError(f"optimizer is {self.optimizer}; the recipe has an optimiser of its own: give one of them")
+        object.__setattr__(self, "dtype", parse_dtype(self.dtype).name)
+        if self.dtype == "float16":
+            raise ValueError(
+                "dtype is float16; small gradients would become 0 there, as the loss is not scaled: take bfloat16"
+            )
+
+    def _fill_in(self) -> None:
+        """What was not said: the recipe's number, or the default."""
+        if self.recipe is not None and not isinstance(self.recipe, Recipe):
+            raise TypeError(f"recipe is {shown(self.recipe)}; give Recipe.paper(), or one made from it")
+        found = dict(DEFAULTS)
+        if self.recipe is not None:
+            numbers = dataclasses.asdict(self.recipe.numbers)
+            found |= {name: numbers[name] for name in (*DEFAULTS, "warmup", "decay")}
+            found["evaluate_every"] = numbers["validate_every"]
+        steps = as_whole_number("steps", found["steps"] if self.steps is None else self.steps, least=1, most=2**31 - 1)
+        rises = str(found["schedule"] if self.schedule is None else self.schedule).startswith("noam")
+        tenth = max(steps // 10, 1)
+        found.setdefault("warmup", max(min(steps // 10, LONGEST_WARMUP), int(rises)))  # noam has no run without one
+        found.setdefault("evaluate_every", tenth)
+        found.setdefault("save_every", tenth)
+        for name, value in found.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check(self, name: str, convert: Callable[..., Any], **limits: Any) -> None:
+        """The field as a plain number of Python, for checkpoints hold it as JSON; `None` stays."""
+        value = getattr(self, name)
+        if value is not None:
+            object.__setattr__(self, name, convert(name, value, **limits))
 
     @property
     def compute_dtype(self) -> Any:
@@ -129,9 +187,13 @@ class TrainOptions:
     def identity(self) -> dict[str, Any]:
         """What a run must not change when it goes on, as JSON: all that has to do with the numbers that come out."""
         said = dataclasses.asdict(self)
-        for name in ("log_every", "evaluate_every", "save_every", "keep", "checkpoint_blocks"):
+        for name in (*TOLD, "checkpoint_blocks"):
             del said[name]
         return said
+
+    def without_what_is_told(self) -> "TrainOptions":
+        """The same run, all that decides how often something is told or kept at one value: what is compiled is the same."""
+        return dataclasses.replace(self, **dict.fromkeys(TOLD, 1))
 
     def _numbered(self) -> Recipe:
         """The recipe with this run's numbers."""
@@ -143,6 +205,7 @@ class TrainOptions:
             learning_rate=self.learning_rate,
             warmup=self.warmup,
             schedule=self.schedule,
+            decay=self.decay,
             clip=self.clip,
             weight_decay=self.weight_decay,
             b2=self.b2,

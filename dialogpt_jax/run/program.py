@@ -16,17 +16,6 @@ from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.training.step import TrainState, init_state, train_step
 
 
-def compile_step(
-    options: TrainOptions, config: GPT2Config, mesh: Mesh, *, rows: int, length: int
-) -> jax.stages.Compiled:
-    """The step that `fit` runs, compiled for batches of `rows` rows of `length` tokens: to be looked at."""
-    program, rows_on = compile_program(options, config, mesh), batch_sharding(mesh)
-    tokens, weights = (
-        jax.ShapeDtypeStruct((rows, length), dtype, sharding=rows_on) for dtype in (np.int32, np.float32)
-    )
-    return program.step.lower(program.layout, Batch(tokens, weights)).compile()
-
-
 class TrainProgram(NamedTuple):
     """The first state and the step, jitted; shape, dtype and sharding of every array of the state."""
 
@@ -36,9 +25,25 @@ class TrainProgram(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
+def make_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> TrainProgram:
+    """What `fit` runs on a mesh. With the same options, but for how often something is told, it is the same object."""
+    return _make_program(options.without_what_is_told(), config, mesh)
+
+
+def lower_step(options: TrainOptions, config: GPT2Config, mesh: Mesh, *, rows: int, length: int) -> jax.stages.Lowered:
+    """The step that `fit` runs, lowered for batches of `rows` rows of `length` tokens from their shapes alone.
+
+    `.compile()` compiles it for the mesh's devices, which need not be here.
+    """
+    program, rows_on = make_program(options, config, mesh), batch_sharding(mesh)
+    tokens, weights = (
+        jax.ShapeDtypeStruct((rows, length), dtype, sharding=rows_on) for dtype in (np.int32, np.float32)
+    )
+    return program.step.lower(program.layout, Batch(tokens, weights))
+
+
 @functools.lru_cache(maxsize=8)  # fit again with the same options, and nothing is compiled again
-def compile_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> TrainProgram:
-    """What `fit` runs on a mesh."""
+def _make_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> TrainProgram:
     optimizer = options.transformation(config)
 
     def begin(params: Params) -> TrainState:

@@ -10,7 +10,10 @@ apex's FusedAdam: biases and norms do not decay, epsilon is 1e-8, and each of th
     optimizer = recipe.optimizer(config.n_embd)
 
 What looks like a quirk and is none, since it changes no number here: no padding mask (rows are padded at their right and
-attention is causal), −1e4 for masked scores (its softmax is 0 in float32 as well), token types (none are used).
+attention is causal), −1e4 for masked scores (its softmax is 0 in float32 as well), token types (none are used). Two more
+need no choice. Data-parallel replicas have mean losses of their own there, whose gradients are summed: R replicas of A
+parts are R · A parts here. And "ppl" is there the exponential of the mean over *samples* of their mean loss: a run tells
+it as `valid_sample_perplexity`, beside `valid_perplexity`, which is per token.
 
 Letters: B rows, T tokens.
 """
@@ -48,6 +51,7 @@ class Numbers:
     accumulate: int = 8
     steps: int = 10_000
     schedule: str = "noam"
+    decay: int | None = None
     learning_rate: float = 1e-5
     warmup: int = 4_000
     max_length: int = 128
@@ -73,8 +77,6 @@ class Recipe:
         fixed: 0.3 means 0.3. (data_loader.py, collate)
       accumulation: [optimiser, loss] faithful: each accumulated part has its own mean loss, and the gradients of these
         means are *summed*; fixed: one mean over all targets of the batch. (LSP_train.py)
-      replicas: [optimiser, loss] the same for data-parallel replicas: faithful: own means, summed gradients (the
-        rescale denominator is 1.0); fixed: one mean. (gpt2_training/distributed.py)
       clip: [optimiser] faithful: each parameter's gradient by its own norm; fixed: all by their global norm.
       bias_correction: [optimiser] faithful: none; fixed: Adam's.
       epsilon: [optimiser] faithful: 1e-6; fixed: Adam's 1e-8.
@@ -87,18 +89,14 @@ class Recipe:
       batching: [data] faithful: examples are sorted by length within windows of 100 parts of the shuffled corpus, and
         what does not fill a batch is dropped in each window; fixed: buckets of length over the whole corpus, which drop
         less than one batch in an epoch. (data_loader.py, BucketSampler)
-      perplexity: [loop] faithful: the exponential of the mean over *samples* of their mean loss, averaged over batches;
-        fixed: per token. (lsp_model/modeling_gpt2.py, gpt2_training/eval_utils.py)
-      resume: [loop] faithful: the optimiser begins anew, only the schedule goes on, and micro-steps count from
-        2·step − 1 whatever `accumulate` is; fixed: exactly where it stopped. Fixed by default even here: it changes no
-        run that is not stopped. (LSP_train.py, --continue_from)
+      resume: [loop] faithful: the optimiser begins anew, only the schedule goes on; fixed: exactly where it stopped.
+        Fixed by default even here: it changes no run that is not stopped. (LSP_train.py, --continue_from)
       numbers: steps, rates, sizes.
     """
 
     rate: Choice = "faithful"
     weights: Choice = "faithful"
     accumulation: Choice = "faithful"
-    replicas: Choice = "faithful"
     clip: Choice = "faithful"
     bias_correction: Choice = "faithful"
     epsilon: Choice = "faithful"
@@ -106,7 +104,6 @@ class Recipe:
     dropout: Choice = "faithful"
     padding: Choice = "faithful"
     batching: Choice = "faithful"
-    perplexity: Choice = "faithful"
     resume: Choice = "fixed"
     numbers: Numbers = Numbers()
 
@@ -136,14 +133,15 @@ class Recipe:
         n = self.numbers
         if n.schedule == "noam" and self.rate == "fixed":
             return noam_to(n.learning_rate, warmup=n.warmup)
-        return make_schedule(n.schedule, learning_rate=n.learning_rate, steps=n.steps, warmup=n.warmup, d_model=d_model)
+        return make_schedule(
+            n.schedule, learning_rate=n.learning_rate, steps=n.steps, warmup=n.warmup, d_model=d_model, decay=n.decay
+        )
 
-    def optimizer(self, d_model: int, *, replicas: int = 1) -> optax.GradientTransformation:
+    def optimizer(self, d_model: int) -> optax.GradientTransformation:
         """What takes the gradient of the mean loss of a batch that `weigh` has weighed.
 
         Args:
           d_model: the model's width, for noam.
-          replicas: data-parallel ones, of the run that is to be repeated; need not be this machine's.
         """
         n = self.numbers
         eps = 1e-6 if self.epsilon == "faithful" else 1e-8
@@ -153,16 +151,16 @@ class Recipe:
             parts.insert(0, clip_each(n.clip) if self.clip == "faithful" else optax.clip_by_global_norm(n.clip))
         if n.weight_decay:
             parts.append(optax.add_decayed_weights(n.weight_decay, None if self.decay == "faithful" else decays))
-        if (groups := self.groups(replicas)) > 1:
-            parts.insert(0, optax.scale(groups))  # the sum of the groups' gradients, from their mean
+        if self.groups > 1:
+            parts.insert(0, optax.scale(self.groups))  # the sum of the groups' gradients, from their mean
         return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule(d_model)))
 
-    def groups(self, replicas: int = 1) -> int:
+    @property
+    def groups(self) -> int:
         """How many parts of a batch have a mean loss of their own, whose gradients are summed."""
-        own_parts = self.numbers.accumulate if self.accumulation == "faithful" else 1
-        return own_parts * (replicas if self.replicas == "faithful" else 1)
+        return self.numbers.accumulate if self.accumulation == "faithful" else 1
 
-    def weigh(self, weights_BT: jax.Array, *, replicas: int = 1) -> jax.Array:
+    def weigh(self, weights_BT: jax.Array) -> jax.Array:
         """Weights with which the loss's Σ weighted / Σ weights is the mean of the groups' own means.
 
         Args:
@@ -177,7 +175,7 @@ class Recipe:
         """
         if self.weights == "faithful":
             weights_BT = (weights_BT != 0).astype(weights_BT.dtype)
-        groups, rows = self.groups(replicas), weights_BT.shape[0]
+        groups, rows = self.groups, weights_BT.shape[0]
         if groups == 1:
             return weights_BT
         if rows % groups:
@@ -218,19 +216,34 @@ class Recipe:
         state = optimizer.init(params)
         return jax.tree.map(lambda x: _counted_from(step, x), state, is_leaf=_is_schedule)
 
-    def micro_step(self, step: int) -> int:
-        """The number of parts done when a run goes on after `step` steps; an update comes at multiples of `accumulate`.
-
-        Faithful with 8 parts after 100 steps: 199 instead of 800, so the next update comes after one part of eight.
-        """
-        return 2 * step - 1 if self.resume == "faithful" and step else step * self.numbers.accumulate
-
     def _with(self, quirks: tuple[str, ...], choice: Choice) -> "Recipe":
         for name in quirks:
             if name not in QUIRKS:
                 raise UnknownQuirk(f"no quirk is called {name!r}; there are {', '.join(QUIRKS)}")
         chosen: dict[str, Any] = dict.fromkeys(quirks, choice)
         return dataclasses.replace(self, **chosen)
+
+
+def named_recipe(name: str | None, fixed: str | None = None) -> Recipe | None:
+    """The recipe of a name, with quirks fixed; `None` where no name is given.
+
+    Args:
+      name: "paper".
+      fixed: names of quirks between commas, or "all".
+
+    Raises:
+      ValueError: no recipe has this name, or quirks are named without a recipe.
+      UnknownQuirk: no quirk is called so.
+    """
+    if name is None:
+        if fixed:
+            raise ValueError("--fixed names quirks of a recipe; give --recipe paper too")
+        return None
+    if name != "paper":
+        raise ValueError(f"no recipe is called {name!r}; there is paper")
+    if not fixed:
+        return Recipe.paper()
+    return Recipe.paper().fixed(*([] if fixed == "all" else fixed.split(",")))
 
 
 QUIRKS = tuple(field.name for field in dataclasses.fields(Recipe) if field.name != "numbers")
@@ -242,20 +255,3 @@ def _is_schedule(state: Any) -> bool:
 
 def _counted_from(step: int, state: Any) -> Any:
     return state._replace(count=jnp.asarray(step, jnp.int32)) if _is_schedule(state) else state
-
-
-def token_perplexity(losses_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
-    """exp(Σ weight · loss / Σ weight): what a token costs on average."""
-    return jnp.exp((losses_BT * weights_BT).sum() / weights_BT.sum())
-
-
-def sample_perplexity(losses_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
-    """exp(mean over rows of their mean loss), what microsoft/DialoGPT reports as ppl.
-
-    A row of 3 tokens counts as much as one of 30, and a token that counts at all counts 1. A row without targets is
-    left out (there it would be 0/0).
-    """
-    counted_BT = weights_BT != 0
-    count_B = counted_BT.sum(axis=1)
-    means_B = (losses_BT * counted_BT).sum(axis=1) / jnp.maximum(count_B, 1)
-    return jnp.exp(means_B.sum() / (count_B > 0).sum())

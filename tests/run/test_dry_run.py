@@ -8,17 +8,23 @@ import sys
 
 import fakes
 import jax
-import optax
+import numpy as np
 import pytest
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.parallel.chips import forward_flops, peak_flops, training_flops
-from dialogpt_jax.parallel.mesh import MeshError
+from dialogpt_jax.parallel.mesh import MeshError, make_mesh
+from dialogpt_jax.parallel.rules import batch_sharding
 from dialogpt_jax.run import dry_run as dryrun
 from dialogpt_jax.run.dry_run import DryRunError, dry_run, render
 from dialogpt_jax.run.dry_run_report import collective_table
+from dialogpt_jax.run.options import TrainOptions
+from dialogpt_jax.run.program import make_program
+from dialogpt_jax.training.recipes import Recipe
 
 CONFIG = fakes.no_dropout(dataclasses.replace(fakes.TINY, n_layer=1))
+OPTIONS = TrainOptions(batch_size=16, max_length=32, dtype="bfloat16", checkpoint_blocks=True)
 CHIP = dryrun.Chip("a chip", 2**17, 1e12, 1e11, 1e9)
 
 
@@ -32,11 +38,9 @@ def here(monkeypatch):
 def test_a_report_has_the_memory_the_collectives_the_loops_and_the_time(here):
     report = dry_run(
         CONFIG,
+        OPTIONS,
         topology="here",
         mesh={"data": 2, "fsdp": 4},
-        rows=16,
-        length=32,
-        optimizer=optax.adam(1e-3),
         max_new_tokens=16,
     )
     step, generate = report.programs
@@ -68,21 +72,44 @@ def test_a_report_has_the_memory_the_collectives_the_loops_and_the_time(here):
     assert max(map(len, text.splitlines())) <= 140
 
 
+def test_it_compiles_the_step_that_fit_runs(here):
+    """With a recipe too, whose weights and dropout are within the step."""
+    options = TrainOptions(
+        steps=9, batch_size=16, accumulate=2, max_length=32, recipe=Recipe.paper().fixed("dropout"), log_every=1
+    )
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    batch = jax.device_put(Batch(np.ones((16, 32), np.int32), np.ones((16, 32), np.float32)), batch_sharding(mesh))
+
+    def flops(options):
+        program = make_program(options, CONFIG, mesh)
+        return program.step.lower(program.layout, batch).compile().cost_analysis()["flops"]
+
+    (found,) = dry_run(CONFIG, options, mesh=mesh.shape, max_new_tokens=None).programs
+    assert found.xla_flops == flops(options) > flops(dataclasses.replace(options, recipe=None))
+
+
+def test_how_often_something_is_told_compiles_nothing_again():
+    program = make_program(OPTIONS, CONFIG, mesh := make_mesh())
+    quiet = dataclasses.replace(OPTIONS, log_every=7, evaluate_every=3, save_every=2, keep=5)
+    assert make_program(quiet, CONFIG, mesh) is program
+    assert make_program(dataclasses.replace(OPTIONS, clip=0.5), CONFIG, mesh) is not program
+
+
 def test_what_a_mesh_or_a_batch_does_not_fit_is_said_before_anything_is_compiled(here):
     with pytest.raises(MeshError, match="there are 8"):
-        dry_run(CONFIG, mesh={"fsdp": 4}, rows=16, length=32)
+        dry_run(CONFIG, OPTIONS, mesh={"fsdp": 4})
     with pytest.raises(MeshError, match=r"right sizes for this model: 1, 2, 4$"):
-        dry_run(CONFIG, mesh={"tensor": 8}, rows=16, length=32)
+        dry_run(CONFIG, OPTIONS, mesh={"tensor": 8})
     with pytest.raises(MeshError, match="8 or 16 rows would"):
-        dry_run(CONFIG, rows=12, length=32)
-    with pytest.raises(DryRunError, match="length is 49; the model's positions allow 1 to 48"):
-        dry_run(CONFIG, rows=16, length=49)
+        dry_run(CONFIG, dataclasses.replace(OPTIONS, batch_size=12))
+    with pytest.raises(DryRunError, match="max_length is 49; the model's positions allow 2 to 48"):
+        dry_run(CONFIG, dataclasses.replace(OPTIONS, max_length=49))
 
 
 def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DryRunError, match=r"pip install 'dialogpt-jax\[tpu\]'"):
-        dry_run(CONFIG, rows=8, length=32)
+        dry_run(CONFIG, OPTIONS)
 
 
 def test_a_chip_nobody_knows_and_one_of_two_cores():
@@ -111,6 +138,7 @@ def test_arithmetic_counted_by_hand_is_six_a_parameter_and_token():
 SCRIPT = """
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.run.dry_run import DryRunError, dry_run, render, topology_devices
+from dialogpt_jax.run.options import TrainOptions
 for name in ("v9:2x4", "v5e:3x5", "nonsense"):
     try:
         topology_devices(name)
@@ -122,7 +150,8 @@ config = GPT2Config(
     vocab_size=256, n_positions=128, n_embd=128, n_layer=1, n_head=4, eos_token_id=0,
     embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
 )
-report = dry_run(config, topology="v5e:2x4", mesh={"fsdp": 4, "tensor": 2}, rows=24, length=128, max_new_tokens=16)
+options = TrainOptions(batch_size=24, max_length=128, dtype="bfloat16", checkpoint_blocks=True)
+report = dry_run(config, options, topology="v5e:2x4", mesh={"fsdp": 4, "tensor": 2}, max_new_tokens=16)
 print(render(report))
 step, generate = report.programs
 assert report.chip.name == "TPU v5e" and report.devices == 8

@@ -30,25 +30,63 @@ def options_of(words: str = "") -> TrainOptions:
 @pytest.mark.parametrize(
     ("field", "values", "said"),
     [
-        (("steps", "batch_size", "accumulate", "buckets", "keep"), (0, -1), "it must be at least 1"),
         (
-            ("learning_rate", "warmup", "weight_decay", "clip", "log_every", "evaluate_every", "save_every"),
-            (-1, float("nan"), float("inf"), 1e39),
-            "it must be a finite number from 0",
+            ("steps", "batch_size", "accumulate", "buckets", "keep"),
+            (0, -1, 1.5, True, 2**31),
+            "a whole number, from 1 to",
         ),
-        (("dropout", "b2"), (-0.1, 1.0, float("nan")), "it is a share from 0 to below 1"),
-        (("seed",), (-1, 2**32), "it must be from 0 to 2^32 − 1"),
-        (("max_length",), (1, -4), "an example has at least 2 tokens"),
-        (("steps",), (2**31,), "they are counted up to 2^31 − 1"),
-        (("decay",), (0, -1), "it must be at least 1 step"),
+        (("warmup", "log_every", "evaluate_every", "save_every"), (-1, 0.5, "5"), "a whole number, from 0 to"),
+        (
+            ("learning_rate", "weight_decay", "clip"),
+            (-1, float("nan"), float("inf"), 1e39, True, "1"),
+            "a finite number, from 0",
+        ),
+        (("dropout", "b2"), (-0.1, 1.0, float("nan")), "a finite number, from 0 to below 1"),
+        (("seed",), (-1, 2**32), f"a whole number, from 0 to {2**32 - 1}"),
+        (("max_length",), (1, -4), "a whole number, at least 2"),
+        (("decay",), (0, -1), "a whole number, at least 1"),
     ],
 )
 def test_a_number_that_cannot_be_is_refused_by_its_name(field, values, said):
     for name in field:
         for value in values:
-            with pytest.raises(ValueError, match=re.escape(f"{name} is {value}; {said}")) as caught:
+            with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; it must be {said}")) as caught:
                 TrainOptions(**({"steps": 9} | {name: value}))
             assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_none_are_refused_before_anything_begins():
+    for name, value, said in (
+        ("schedule", "sine", "no schedule is called 'sine'; there are constant, linear"),
+        ("optimizer", "sgd", "no optimiser is called 'sgd'; there are adamw, muon"),
+        ("dtype", "int8", "dtype is 'int8'; known: "),
+        ("dtype", "float16", "dtype is float16; small gradients would become 0 there, as the loss is not scaled"),
+        ("recipe", "paper", "recipe is 'paper'; give Recipe.paper()"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=re.escape(said)):
+            TrainOptions(steps=9, **{name: value})
+    with pytest.raises(ValueError, match="optimizer is muon; the recipe has an optimiser of its own"):
+        TrainOptions(recipe=Recipe.paper(), optimizer="muon")
+
+
+def test_numbers_of_numpy_are_taken_and_stand_as_python_s():
+    given = TrainOptions(
+        np.int64(9), np.int32(8), learning_rate=np.float32(0.5), dropout=np.float64(0.25), seed=jnp.int32(3)
+    )
+    assert given == TrainOptions(steps=9, batch_size=8, learning_rate=0.5, dropout=0.25, seed=3)
+    assert json.loads(json.dumps(given.identity())) == given.identity()
+
+
+def test_a_recipe_s_numbers_stand_unless_others_are_said():
+    """In Python as in the command."""
+    paper = TrainOptions(recipe=Recipe.paper())
+    assert paper == options_of("--recipe paper")
+    numbers = dataclasses.asdict(Recipe.paper().numbers)
+    shared = [name for name in numbers if hasattr(paper, name) and name != "max_length"]
+    assert len(shared) == 11
+    assert {name: getattr(paper, name) for name in shared} == {name: numbers[name] for name in shared}
+    own = TrainOptions(recipe=Recipe.paper().with_numbers(batch_size=64, weight_decay=0.2), batch_size=16, clip=0.0)
+    assert (own.batch_size, own.weight_decay, own.clip, own.steps) == (16, 0.2, 0.0, 10_000)
 
 
 def test_the_ends_of_the_ranges_are_taken():
@@ -159,15 +197,22 @@ def test_a_clip_of_0_is_none():
 
 
 def test_a_plan_says_what_changes_numbers_and_nothing_else():
-    base = TrainOptions(steps=9, recipe=Recipe.paper())
+    base = TrainOptions(steps=9)
     assert json_round_trip(base.identity()) == json.loads(json.dumps(base.identity()))
     quiet = {"log_every": 3, "evaluate_every": 3, "save_every": 3, "keep": 9, "checkpoint_blocks": True}
     loud = {"steps": 8, "batch_size": 3, "accumulate": 3, "learning_rate": 0.5, "warmup": 1, "schedule": "cosine"}
     loud |= {"decay": 3, "optimizer": "muon", "weight_decay": 0.5, "b2": 0.5, "clip": 0.5, "dropout": 0.5, "seed": 1}
-    loud |= {"dtype": "bfloat16", "max_length": 8, "buckets": 2, "recipe": Recipe.paper().fixed("clip")}
-    assert {field.name for field in dataclasses.fields(TrainOptions)} == set(quiet) | set(loud)
+    loud |= {
+        "dtype": "bfloat16",
+        "max_length": 8,
+        "buckets": 2,
+    }
+    paper = dataclasses.replace(base, recipe=Recipe.paper())
+    assert {field.name for field in dataclasses.fields(TrainOptions)} == set(quiet) | set(loud) | {"recipe"}
     for name, value in quiet.items():
         assert differences(base.identity(), dataclasses.replace(base, **{name: value}).identity()) == []
     for name, value in loud.items():
         (line,) = differences(base.identity(), dataclasses.replace(base, **{name: value}).identity())
-        assert line.startswith(f"{name}.clip: " if name == "recipe" else f"{name}: ")
+        assert line.startswith(f"{name}: ")
+    (line,) = differences(paper.identity(), dataclasses.replace(paper, recipe=Recipe.paper().fixed("clip")).identity())
+    assert line.startswith("recipe.clip: ")

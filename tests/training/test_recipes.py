@@ -23,8 +23,6 @@ from dialogpt_jax.training.recipes import (
     Numbers,
     Recipe,
     UnknownQuirk,
-    sample_perplexity,
-    token_perplexity,
 )
 
 # float32 against float64 in parameters that moved by about 0.1: Adam's 1 − 0.999^n is good to 6e-5 in float32.
@@ -39,7 +37,7 @@ PARAMS = {
 }
 # Rates large enough to be seen in a few steps: noam's peak is lr · 10⁴ / √(16 · 2) = 0.035.
 PAPER = Recipe.paper().with_numbers(learning_rate=2e-5, warmup=2, accumulate=2, steps=20, weight_decay=0.3)
-STEPS, REPLICAS = 5, 3
+STEPS = 5
 
 
 def named(tree):
@@ -59,18 +57,17 @@ def mean_gradient(step, parts):
     return {name: np.mean([part_gradient(step, part)[name] for part in range(parts)], axis=0) for name in named(PARAMS)}
 
 
-def reference(recipe, d_model=WIDTH, replicas=REPLICAS, steps=STEPS):
+def reference(recipe, d_model=WIDTH, steps=STEPS):
     """`lsp_model/optim.py`'s Adam in the loop of `LSP_train.py`, the parts all of equal weight."""
     n, p = recipe.numbers, named(PARAMS)
     m, v = ({name: np.zeros_like(x) for name, x in p.items()} for _ in range(2))
-    parts = n.accumulate * replicas
+    parts = n.accumulate
     for step in range(steps):
         t, faithful = step + 1, lambda quirk: getattr(recipe, quirk) == "faithful"
         noam = min(t**-0.5, t * n.warmup**-1.5)
         rate = n.learning_rate * noam * (1e4 * d_model**-0.5 if faithful("rate") else n.warmup**0.5)
         g = {name: sum(part_gradient(step, part)[name] for part in range(parts)) for name in p}
         g = {name: x if faithful("accumulation") else x / n.accumulate for name, x in g.items()}
-        g = {name: x if faithful("replicas") else x / replicas for name, x in g.items()}
         whole = np.sqrt(sum((x**2).sum() for x in g.values()))
         for name in p:
             norm = np.sqrt((g[name] ** 2).sum()) + 1e-6 if faithful("clip") else whole
@@ -86,9 +83,9 @@ def reference(recipe, d_model=WIDTH, replicas=REPLICAS, steps=STEPS):
     return p
 
 
-def trained(recipe, replicas=REPLICAS, steps=STEPS):
+def trained(recipe, steps=STEPS):
     """What `recipe.optimizer` makes of the gradients of the batch's mean loss, all parts being of equal weight."""
-    optimizer = recipe.optimizer(WIDTH, replicas=replicas)
+    optimizer = recipe.optimizer(WIDTH)
 
     @jax.jit
     def step(params, state, grads):
@@ -97,7 +94,7 @@ def trained(recipe, replicas=REPLICAS, steps=STEPS):
 
     params, state = PARAMS, optimizer.init(PARAMS)
     for n in range(steps):
-        mean = mean_gradient(n, recipe.numbers.accumulate * replicas)
+        mean = mean_gradient(n, recipe.numbers.accumulate)
         grads = {a: {b: jnp.asarray(mean[f"{a}.{b}"], jnp.float32) for b in group} for a, group in PARAMS.items()}
         params, state = step(params, state, grads)
     return named(params)
@@ -117,7 +114,6 @@ def check(found, expected):
 BY_OPTIMIZER = {
     "rate": PAPER,
     "accumulation": PAPER.fixed("clip").with_numbers(clip=8.0),
-    "replicas": PAPER.fixed("clip").with_numbers(clip=8.0),
     "clip": PAPER,
     "bias_correction": PAPER,
     "epsilon": PAPER,
@@ -138,7 +134,7 @@ def test_a_quirk_of_the_optimiser_is_the_references_and_fixed_is_not(quirk):
 def test_all_fixed_is_plain_adamw():
     fixed = PAPER.fixed()
     check(trained(fixed), reference(fixed))
-    own = fixed.optimizer(WIDTH, replicas=REPLICAS)
+    own = fixed.optimizer(WIDTH)
     plain = adamw(fixed.schedule(WIDTH), weight_decay=0.3, clip=1.0)
     assert jax.eval_shape(own.init, PARAMS) == jax.eval_shape(plain.init, PARAMS)
     grads = jax.tree.map(jnp.ones_like, PARAMS)
@@ -180,12 +176,13 @@ def model():
     return params, np.asarray(losses_BT, np.float64)
 
 
+SIX = PAPER.with_numbers(accumulate=6)
 GROUPS = {
-    PAPER: 6,
-    PAPER.fixed("weights"): 6,
-    PAPER.fixed("replicas"): 2,
-    PAPER.fixed("accumulation"): 3,
-    PAPER.fixed("accumulation", "replicas"): 1,
+    SIX: 6,
+    SIX.fixed("weights"): 6,
+    PAPER: 2,
+    PAPER.with_numbers(accumulate=3): 3,
+    PAPER.fixed("accumulation"): 1,
     PAPER.fixed(): 1,
 }
 
@@ -199,9 +196,9 @@ def mean_of_means(losses_BT, recipe):
 @pytest.mark.parametrize("recipe", GROUPS)
 def test_weighed_rows_give_the_mean_of_each_groups_own_mean(model, recipe):
     params, losses_BT = model
-    weighed_BT = jax.jit(lambda w: recipe.weigh(w, replicas=REPLICAS))(jnp.asarray(WEIGHTS_BT))
+    weighed_BT = jax.jit(lambda w: recipe.weigh(w))(jnp.asarray(WEIGHTS_BT))
     found = jax.jit(loss, static_argnums=1)(params, CONFIG, jnp.asarray(TOKENS_BT), weighed_BT)[0]
-    assert recipe.groups(REPLICAS) == GROUPS[recipe]
+    assert recipe.groups == GROUPS[recipe]
     assert float(found) == pytest.approx(mean_of_means(losses_BT, recipe), rel=1e-5)
     others = [mean_of_means(losses_BT, other) for other in GROUPS if other != recipe]
     assert all(abs(float(found) / other - 1) > 1e-3 for other in others)  # each of the six is a number of its own
@@ -220,14 +217,7 @@ def test_a_part_without_targets_stays_without():
 
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="a batch of 12 rows does not divide into 8 equal parts"):
-        PAPER.weigh(jnp.asarray(WEIGHTS_BT), replicas=4)
-
-
-def test_perplexities_of_samples_and_of_tokens():
-    losses_BT = np.array([[0, 1.0, 1.0, 1.0], [0, 4.0, 9.9, 9.9], [0, 7.0, 7.0, 7.0]])
-    weights_BT = np.array([[0, 1.0, 1.0, 1.0], [0, 0.5, 0, 0], [0, 0, 0, 0]])
-    both = [float(f(jnp.asarray(losses_BT), jnp.asarray(weights_BT))) for f in (sample_perplexity, token_perplexity)]
-    assert both == pytest.approx([np.exp((1 + 4) / 2), np.exp((3 + 2) / 3.5)], rel=1e-5)
+        PAPER.with_numbers(accumulate=8).weigh(jnp.asarray(WEIGHTS_BT))
 
 
 # Data.
@@ -300,14 +290,6 @@ def test_faithfully_resumed_the_moments_are_gone_and_the_schedule_goes_on():
     assert distance(named(exact), named(fresh)) > 1e-3
     assert PAPER.resumed(state, optimizer, PARAMS, 3) is state is not before
     assert jax.tree.structure(resumed) == jax.tree.structure(state)
-
-
-def test_micro_steps_are_counted_from_twice_the_step_less_one():
-    assert Recipe.paper().micro_step(100) == 800
-    faithful = Recipe.paper().faithful("resume")
-    assert [faithful.micro_step(step) for step in (0, 1, 100)] == [0, 1, 199]
-    # LSP_train.py updates when the count divides by 8: after one part, where an unbroken run takes eight.
-    assert next(part for part in range(1, 9) if (faithful.micro_step(100) + part) % 8 == 0) == 1
 
 
 # The recipe itself.
