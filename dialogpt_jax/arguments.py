@@ -30,8 +30,8 @@ def as_whole_number(name: str, value: Any, *, least: int, most: int | None = Non
     except TypeError:
         number = None
     if number is None or number < least or (most is not None and number > most):
-        limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} is {shown(value)}; it must be a whole number, {limits}")
+        limits = f", at least {least}" if most is None else f" from {least} to {most}"
+        raise ValueError(f"{name} is {shown(value)}; it must be a whole number{limits}")
     return number
 
 

@@ -18,7 +18,7 @@ def test_a_whole_number_is_one_of_any_type(four):
 
 @pytest.mark.parametrize("wrong", [0, -1, np.int64(0), 5, 1.5, 4.0, np.float32(4), True, np.True_, "4", None, [4]])
 def test_what_is_no_whole_number_is_one_line(wrong):
-    with pytest.raises(ValueError, match=r"^n is .*; it must be a whole number, from 1 to 4$"):
+    with pytest.raises(ValueError, match=r"^n is .*; it must be a whole number from 1 to 4$"):
         as_whole_number("n", wrong, least=1, most=4)
 
 

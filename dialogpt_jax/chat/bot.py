@@ -8,68 +8,51 @@ Letters: B rows, T prompt tokens, N candidates.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from dialogpt_jax.arguments import as_path, as_plain, as_whole_number, shown
+from dialogpt_jax.chat.candidates import Candidate, Candidates
+from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.chat.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SAMPLING,
     checked_length,
+    checked_sampling,
     few_buckets,
     row_keys,
+    rows_of_sampling,
     seed_or_drawn,
 )
-from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates
 from dialogpt_jax.decoding.logits import Sampling
-from dialogpt_jax.model import Params
-from dialogpt_jax.text.dialogue import DialogueError, Turns, as_turns, encode
+from dialogpt_jax.text.dialogue import DialogueError, TurnList, Turns, as_turns
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 DEFAULT_ROWS = 32
 SHORTEST_BATCH = 64  # tokens; the contexts of a batch are padded to this, or 4 times as much, or 16 times
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Candidate:
-    """One of several replies.
-
-    Attributes:
-      text: the reply.
-      tokens: int32, its ids, EOS included where it ended.
-      logprobs: float32, the model's own log-probability of each.
-      logprob: their sum.
-      finished: it ended by itself.
-    """
-
-    text: str
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    logprob: float
-    finished: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Bot:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Bot(LanguageModel):
     """A dialogue model with its tokenizer; get one from `dialogpt_jax.load`.
 
     Every method that replies takes `sampling` (default `Sampling(temperature=0.7, top_k=50, top_p=0.9)`), `seed` (default
     0: a call repeats; `None` draws one and logs it) and `max_new_tokens` (default 40, EOS included). A dialogue is a
     text, a list of texts or chat messages; the context is its newest turns, dropped by whole turns where they do not fit.
 
+        bot = Bot(params, config, tokenizer)
+        bot.reply(["Hi!", "Hello.", "Any plans for today?"])
+
     Attributes:
       params: the parameters; the computation has their dtype.
       config: the sizes.
       tokenizer: text to ids.
     """
-
-    params: Params
-    config: GPT2Config
-    tokenizer: Tokenizer
 
     def reply(
         self,
@@ -96,8 +79,7 @@ class Bot:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> list[Candidate]:
         """`n` replies to one dialogue, drawn together on a shared prefix; the first is what `reply` gives."""
-        if n < 1:
-            raise ValueError(f"n is {n}; it must be at least 1")
+        n, sampling = as_whole_number("n", n, least=1), checked_sampling(sampling)
         turns, length = as_turns(turns), min(checked_length(max_new_tokens), self.config.n_positions)
         context = self.encode(turns, max_new_tokens=length)
         out = generate_candidates(
@@ -111,11 +93,11 @@ class Bot:
             keys=row_keys(seed_or_drawn(seed), [0], [len(turns)]),
         )
         out = jax.device_get(out)
-        return [self._candidate(out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i]) for i in range(n)]
+        return Candidates(self._candidate(out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i]) for i in range(n))
 
     def replies(
         self,
-        dialogues: Sequence[Turns],
+        dialogues: Iterable[TurnList],
         *,
         sampling: Sampling = DEFAULT_SAMPLING,
         seed: int | None = 0,
@@ -128,6 +110,7 @@ class Bot:
         Args:
           dialogues: each a list of texts or of messages. A plain text is refused here, since a list of texts could mean
             one dialogue or several.
+          sampling: its numbers may be arrays with one value a dialogue: value i is for dialogue i.
           batch_size: rows in a batch; by default 32, or what a quarter of the memory at hand holds.
           progress: called with (done, all) after each batch.
         """
@@ -143,7 +126,7 @@ class Bot:
 
     def answers(
         self,
-        dialogues: Sequence[Turns],
+        dialogues: Iterable[TurnList],
         *,
         sampling: Sampling = DEFAULT_SAMPLING,
         seed: int | None = 0,
@@ -153,9 +136,12 @@ class Bot:
     ) -> list[Candidate]:
         """`replies` with what is known of each: tokens, log-probabilities, whether it ended by itself."""
         checked = _as_dialogues(dialogues)
+        sampling = checked_sampling(sampling, len(checked))
         longest_reply, seed = min(checked_length(max_new_tokens), self.config.n_positions), seed_or_drawn(seed)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if batch_size is not None:
+            batch_size = as_whole_number("batch_size", batch_size, least=1)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
         contexts = [self.encode(turns, max_new_tokens=longest_reply) for turns in checked]
         rows = batch_size or self._rows_that_fit(len(contexts), max(map(len, contexts), default=1), longest_reply)
         # By bucket first: so the programs are one for each length there is, however many dialogues there are.
@@ -174,7 +160,7 @@ class Bot:
                 self.config,
                 tokens_BT,
                 lengths_B,
-                sampling=sampling,
+                sampling=rows_of_sampling(sampling, filled),
                 max_new_tokens=longest_reply,
                 keys=row_keys(seed, filled, [len(checked[i]) for i in filled]),
             )
@@ -183,7 +169,7 @@ class Bot:
                 found[i] = self._candidate(out.tokens[row], out.logprobs[row], out.lengths[row])
             if progress is not None:
                 progress(len(found), len(contexts))
-        return [found[i] for i in range(len(contexts))]
+        return Candidates(found[i] for i in range(len(contexts)))
 
     def stream(
         self,
@@ -195,8 +181,7 @@ class Bot:
     ) -> Iterator[str]:
         """The reply in pieces of text, as it is drawn; joined they are what `reply` gives. Pieces are whole characters."""
         *before, newest = as_turns(turns)
-        seed, length = seed_or_drawn(seed), checked_length(max_new_tokens)
-        chat = Chat(self, seed=seed, sampling=sampling, max_new_tokens=length, turns=before)
+        chat = Chat(self, seed=seed, sampling=sampling, max_new_tokens=max_new_tokens, turns=before)
         return chat.stream(newest)
 
     def chat(
@@ -207,25 +192,13 @@ class Bot:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> Chat:
         """A conversation, `dialogpt_jax.Chat`, that keeps its turns and, between them, the cache."""
-        seed, length = seed_or_drawn(seed), checked_length(max_new_tokens)
-        return Chat(self, seed=seed, sampling=sampling, max_new_tokens=length)
+        return Chat(self, seed=seed, sampling=sampling, max_new_tokens=max_new_tokens)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes a model directory that this package, transformers and CTranslate2 load."""
         from dialogpt_jax.weights.directory import write_directory
 
-        write_directory(directory, self.params, self.config, self.tokenizer)
-
-    def encode(self, turns: Sequence[str], *, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> list[int]:
-        """The context ids of a reply to `turns` (`text.dialogue.encode`)."""
-        config = self.config
-        return encode(
-            self.tokenizer,
-            turns,
-            eos=config.eos_token_id,
-            n_positions=config.n_positions,
-            max_new_tokens=max_new_tokens,
-        )
+        write_directory(as_path("directory", directory), self.params, self.config, self.tokenizer)
 
     def _candidate(self, tokens, logprobs, length) -> Candidate:
         tokens, logprobs = tokens[:length], logprobs[:length]
@@ -261,14 +234,13 @@ def load(
     from dialogpt_jax.weights.directory import load_params
     from dialogpt_jax.weights.hub import resolve
 
-    folder = bundled_directory() if model is None else resolve(model, revision=revision)
+    folder = bundled_directory() if model is None else resolve(as_path("model", model), revision=revision)
     params, config = load_params(folder, dtype=dtype)
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model a vocabulary of {config.vocab_size}"
-        )
-    return Bot(params, config, tokenizer)
+    try:
+        return Bot(params, config, tokenizer)
+    except ValueError as error:  # two files that do not belong together
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def bundled_directory() -> Path:
@@ -276,10 +248,11 @@ def bundled_directory() -> Path:
     return Path(__file__).resolve().parents[1] / "bundled" / "model"
 
 
-def _as_dialogues(dialogues: Iterable[Turns]) -> list[list[str]]:
-    if not isinstance(dialogues, Iterable):
+def _as_dialogues(dialogues: Iterable[TurnList]) -> list[list[str]]:
+    plain = as_plain(dialogues)
+    if not isinstance(plain, Iterable):
         raise DialogueError(f"replies takes a list of dialogues; got {type(dialogues).__name__}")
-    dialogues = list(dialogues)
+    dialogues = list(plain)
     if any(isinstance(d, str | Mapping) for d in dialogues):
         raise DialogueError(
             "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply"

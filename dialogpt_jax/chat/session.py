@@ -6,59 +6,95 @@ own, and every reply equals that of a fresh prefill.
 """
 
 import contextlib
+import html
 import json
 import os
+import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, few_buckets, row_keys
+from dialogpt_jax.arguments import as_path, as_plain, shown
+from dialogpt_jax.chat.candidates import on_one_line
+from dialogpt_jax.chat.language_model import LanguageModel
+from dialogpt_jax.chat.settings import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_SAMPLING,
+    checked_length,
+    checked_sampling,
+    few_buckets,
+    row_keys,
+    seed_or_drawn,
+)
 from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.decoding.generate import bucket_of
-from dialogpt_jax.decoding.logits import Sampling, as_arrays, top_k_bucket
+from dialogpt_jax.decoding.logits import Sampling, as_arrays, describe_sampling, top_k_bucket
 from dialogpt_jax.text.dialogue import Turns, as_turns, texts_of
 
-if TYPE_CHECKING:
-    from dialogpt_jax.chat.bot import Bot
-
 FORMAT = "dialogpt_jax chat 1"
+_SHOWN_TURNS = 12
+_BEGINNING = threading.Lock()  # held while a thread looks whether a chat is free, and takes it
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "seed": seed_or_drawn,
+    "sampling": checked_sampling,
+    "max_new_tokens": checked_length,
+}
 
 
 class ChatError(ValueError):
-    """There is nothing to undo or retry, or a file holds no chat."""
+    """There is nothing to undo or retry, another thread is using the chat, or a file holds no chat."""
 
 
 class Chat:
     """A conversation with a bot.
 
-    The user speaks first and the turns alternate. A reply is a function of the turns, the seed and the number of tries,
-    so the same line after `undo` gets the same reply, and `retry` another.
+    The turns alternate and the next one is the user's. A reply is a function of the turns, the seed and the number of
+    tries, so the same line after `undo` gets the same reply, and `retry` another. One thread at a time: what another calls
+    while a reply is being made is a `ChatError`.
+
+        chat = Chat(bot, seed=7)
+        chat.say("Hi!")
+
+    Args:
+      model: a `Bot`, or any `LanguageModel`.
+      seed, sampling, max_new_tokens: as for a `Bot`; one number each, since there is one dialogue.
+      turns: what was said before, as texts or messages.
 
     Attributes:
-      seed, sampling, max_new_tokens: as given; the last two may be set between turns.
+      seed, sampling, max_new_tokens: as given; they may be set between turns.
       finished: whether the last reply ended by itself.
+      context_tokens: how many tokens of context the last reply had.
     """
+
+    seed: int
+    sampling: Sampling
+    max_new_tokens: int
 
     def __init__(
         self,
-        bot: "Bot",
+        model: LanguageModel,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: Sampling = DEFAULT_SAMPLING,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         turns: Turns = (),
     ):
-        self.seed, self.sampling, self.max_new_tokens = seed, sampling, max_new_tokens
+        if not isinstance(model, LanguageModel):
+            raise TypeError(f"a chat is with a Bot; got {shown(model)}; `load` gives one")
+        self.seed, self.sampling, self.max_new_tokens = seed_or_drawn(seed), sampling, max_new_tokens
         self.finished, self.context_tokens = True, 0
-        self._bot, self._turns, self._attempt = bot, texts_of(turns), 0
+        self._model, self._turns, self._attempt = model, texts_of(turns), 0
         self._cache: Any = None
         self._cached: list[int] = []
         # Weak, so that a stream which its reader drops is closed at once, and recorded.
         self._running: Callable[[], Generator[str, None, None] | None] = lambda: None
+        self._thread = 0  # which began it
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _CHECKS[name](value) if name in _CHECKS else value)
 
     @property
     def turns(self) -> list[str]:
@@ -71,18 +107,16 @@ class Chat:
 
     def stream(self, text: str) -> Generator[str, None, None]:
         """The reply in pieces. Left before its end, what was said by then is the reply; an error takes the turn back."""
-        self._settle()
-        text = as_turns([*self._turns, text])[-1]
-        return self._run(self._turns, text, attempt=0)
+        with self._free():
+            text = as_turns([*self._turns, text])[-1]
+            return self._run(self._turns, text, attempt=0)
 
     def undo(self) -> str:
         """Takes the last turn and its reply back; the user's text."""
-        self._settle()
-        if not self._turns:
-            raise ChatError("nothing to undo: the chat has no reply yet")
-        text = self._turns[-2]
-        self._turns, self._attempt = self._turns[:-2], 0
-        return text
+        with self._free():
+            text = self._last_answered("undo")
+            self._turns, self._attempt = self._turns[:-2], 0
+            return text
 
     def retry(self) -> str:
         """Another reply to the last turn."""
@@ -90,28 +124,27 @@ class Chat:
 
     def retry_stream(self) -> Generator[str, None, None]:
         """`retry` in pieces; the old reply stays until the new one has begun to be said."""
-        self._settle()
-        if not self._turns:
-            raise ChatError("nothing to retry: the chat has no reply yet")
-        return self._run(self._turns[:-2], self._turns[-2], attempt=self._attempt + 1)
+        with self._free():
+            text = self._last_answered("retry")
+            return self._run(self._turns[:-2], text, attempt=self._attempt + 1)
 
     def reset(self) -> None:
         """Forgets all turns."""
-        self._settle()
-        self._turns, self._attempt = [], 0
+        with self._free():
+            self._turns, self._attempt = [], 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes turns, seed and settings as one JSON object; its `turns` are a line of training data."""
-        self._settle()
-        state = {
-            "format": FORMAT,
-            "turns": self._turns,
-            "seed": self.seed,
-            "attempt": self._attempt,
-            "max_new_tokens": self.max_new_tokens,
-            "sampling": dict(vars(self.sampling)),
-        }
-        path = Path(path)
+        path = as_path("path", path)
+        with self._free():
+            state = {
+                "format": FORMAT,
+                "turns": self._turns,
+                "seed": self.seed,
+                "attempt": self._attempt,
+                "max_new_tokens": self.max_new_tokens,
+                "sampling": {name: as_plain(value) for name, value in vars(self.sampling).items()},
+            }
         part = path.parent / (path.name + ".part")
         try:
             part.write_text(json.dumps(state, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -123,19 +156,20 @@ class Chat:
                 part.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], bot: "Bot") -> "Chat":
+    def load(cls, path: str | os.PathLike[str], model: LanguageModel) -> "Chat":
         """The chat of a file, to go on as it would have gone on.
 
         Raises:
           ChatError: the file holds no chat.
         """
+        path = as_path("path", path)
         try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            state = json.loads(path.read_text(encoding="utf-8"))
             if state["format"] != FORMAT:
                 raise ValueError(f"its format is {state['format']!r}")
             turns = state["turns"]
-            if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns) or len(turns) % 2:
-                raise ValueError("its turns are not pairs of texts")
+            if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
+                raise ValueError("its turns are not a list of texts")
             seed, attempt, length = state["seed"], state["attempt"], state["max_new_tokens"]
             "".join(turns).encode()  # a lone surrogate would break every later turn
             for number, least, most in ((seed, 0, 2**63), (attempt, 0, 2**32), (length, 1, 2**31)):
@@ -146,24 +180,59 @@ class Chat:
                 raise ValueError("its sampling holds no numbers")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ChatError(f"{path}: not a saved chat ({error})") from None
-        chat = cls(bot, seed=seed, sampling=sampling, max_new_tokens=length, turns=turns)
+        chat = cls(model, seed=seed, sampling=sampling, max_new_tokens=length, turns=turns)
         chat._attempt = attempt
         return chat
 
-    def _settle(self) -> None:
-        """Ends a stream that someone still holds, so that what it said is a turn."""
-        running = self._running()
-        if running is not None:
-            running.close()
+    def __repr__(self) -> str:
+        first = max(len(self._turns) - _SHOWN_TURNS, 0)
+        lines = [f"Chat({len(self._turns)} turns; seed {self.seed}, {describe_sampling(self.sampling)})"]
+        lines += [f"  … {first} turns before"] if first else []
+        return "\n".join([*lines, *(f"  {who}: {on_one_line(text)}" for who, text in self._said()[first:])])
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><th>{who}</th><td style='text-align:left'>{html.escape(text)}</td></tr>" for who, text in self._said()
+        )
+        return f"<table>{''.join(rows)}</table>"
+
+    def _said(self) -> list[tuple[str, str]]:
+        """Who said what: the last turn is the bot's, the one before it the user's, and so on back."""
+        last = len(self._turns) - 1
+        return [("bot" if (last - i) % 2 == 0 else "user", text) for i, text in enumerate(self._turns)]
+
+    def _last_answered(self, what: str) -> str:
+        """The user's text before the last reply."""
+        if len(self._turns) < 2:
+            raise ChatError(f"nothing to {what}: the chat has no reply yet; say something first")
+        return self._turns[-2]
+
+    @contextlib.contextmanager
+    def _free(self) -> Iterator[None]:
+        """The chat with no reply on its way. A stream that this thread still holds ends: what it said is a turn.
+
+        Raises:
+          ChatError: another thread's reply is not at its end.
+        """
+        with _BEGINNING:
+            running = self._running()
+            if running is not None and running.gi_frame is not None:
+                if running.gi_running or self._thread != threading.get_ident():
+                    raise ChatError(
+                        "the chat is replying in another thread; wait for the end of that reply, or give each thread a "
+                        "chat of its own"
+                    )
+                running.close()
+            yield
 
     def _run(self, before: list[str], text: str, *, attempt: int) -> Generator[str, None, None]:
         pieces = self._stream(before, text, attempt)
-        self._running = weakref.ref(pieces)
+        self._running, self._thread = weakref.ref(pieces), threading.get_ident()
         return pieces
 
     def _stream(self, before: list[str], text: str, attempt: int) -> Generator[str, None, None]:
-        tokenizer, eos = self._bot.tokenizer, self._bot.config.eos_token_id
-        context = self._bot.encode([*before, text], max_new_tokens=self.max_new_tokens)
+        tokenizer, eos = self._model.tokenizer, self._model.config.eos_token_id
+        context = self._model.encode([*before, text], max_new_tokens=self.max_new_tokens)
         keys_B = row_keys(self.seed, [0], [len(before) + 1], [attempt])
         self.context_tokens = len(context)
         ids: list[int] = []
@@ -189,19 +258,19 @@ class Chat:
 
     def _tokens(self, context: list[int], keys_B: Any) -> Iterator[int]:
         """The reply's ids one by one. The cache is taken out, and put back when a call has returned it."""
-        bot, config, sampling = self._bot, self._bot.config, as_arrays(self.sampling)
+        params, config, sampling = self._model.params, self._model.config, as_arrays(self.sampling)
         bucket = top_k_bucket(self.sampling, config.vocab_size)
         same = _shared_length(self._cached, context[:-1])
         cache, self._cache, self._cached = self._cache, None, []
         if cache is None:
-            dtype, same = bot.params["wte"]["embedding"].dtype, 0
+            dtype, same = params["wte"]["embedding"].dtype, 0
             cache = streaming.empty_cache(config, 1, config.n_positions, dtype)
         new = context[same:]
         tokens_BT = np.zeros((1, few_buckets(len(new), config.n_positions)), np.int32)
         tokens_BT[0, : len(new)] = new
         lengths_B = np.array([len(context)], np.int32)
         cache, state = streaming.start(
-            bot.params,
+            params,
             config,
             tokens_BT,
             np.array([len(new)], np.int32),
@@ -225,7 +294,7 @@ class Chat:
             if not done:
                 yield ids[-1]
                 self._cache, self._cached = None, []  # an error in the step leaves nothing to trust
-                state = streaming.step(bot.params, config, cache, lengths_B, state, keys_B, sampling, bucket=bucket)
+                state = streaming.step(params, config, cache, lengths_B, state, keys_B, sampling, bucket=bucket)
         self._cache, self._cached = None, []
         self._cache = streaming.keep(config, cache, lengths_B, state.cache)
         self._cached = context + ids[:-1]  # the last token drawn was never fed
@@ -234,7 +303,7 @@ class Chat:
     def _seen(self, context: list[int]) -> np.ndarray | None:
         if self.sampling.repetition_penalty is None:
             return None
-        seen_BV = np.zeros((1, self._bot.config.padded_vocab_size), bool)
+        seen_BV = np.zeros((1, self._model.config.padded_vocab_size), bool)
         if self.sampling.penalize_context:
             seen_BV[0, context] = True
         return seen_BV

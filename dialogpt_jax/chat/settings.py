@@ -1,5 +1,7 @@
-"""What a bot and a chat share: the defaults, how a seed becomes each row's key, and the lengths programs are made for."""
+"""What a bot and a chat share: the defaults, checks of what a caller gives, how a seed becomes each row's key, and the
+lengths that programs are made for."""
 
+import dataclasses
 import logging
 import secrets
 from collections.abc import Sequence
@@ -7,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from dialogpt_jax.arguments import as_whole_number, shown
 from dialogpt_jax.decoding.logits import Sampling
 
 DEFAULT_SAMPLING = Sampling(temperature=0.7, top_k=50, top_p=0.9)
@@ -17,9 +20,42 @@ _log = logging.getLogger("dialogpt_jax")
 
 def checked_length(max_new_tokens: int) -> int:
     """`max_new_tokens`, found sound."""
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, at least 1")
-    return max_new_tokens
+    return as_whole_number("max_new_tokens", max_new_tokens, least=1)
+
+
+def checked_sampling(sampling: Sampling, dialogues: int | None = None) -> Sampling:
+    """A sampling whose values may differ from dialogue to dialogue, with those as arrays.
+
+    Args:
+      sampling: numbers, or arrays with value i for dialogue i.
+      dialogues: how many there are; `None` for one alone, which takes a number, or an array that holds one.
+
+    Raises:
+      TypeError: it is no `Sampling`.
+      ValueError: it has as many values as there are not dialogues.
+    """
+    if not isinstance(sampling, Sampling):
+        raise TypeError(f"sampling is {shown(sampling)}; give a Sampling, such as Sampling(temperature=0.7), or GREEDY")
+    changed: dict[str, np.ndarray] = {}
+    for field in dataclasses.fields(sampling):
+        value = getattr(sampling, field.name)
+        if np.ndim(value) == 0:
+            continue
+        values = np.asarray(value)
+        if dialogues is None and values.size == 1:
+            values = values.reshape(())
+        elif values.shape != (dialogues,):
+            give = "one number, as there is one dialogue"
+            if dialogues is not None:
+                give = f"one number, or one for each of the {dialogues} dialogues"
+            raise ValueError(f"{field.name} has values of the shape {values.shape}; give {give}")
+        changed[field.name] = values
+    return dataclasses.replace(sampling, **changed) if changed else sampling
+
+
+def rows_of_sampling(sampling: Sampling, rows: Sequence[int]) -> Sampling:
+    """The sampling of some of the dialogues that a sampling is for: value i of the result is value `rows[i]`."""
+    return jax.tree.map(lambda value: value[np.asarray(rows)] if np.ndim(value) else value, sampling)
 
 
 def few_buckets(size: int, most: int, least: int = 16) -> int:
@@ -35,9 +71,7 @@ def seed_or_drawn(seed: int | None) -> int:
     if seed is None:
         seed = secrets.randbits(32)
         _log.warning("drew seed %d; give seed=%d to repeat this", seed, seed)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 to 2^63 − 1, or None")
-    return seed
+    return as_whole_number("seed", seed, least=0, most=2**63 - 1)
 
 
 def row_keys(
@@ -50,7 +84,7 @@ def row_keys(
 
 
 @jax.jit
-def _row_keys(words, places_B, turns_B, attempts_B):
+def _row_keys(words: jax.Array, places_B: jax.Array, turns_B: jax.Array, attempts_B: jax.Array) -> jax.Array:
     base = jax.random.fold_in(jax.random.key(words[0]), words[1])
 
     def fold(place, turn, attempt):

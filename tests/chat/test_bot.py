@@ -153,6 +153,43 @@ def test_replies_are_in_order_and_the_same_in_any_batch(bot):
     assert bot.replies(dialogues[:20], sampling=dg.GREEDY, batch_size=7) == greedy
 
 
+def test_value_i_of_a_sampling_is_for_dialogue_i(bot):
+    """Every other dialogue is in a longer bucket, so batches are in another order than the caller's."""
+    dialogues = [[f"{WORDS[i % 7]} {i}", "€" * 24 if i % 2 else "no"] for i in range(9)]
+    how = {"seed": 1, "max_new_tokens": 12}
+    assert [len(bot.encode(turns, max_new_tokens=12)) > 64 for turns in dialogues] == [i % 2 == 1 for i in range(9)]
+    top_k = np.where(np.arange(9) % 3 == 0, 1, 10)
+    each = dg.Sampling(temperature=np.linspace(0.5, 1.5, 9), top_k=top_k)
+    found = bot.replies(dialogues, sampling=each, batch_size=4, **how)
+    # A row's key is of its place, so the reply of dialogue i with its own values is that of a call with them for all.
+    for i in range(9):
+        alone = dg.Sampling(temperature=each.temperature[i], top_k=int(top_k[i]))
+        assert found[i] == bot.replies(dialogues, sampling=alone, batch_size=4, **how)[i]
+    greedy = bot.replies(dialogues, sampling=dg.GREEDY, batch_size=4, **how)
+    assert [found[i] == greedy[i] for i in range(9)] == (top_k == 1).tolist()
+    for batch_size in (1, None):
+        assert bot.replies(dialogues, sampling=each, batch_size=batch_size, **how) == found
+
+
+def test_values_for_rows_fit_the_dialogues_or_are_one_line(bot):
+    def three(kind=np.array):
+        return dg.Sampling(temperature=kind([0.5, 0.7, 0.9]))
+
+    with pytest.raises(
+        ValueError, match=r"temperature has values of the shape \(3,\); .* one for each of the 2 dialogues"
+    ):
+        bot.replies([["Hi"], ["Hello"]], sampling=three())
+    for call in (bot.reply, bot.candidates, bot.stream, lambda turns, sampling: bot.chat(sampling=sampling)):
+        with pytest.raises(ValueError, match=r"temperature has values of the shape \(3,\); give one number, as"):
+            call("Hi", sampling=three())
+    one = dg.Sampling(temperature=np.array([0.9]))
+    assert bot.reply("Hi", sampling=one) == bot.reply("Hi", sampling=dg.Sampling(temperature=0.9))
+    assert "".join(bot.stream("Hi", sampling=one)) == bot.reply("Hi", sampling=one)
+    pandas = pytest.importorskip("pandas")
+    dialogues = [["Hi"], ["Hello"], ["no"]]
+    assert bot.replies(dialogues, sampling=three(pandas.Series)) == bot.replies(dialogues, sampling=three())
+
+
 def test_answers_are_replies_with_their_figures(bot):
     dialogues = drawn_dialogues(5)
     answers = bot.answers(dialogues, seed=1, batch_size=7)

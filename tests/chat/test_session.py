@@ -5,6 +5,7 @@ The tokens are compared exactly, in float32.
 
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import fakes
 import jax
@@ -288,7 +289,6 @@ GOOD = {
         b"[" * 100_000,
         {},
         {**GOOD, "format": "another"},
-        {**GOOD, "turns": ["Hi"]},
         {**GOOD, "turns": "Hi"},
         {**GOOD, "turns": ["Hi", None]},
         {**GOOD, "turns": ["Hi", "\ud800"]},
@@ -310,6 +310,71 @@ def test_a_broken_file_is_one_line_that_names_it(bot, tmp_path, broken):
     with pytest.raises(ChatError, match=r"chat\.json: not a saved chat") as caught:
         dg.Chat.load(file, bot)
     assert "\n" not in str(caught.value)
+
+
+def test_a_chat_that_the_bot_began_has_nothing_to_undo_and_comes_back_from_its_file(bot, tmp_path):
+    chat = dg.Chat(bot, seed=3, max_new_tokens=LENGTH, turns=["Hi, I am Pip"])
+    for call in (chat.undo, chat.retry):
+        with pytest.raises(ChatError, match=r"nothing to (undo|retry): the chat has no reply yet; say something first"):
+            call()
+    assert chat.say("no") == bot.reply(["Hi, I am Pip", "no"], seed=3, max_new_tokens=LENGTH)
+    chat.save(tmp_path / "chat.json")
+    assert dg.Chat.load(tmp_path / "chat.json", bot).turns == chat.turns
+    assert chat.undo() == "no"
+    assert chat.turns == ["Hi, I am Pip"]
+
+
+def test_another_thread_is_told_that_the_chat_is_busy(bot, chat):
+    def elsewhere(call):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(call).result()
+
+    expected = fresh(chat, "Hello", bot)
+    pieces = chat.stream("Hello")
+    said = next(pieces)
+    for call in (
+        lambda: chat.say("no"),
+        lambda: chat.stream("no"),
+        chat.undo,
+        chat.reset,
+        lambda: chat.save("chat.json"),
+    ):
+        with pytest.raises(
+            ChatError, match="the chat is replying in another thread; wait for the end of that reply, or"
+        ):
+            elsewhere(call)
+    assert said + "".join(pieces) == expected  # untouched by the others
+    assert elsewhere(lambda: chat.say("no")) == chat.turns[-1]  # it is free again
+    assert chat.turns[:3] == ["Hello", expected, "no"]
+    say_as_fresh(chat, "why?", bot)
+
+
+def test_threads_that_speak_at_once_each_get_a_turn_or_an_error(bot, chat):
+    def speak(k):
+        try:
+            return f"Hello {k}", chat.say(f"Hello {k}")
+        except ChatError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [turn for turn in pool.map(speak, range(12)) if turn]
+    assert found
+    pairs = list(zip(chat.turns[::2], chat.turns[1::2], strict=True))
+    assert sorted(pairs) == sorted(found)
+    say_as_fresh(chat, "why?", bot)
+
+
+def test_a_chat_shows_its_turns_and_not_the_model(bot):
+    turns = ["Hi", "Hello <b>", "x" * 5000, "\x1b[31mred"] * 4
+    chat = dg.Chat(bot, turns=turns)
+    lines = repr(chat).splitlines()
+    assert lines[0] == "Chat(16 turns; seed 0, temperature 0.7, top_k 50, top_p 0.9)"
+    assert lines[1] == "  … 4 turns before"
+    assert lines[-2:] == [f"  user: '{'x' * 37}...{'x' * 38}'", "  bot: '\\x1b[31mred'"]
+    assert len(lines) == 14
+    table = chat._repr_html_()
+    assert "<b>" not in table
+    assert table.count("<tr>") == 16
 
 
 def test_a_good_file_by_hand_loads(bot, tmp_path):
