@@ -7,6 +7,7 @@ own, and every reply equals that of a fresh prefill.
 
 import contextlib
 import html
+import inspect
 import json
 import os
 import threading
@@ -216,8 +217,9 @@ class Chat:
         """
         with _BEGINNING:
             running = self._running()
-            if running is not None and running.gi_frame is not None:
-                if running.gi_running or self._thread != threading.get_ident():
+            state = inspect.GEN_CLOSED if running is None else inspect.getgeneratorstate(running)
+            if running is not None and state != inspect.GEN_CLOSED:
+                if state == inspect.GEN_RUNNING or self._thread != threading.get_ident():
                     raise ChatError(
                         "the chat is replying in another thread; wait for the end of that reply, or give each thread a "
                         "chat of its own"

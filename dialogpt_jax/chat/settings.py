@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def checked_sampling(sampling: Sampling, dialogues: int | None = None) -> Sampli
     """
     if not isinstance(sampling, Sampling):
         raise TypeError(f"sampling is {shown(sampling)}; give a Sampling, such as Sampling(temperature=0.7), or GREEDY")
-    changed: dict[str, np.ndarray] = {}
+    changed: dict[str, Any] = {}
     for field in dataclasses.fields(sampling):
         value = getattr(sampling, field.name)
         if np.ndim(value) == 0:

@@ -23,8 +23,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dialogpt_jax.chat.bot import Bot
-from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, checked_length, row_keys
+from dialogpt_jax.chat.language_model import LanguageModel
+from dialogpt_jax.chat.settings import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_SAMPLING,
+    checked_length,
+    checked_sampling,
+    row_keys,
+)
 from dialogpt_jax.decoding.generate import bucket_of, generate
 from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe_sampling
 from dialogpt_jax.errors import naming
@@ -59,12 +65,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         checked_length(self.max_new_tokens)
+        checked_sampling(self.sampling)
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; a batch has at least 1")
 
 
 def answer(
-    bot: Bot,
+    lm: LanguageModel,
     contexts: Sequence[Context],
     settings: Settings,
     *,
@@ -80,7 +87,7 @@ def answer(
     machine.
 
     Args:
-      bot: the model.
+      lm: the model.
       contexts: what to reply to.
       settings: how.
       out: a file of `replies.py`, written as the replies come.
@@ -92,10 +99,10 @@ def answer(
     Raises:
       ValueError: settings out of range; a file of another run, or broken (`RepliesFileError`).
     """
-    length = min(settings.max_new_tokens, bot.config.n_positions)
-    prompts = [bot.encode(context.turns, max_new_tokens=length) for context in contexts]
+    length = min(settings.max_new_tokens, lm.config.n_positions)
+    prompts = [lm.encode(context.turns, max_new_tokens=length) for context in contexts]
     batches = group_by_length([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
-    run = describe_run(bot, contexts, settings)
+    run = describe_run(lm, contexts, settings)
     found = {} if out is None else read_replies(out, run)
     # Only whole batches count: the rows of a batch round together.
     whole = [all(i in found for i in batch) for batch in batches]
@@ -105,7 +112,7 @@ def answer(
         save_replies(out, run, done.values())
     missing = sum(map(len, left))
     with contextlib.nullcontext() if out is None else Path(out).open("a", encoding="utf-8", newline="\n") as file:
-        for replies in generate_batches(bot, contexts, prompts, left, settings, devices=devices):
+        for replies in generate_batches(lm, contexts, prompts, left, settings, devices=devices):
             done.update((reply.context, reply) for reply in replies)
             missing -= len(replies)
             if out is not None and file is not None:
@@ -139,7 +146,7 @@ def rounds(batches: Sequence[Sequence[int]], buckets: Sequence[int], devices: in
 
 
 def generate_batches(
-    bot: Bot,
+    lm: LanguageModel,
     contexts: Sequence[Context],
     prompts: Sequence[Sequence[int]],
     batches: Sequence[Sequence[int]],
@@ -153,11 +160,11 @@ def generate_batches(
     """
     if not batches:
         return
-    config, rows = bot.config, settings.rows
+    config, rows = lm.config, settings.rows
     buckets = [bucket_of(max(len(prompts[i]) for i in batch), config.n_positions) for batch in batches]
     devices = list(jax.local_devices() if devices is None else devices)[: len(batches)]
     mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
-    params = jax.device_put(bot.params, NamedSharding(mesh, PartitionSpec()))
+    params = jax.device_put(lm.params, NamedSharding(mesh, PartitionSpec()))
     for members in rounds(batches, buckets, len(devices)):
         # What a batch or a round lacks is filled with what is there: one shape, one program.
         filled = list(members) + [members[0]] * (len(devices) - len(members))
@@ -178,20 +185,22 @@ def generate_batches(
         )
         replies = jax.device_get(replies)
         yield [
-            _reply(bot, contexts, settings.seed, i, *(x[d * rows + b] for x in jax.tree.leaves(replies)))
+            _reply(lm, contexts, settings.seed, i, *(x[d * rows + b] for x in jax.tree.leaves(replies)))
             for d, batch in enumerate(members)
             for b, i in enumerate(batch)
         ]
 
 
-def _reply(bot: Bot, contexts: Sequence[Context], seed: int, i: int, tokens, length, finished, logprobs) -> Reply:
+def _reply(
+    lm: LanguageModel, contexts: Sequence[Context], seed: int, i: int, tokens, length, finished, logprobs
+) -> Reply:
     context, length = contexts[i], int(length)
     return Reply(
         context=i,
         dialogue=context.dialogue,
         turn=len(context.turns),
         seed=seed,
-        text=bot.tokenizer.decode(tokens[:length]),
+        text=lm.tokenizer.decode(tokens[:length]),
         truth=context.truth,
         finished=bool(finished),
         tokens=length,
@@ -199,12 +208,12 @@ def _reply(bot: Bot, contexts: Sequence[Context], seed: int, i: int, tokens, len
     )
 
 
-def describe_run(bot: Bot, contexts: Sequence[Context], settings: Settings) -> dict[str, Any]:
+def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Settings) -> dict[str, Any]:
     """What decides the replies, for the first line of their file; model and contexts as digests of their content."""
     model, data = hashlib.sha256(), hashlib.sha256()
-    pieces = [bot.tokenizer.token(i) for i in range(bot.tokenizer.vocab_size)]
-    model.update(json.dumps([dataclasses.asdict(bot.config), pieces], default=str).encode())
-    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(bot.params)):
+    pieces = [lm.tokenizer.token(i) for i in range(lm.tokenizer.vocab_size)]
+    model.update(json.dumps([dataclasses.asdict(lm.config), pieces], default=str).encode())
+    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(lm.params)):
         model.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
         model.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     for context in contexts:

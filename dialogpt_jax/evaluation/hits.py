@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dialogpt_jax.chat.bot import Bot
+from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.decoding.generate import bucket_of
 from dialogpt_jax.decoding.score import score_candidates
 from dialogpt_jax.evaluation.contexts import Context
@@ -31,14 +31,14 @@ class Ranks(NamedTuple):
 
 
 def ranks(
-    bot: Bot, contexts: Sequence[Context], *, candidates: int = CANDIDATES, seed: int = 0, rows: int = 8
+    lm: LanguageModel, contexts: Sequence[Context], *, candidates: int = CANDIDATES, seed: int = 0, rows: int = 8
 ) -> Ranks:
     """Where the true next turn stands among turns of other dialogues; chance is k / candidates.
 
     Another turn that scores the same stands before the true one.
 
     Args:
-      bot: the model.
+      lm: the model.
       contexts: with their true next turns, from which the others are drawn too: of another dialogue, and another text.
       candidates: the truth and this many less one others.
       seed: of the draw; with it, a context's number decides its others.
@@ -47,9 +47,9 @@ def ranks(
     Raises:
       ValueError: there are not enough other turns.
     """
-    eos, longest = bot.config.eos_token_id, min(LONGEST_REPLY, bot.config.n_positions // 2)
-    truths = [[*ids, eos][:longest] for ids in bot.tokenizer.encode_batch([c.truth for c in contexts])]
-    prompts = [bot.encode(c.turns, max_new_tokens=longest) for c in contexts]
+    eos, longest = lm.config.eos_token_id, min(LONGEST_REPLY, lm.config.n_positions // 2)
+    truths = [[*ids, eos][:longest] for ids in lm.tokenizer.encode_batch([c.truth for c in contexts])]
+    prompts = [lm.encode(c.turns, max_new_tokens=longest) for c in contexts]
     owners, texts = np.array([c.dialogue for c in contexts]), np.array([c.truth for c in contexts], object)
     sets_BN = np.empty((len(contexts), candidates), np.int64)
     for i in range(len(contexts)):
@@ -66,15 +66,15 @@ def ranks(
         chosen = order[begin : begin + rows]
         filled = chosen + [chosen[0]] * (rows - len(chosen))  # one shape, one program
         lengths_B = np.array([len(prompts[i]) for i in filled], np.int32)
-        context_BT = np.zeros((rows, bucket_of(int(lengths_B.max()), bot.config.n_positions)), np.int32)
+        context_BT = np.zeros((rows, bucket_of(int(lengths_B.max()), lm.config.n_positions)), np.int32)
         counts_BN = np.array([[len(truths[j]) for j in sets_BN[i]] for i in filled], np.int32)
         replies_BNR = np.zeros((rows, candidates, bucket_of(int(counts_BN.max()), longest)), np.int32)
         for row, i in enumerate(filled):
             context_BT[row, : len(prompts[i])] = prompts[i]
             for place, j in enumerate(sets_BN[i]):
                 replies_BNR[row, place, : len(truths[j])] = truths[j]
-        scores = score_candidates(bot.params, bot.config, context_BT, lengths_B, replies_BNR, counts_BN)
-        alone = score_candidates(bot.params, bot.config, nothing_BT, ones_B, replies_BNR, counts_BN)
+        scores = score_candidates(lm.params, lm.config, context_BT, lengths_B, replies_BNR, counts_BN)
+        alone = score_candidates(lm.params, lm.config, nothing_BT, ones_B, replies_BNR, counts_BN)
         for ranks_B, scores_BN in zip(found, (scores.mean, np.asarray(scores.total) - alone.total), strict=True):
             scores_BN = np.asarray(scores_BN)[: len(chosen)]
             ranks_B[chosen] = (scores_BN[:, 1:] >= scores_BN[:, :1]).sum(axis=1)

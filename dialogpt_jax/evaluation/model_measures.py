@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dialogpt_jax.chat.bot import Bot
+from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.evaluation import hits, measures
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.diversity import repetition
@@ -28,7 +28,7 @@ class Answer(Protocol):
 
 
 def measure_model(
-    bot: Bot,
+    lm: LanguageModel,
     contexts: Sequence[Context],
     answers: Sequence[Answer],
     dialogues: Sequence[Sequence[str]],
@@ -38,7 +38,7 @@ def measure_model(
 ) -> list[Estimate]:
     """`measure_replies`, then what the model thinks of the true turns: `measure_predictions`."""
     bootstrap = {"resamples": resamples, "seed": seed}
-    return measure_replies(contexts, answers, **bootstrap) + measure_predictions(bot, contexts, dialogues, **bootstrap)
+    return measure_replies(contexts, answers, **bootstrap) + measure_predictions(lm, contexts, dialogues, **bootstrap)
 
 
 def measure_replies(
@@ -70,7 +70,7 @@ def measure_replies(
 
 
 def measure_predictions(
-    bot: Bot,
+    lm: LanguageModel,
     contexts: Sequence[Context],
     dialogues: Sequence[Sequence[str]],
     *,
@@ -86,7 +86,7 @@ def measure_predictions(
     Left out where there are not so many others.
     """
     bootstrap = {"resamples": resamples, "seed": seed}
-    spent = measure_dialogues(bot.params, bot.config, bot.tokenizer, dialogues)
+    spent = measure_dialogues(lm.params, lm.config, lm.tokenizer, dialogues)
     some_D = spent.tokens_D > 0
     nats_D, tokens_D, bytes_D = (x_D[some_D] for x_D in spent)
 
@@ -99,7 +99,7 @@ def measure_predictions(
     others = [sum(c.dialogue != one.dialogue and c.truth != one.truth for c in ranked) for one in ranked]
     if min(others, default=0) < hits.CANDIDATES - 1:
         return found
-    ranks = hits.ranks(bot, ranked)
+    ranks = hits.ranks(lm, ranked)
     inside_BN = np.stack([*(ranks.by_mean < k for k in PLACES), ranks.by_information < 1], axis=-1).astype(np.float64)
     names = [*(f"hits@{k}" for k in PLACES), "PMI hits@1"]
     return found + estimates(names, lambda sums: sums / len(ranked), (inside_BN,), **bootstrap)
