@@ -56,7 +56,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a checkpoint is; `None` where it is no GPT-2.
+    """What a weight file is; `None` where it is no GPT-2.
 
     Attributes:
       path: what was looked at.
@@ -107,7 +107,7 @@ def inspect(path: str | PathLike[str], *, config: GPT2Config | None = None, name
     """Looks into a weight file.
 
     Args:
-      path: a checkpoint in any format that `read` reads, or the index of a sharded one.
+      path: a weight file in any format that `read` reads, or the index of a sharded one.
       config: of the directory that it stands in, where there is one: the tensors are held against it.
       name: by which the user knows it, if that is not the path: a directory, a name on the Hub.
 
@@ -115,18 +115,18 @@ def inspect(path: str | PathLike[str], *, config: GPT2Config | None = None, name
       ReadError: it cannot be read.
     """
     path = Path(path)
-    checkpoint = read(path)
+    found = read(path)
     files = tuple(_look_at(file) for file in _files(path))
     plain = Findings(
         path=str(path) if name is None else name,
         kind="not a GPT-2",
-        format=checkpoint.format,
+        format=found.format,
         files=files,
-        tensors=len(checkpoint.tensors),
-        tensor_bytes=sum(array.nbytes for array in checkpoint.tensors.values()),
-        dtypes=dict(collections.Counter(array.dtype.name for array in checkpoint.tensors.values())),
+        tensors=len(found.tensors),
+        tensor_bytes=sum(array.nbytes for array in found.tensors.values()),
+        dtypes=dict(collections.Counter(array.dtype.name for array in found.tensors.values())),
     )
-    return _judge(plain, checkpoint.tensors, config)
+    return _judge(plain, found.tensors, config)
 
 
 def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Findings:

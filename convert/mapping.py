@@ -1,4 +1,4 @@
-"""THE TABLE between a checkpoint's names and layout and ours: {name: array} in, parameters out, and back bit for bit.
+"""THE TABLE between a weight file's names and layout and ours: {name: array} in, parameters out, and back bit for bit.
 
     names of any origin ─normalise→ Hugging Face's names ─TABLE→ params        `to_params`
     params ─TABLE→ Hugging Face's names                                        `from_params`
@@ -176,7 +176,7 @@ def infer_config(tensors: Tensors, *, n_head: int | None = None) -> GPT2Config:
 
 
 def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], MappingReport]:
-    """A checkpoint's tensors → our parameters (NumPy, the file's dtypes), and what was done.
+    """A weight file's tensors → our parameters (NumPy, the file's dtypes), and what was done.
 
     A head that equals the token embedding bit for bit is tied and dropped. One that differs is kept, and the report's
     config says so: the tensors decide. Use `report.config` from here on. With `tie_word_embeddings` false in `config`,

@@ -1,7 +1,7 @@
-"""The door to every checkpoint: a path in, names and arrays out, whatever the file is called.
+"""The door to every weight file: a path in, names and arrays out, whatever the file is called.
 
 What flows in: the path of a safetensors file, a torch file (zip or older format), Flax's msgpack, or the index of a
-sharded checkpoint. What flows out: a `WeightFile` of mapped arrays, or one `ReadError`. The format is decided by the
+sharded one. What flows out: a `WeightFile` of mapped arrays, or one `ReadError`. The format is decided by the
 content: a suffix says what somebody hoped for. Torch is not needed and nothing in a file can run.
 """
 
@@ -20,23 +20,23 @@ from dialogpt_jax.convert.weight_file import ReadError, WeightFile, map_file, sh
 
 __all__ = ["ReadError", "WeightFile", "read"]
 
-MAX_INDEX = 64 * 2**20  # an index lists names: 100 KB in the largest checkpoints
+MAX_INDEX = 64 * 2**20  # an index lists names: 100 KB in the largest models
 
-# What people hand over instead of a checkpoint, and what to do about it.
-_NOT_CHECKPOINTS = (
+# What people hand over instead of a weight file, and what to do about it.
+_NOT_WEIGHTS = (
     (rb"version https://git-lfs", "is a git-lfs pointer, not the weights; run `git lfs pull` or download the file"),
     (rb"\s*<(!doctype|html|\?xml|head)", "is a web page, not the weights; the download failed, fetch the file again"),
     (rb"\x89HDF\r\n", "is an HDF5 file (TensorFlow or Keras); take the same model's safetensors or .bin"),
     (rb"\x1f\x8b", "is compressed by gzip; unpack it first"),
     (rb"\xfd7zXZ|BZh|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!", "is a compressed archive; unpack it first"),
     (rb"GGUF", "is a GGUF file (llama.cpp); take the same model's safetensors or .bin"),
-    (rb"\x93NUMPY", "is a single NumPy array, not a checkpoint"),
+    (rb"\x93NUMPY", "is a single NumPy array, not a model's weights"),
     (rb"PK\x05\x06", "is an empty zip file; download or copy it again"),
 )
 
 
 def read(path: str | PathLike[str]) -> WeightFile:
-    """Reads a checkpoint, or all shards that an index names.
+    """Reads a weight file, or all shards that an index names.
 
     Args:
       path: a file of tensors, or `model.safetensors.index.json` or `pytorch_model.bin.index.json`. Its name does not
@@ -67,7 +67,7 @@ def _choose_reader(data: np.ndarray) -> Callable[[np.ndarray], WeightFile]:
     head = bytes(data[:512])
     if head.startswith(b"PK\x03\x04"):
         return read_zip
-    for pattern, advice in _NOT_CHECKPOINTS:
+    for pattern, advice in _NOT_WEIGHTS:
         if re.match(pattern, head, re.IGNORECASE):
             raise ReadError(advice)
     # A pickle begins with PROTO and its number; one of protocol 0 with a name, "c" or "i", module, newline.

@@ -23,7 +23,7 @@ from dialogpt_jax.convert.zip_records import list_records, read_record
 # torch/serialization.py
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
-# Shared storages make a checkpoint larger in memory than in the file. A tied head doubles it at most; a file that
+# Shared storages make a model larger in memory than in the file. A tied head doubles it at most; a file that
 # claims far more (a stride of 0 repeats one number without end) would fill the memory of whoever copies it.
 MAX_SHARED = 8
 SMALL = 64 * 2**20
@@ -140,7 +140,7 @@ def _assemble(
     claimed = sum(_claim_bytes(tensor) for tensor in records.values())
     if claimed > max(SMALL, MAX_SHARED * available):
         raise ReadError(
-            f"claims tensors of {show(claimed)} bytes over storages of {available}; no checkpoint shares that much, "
+            f"claims tensors of {show(claimed)} bytes over storages of {available}; no model shares that much, "
             "so it is damaged or made to fill the memory"
         )
     blocks = {}

@@ -71,7 +71,7 @@ def unpickle(
       The value, and the position behind the pickle.
 
     Raises:
-      ReadError: a global outside the table (refused by its name), an opcode that no checkpoint needs, or a stream that
+      ReadError: a global outside the table (refused by its name), an opcode that no weight file needs, or a stream that
         is damaged or truncated.
     """
     machine = _Machine(data, start, allowed, persistent)
@@ -264,7 +264,7 @@ class _Machine:
         return False
 
     def refuse(self, opcode: bytes) -> None:
-        """The error for an opcode that reaches for code, or that no writer of checkpoints uses."""
+        """The error for an opcode that reaches for code, or that no writer of weight files uses."""
         subject = f"the opcode {_NAMES.get(opcode, show(opcode))}"
         if opcode in _EXTENSIONS:
             subject += f" (code {self.take_int(_EXTENSIONS[opcode])} of the extension registry)"

@@ -20,11 +20,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class ReadError(ValueError):
-    """A checkpoint that cannot be read; the message is one line: the file, what is wrong, and what to do."""
+    """A weight file that cannot be read; the message is one line: the file, what is wrong, and what to do."""
 
 
 class WeightFile(NamedTuple):
-    """The content of a checkpoint.
+    """The content of a weight file.
 
     Attributes:
       tensors: name → array, names and order as in the file. The arrays are read-only and, where the file allows it,

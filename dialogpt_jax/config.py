@@ -1,7 +1,7 @@
 """What a GPT-2 is, as a value: sizes and constants in, and the `config.json` of a model directory in and out.
 
 A `GPT2Config` is frozen and hashable, so it goes through `jax.jit` as a static argument. Its fields bear the names of
-Hugging Face's `config.json`, because those are the names a reader meets in every checkpoint.
+Hugging Face's `config.json`, because those are the names a reader meets in every model.
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ class GPT2Config:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the checkpoint: a tied head counts once, the pad of the vocabulary not at all."""
+        """Parameters in the weight file: a tied head counts once, the pad of the vocabulary not at all."""
         d, f = self.n_embd, self.mlp_dim
         block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (d * f + f) + (f * d + d)
         embeddings = (self.vocab_size + self.n_positions) * d

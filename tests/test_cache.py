@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from checkpoints import as_params, draw_tensors
+from drawn_weights import as_params, draw_tensors
 from fakes import ODD
 from fakes import TINY as THREE_LAYERS
 from reference import relative_error

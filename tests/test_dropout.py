@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import draw_params
+from drawn_weights import draw_params
 from fakes import TINY, no_dropout
 
 from dialogpt_jax import model

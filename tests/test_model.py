@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import draw_params
+from drawn_weights import draw_params
 from fakes import ODD, TINY
 from reference import relative_error, tensor_error
 

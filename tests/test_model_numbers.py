@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from checkpoints import as_params, draw_tensors, usual_tensors
+from drawn_weights import as_params, draw_tensors, usual_tensors
 from fakes import ODD, TINY
 from reference import relative_error, tensor_error
 

@@ -61,15 +61,15 @@ def open_source(
     """
     place = hub.resolve(path, revision=revision)
     weights = find_weights(place) if place.is_dir() else place
-    checkpoint = read(weights)
+    found = read(weights)
     beside = weights.parent / CONFIG_FILE
     given = config if config is not None else beside if place.is_dir() or beside.is_file() else None
     try:
-        guess = infer_config(checkpoint.tensors) if given is None else read_config_file(given)
-        params, report = to_params(checkpoint.tensors, guess)
+        guess = infer_config(found.tensors) if given is None else read_config_file(given)
+        params, report = to_params(found.tensors, guess)
     except MappingError as error:
         raise MappingError(f"{weights}: {error}") from None
-    model, found = report.config, _find_tokenizer(weights.parent, tokenizer)
+    model, text = report.config, _find_tokenizer(weights.parent, tokenizer)
     if found is not None and found.vocab_size > model.vocab_size:
         raise ConvertError(
             f"the tokenizer has {found.vocab_size} ids and the model {model.vocab_size}: it is another model's"
@@ -80,7 +80,7 @@ def open_source(
         told = f"config from the shapes; {model.n_head} heads, of {GPT2_HEAD_DIM} dimensions as in GPT-2"
         if found is not None and found.end_of_text_id is not None:
             model = dataclasses.replace(model, eos_token_id=found.end_of_text_id)
-    return Source(params, model, found, report, (f"{weights} ({checkpoint.format})", told))
+    return Source(params, model, found, report, (f"{weights} ({found.format})", told))
 
 
 def need_tokenizer(source: Source, path: str | PathLike[str]) -> Tokenizer:

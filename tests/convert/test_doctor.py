@@ -26,7 +26,7 @@ def draw(config, dtype=np.float32, seed=0):
 
 
 def weightless(config, dtype=np.float16):
-    """A checkpoint of full size in no memory: each tensor is one number, seen many times."""
+    """A weight file of full size in no memory: each tensor is one number, seen many times."""
     return {row.name: np.broadcast_to(dtype(0.02), row.shape) for row in rows(config)}
 
 

@@ -1,4 +1,4 @@
-"""The door to every checkpoint: content decides what a file is, and no damage is anything but a `ReadError`."""
+"""The door to every weight file: content decides what a file is, and no damage is anything but a `ReadError`."""
 
 import contextlib
 import json
@@ -8,8 +8,8 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_files import SOUND, arrays, put, refuse, safetensors_bytes
 from safetensors.numpy import save_file
+from weight_files import SOUND, arrays, put, refuse, safetensors_bytes
 
 from dialogpt_jax.convert.read import ReadError, WeightFile, read
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_files import (
+from weight_files import (
     EMPTY,
     MAGIC,
     integer,

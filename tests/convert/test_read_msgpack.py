@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
-from checkpoint_files import msgpack_array, put, refuse
 from flax import serialization
+from weight_files import msgpack_array, put, refuse
 
 from dialogpt_jax.convert.read import read
 

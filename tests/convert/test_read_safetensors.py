@@ -5,8 +5,8 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoint_files import put, refuse, safetensors_bytes
 from safetensors.numpy import load_file, save_file
+from weight_files import put, refuse, safetensors_bytes
 
 from dialogpt_jax.convert.read import read
 

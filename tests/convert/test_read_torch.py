@@ -6,7 +6,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoint_files import (
+from weight_files import (
     EMPTY,
     SOUND,
     arrays,
@@ -92,7 +92,7 @@ def test_sizes_strides_and_offsets_outside_of_the_storage(tmp_path, wrap, shape,
 def test_many_tensors_that_repeat_one_storage_without_end(tmp_path, wrap):
     # 3 MiB each, and allowed alone; together they would be a gigabyte from 48 bytes.
     items = {f"w{index}": tensor(block(wrap), [2**18, 3], [0, 1]) for index in range(400)}
-    refuse_bytes(tmp_path, wrap(mapping(items), {"0": NUMBERS.tobytes()}), "no checkpoint shares that much")
+    refuse_bytes(tmp_path, wrap(mapping(items), {"0": NUMBERS.tobytes()}), "no model shares that much")
 
 
 DTYPES = {

@@ -5,7 +5,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoint_files import arrays
+from weight_files import arrays
 
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.convert.write_torch import ALIGNMENT, write_torch

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
-from checkpoints import as_params, draw_tensors
+from drawn_weights import as_params, draw_tensors
 from fakes import TINY
 
 from dialogpt_jax import model

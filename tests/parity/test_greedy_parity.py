@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from checkpoints import as_params, draw_tensors
+from drawn_weights import as_params, draw_tensors
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import generate

@@ -1,7 +1,7 @@
 """The model against transformers' GPT2LMHeadModel: logits at every released shape, loss, gradients, each module alone.
 
 The judge is a float64 run of torch's own model. Our float32 error may be at most twice torch's float32 error, which is
-what rounding alone costs; and the weights are drawn so that a wrong model shows (`checkpoints.py`).
+what rounding alone costs; and the weights are drawn so that a wrong model shows (`drawn_weights.py`).
 
 Letters: B rows, T tokens, D model, V vocabulary.
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import as_params, draw_tensors, usual_tensors
+from drawn_weights import as_params, draw_tensors, usual_tensors
 from fakes import ODD, TINY
 from reference import relative_error, tensor_error
 

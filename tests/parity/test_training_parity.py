@@ -1,6 +1,6 @@
 """The training objective against transformers' GPT2LMHeadModel on the same batch: the loss, and every gradient.
 
-Every parameter is drawn (`checkpoints.py`), rows are ragged and padded at their right. transformers takes labels, −100
+Every parameter is drawn (`drawn_weights.py`), rows are ragged and padded at their right. transformers takes labels, −100
 where a weight is 0; what it cannot express, weights between 0 and 1 and packed rows, is worked out with torch from its
 logits.
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from checkpoints import as_params, draw_tensors
+from drawn_weights import as_params, draw_tensors
 from fakes import ODD, TINY, no_dropout
 from reference import tensor_error
 

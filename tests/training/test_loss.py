@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from checkpoints import as_params, draw_params, draw_tensors
+from drawn_weights import as_params, draw_params, draw_tensors
 from fakes import ODD, TINY
 from reference import tensor_error
 

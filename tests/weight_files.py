@@ -1,4 +1,4 @@
-"""Checkpoint files of every format, made byte by byte without torch, so that hostile ones can be made too.
+"""Weight files of every format, made byte by byte without torch, so that hostile ones can be made too.
 
 What flows in: opcodes, headers, bytes. What flows out: files. The pickle opcodes are written by hand, not by this
 package's writer, so that reader and writer do not share a mistake.

@@ -1,4 +1,4 @@
-"""A config in, a checkpoint out with every tensor drawn: in Hugging Face's layout, and the same as our parameters.
+"""A config in, weights out with every tensor drawn: in Hugging Face's layout, and the same as our parameters.
 
 Drawn in NumPy, so nothing compiles. Biases are N(0, 0.1), gains 1 + N(0, 0.2), block matrices `scale` times the usual
 scale: on the usual initialisation most wrong programs pass. The package's mapping carries the numbers over, and the
