@@ -19,16 +19,26 @@ from typing import Any
 import numpy as np
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, MappingError, NonFiniteWeights, infer_config, to_params
-from dialogpt_jax.convert.names import EMBEDDING, HEAD, Tensors, by_kind, normalise, same_bits
+from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, RELEASED, infer_config, to_params
+from dialogpt_jax.convert.names import (
+    EMBEDDING,
+    HEAD,
+    MappingError,
+    Tensors,
+    WeightsWarning,
+    by_kind,
+    count_differences,
+    normalise,
+    same_bits,
+)
 from dialogpt_jax.convert.read import read
 
-# (layers, width) → the variant and the words by which file names mean it.
+# Variant → its size in a name, and the words by which file names mean it.
 VARIANTS = {
-    (12, 768): ("small", "117M", r"small|117m|124m"),
-    (24, 1024): ("medium", "345M", r"medium|345m|355m"),
-    (36, 1280): ("large", "762M", r"large|762m|774m"),
-    (48, 1600): ("GPT-2 XL", "1542M", r"(?<![a-z])xl(?![a-z])|1542m|1558m|1\.5b"),
+    "small": ("117M", r"small|117m|124m"),
+    "medium": ("345M", r"medium|345m|355m"),
+    "large": ("762M", r"large|762m|774m"),
+    "GPT-2 XL": ("1542M", r"(?<![a-z])xl(?![a-z])|1542m|1558m|1\.5b"),
 }
 # Bytes of all tensors: 2·P + 2·L·1024² + 2·V·D for Microsoft's files, 4·P + 4·D + 4·L·1024² for DialogRPT's.
 PUBLISHED_BYTES = {
@@ -133,10 +143,12 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
     try:
         found, renamed, dropped = normalise(tensors)
         score = found.pop(SCORE, None)
-        guess = infer_config(found, n_head=_heads(found, config))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WeightsWarning)  # the findings have it
+            guess = infer_config(found, n_head=_heads(found, config))
     except (MappingError, ValueError) as error:  # a config that no GPT-2 has is a ValueError
         return dataclasses.replace(plain, warnings=(str(error),))
-    variant = VARIANTS.get((guess.n_layer, guess.n_embd), ("other", "", ""))[0]
+    variant = RELEASED.get((guess.n_layer, guess.n_embd), "other")
     nonfinite, misfits = _try(found, guess if config is None else config)
     embedding = found[EMBEDDING]
     findings = dataclasses.replace(
@@ -158,7 +170,8 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
         ),
         nonfinite=nonfinite,
     )
-    return dataclasses.replace(findings, warnings=tuple(_warnings(findings, misfits)))
+    untied = _untied(found) if config is not None and config.tie_word_embeddings else None
+    return dataclasses.replace(findings, warnings=tuple(_warnings(findings, misfits, untied)))
 
 
 def _heads(found: Tensors, config: GPT2Config | None) -> int | None:
@@ -172,7 +185,7 @@ def _heads(found: Tensors, config: GPT2Config | None) -> int | None:
 def _try(found: Tensors, config: GPT2Config) -> tuple[int, str | None]:
     """The number of weights that are not finite, and how the tensors differ from the config."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NonFiniteWeights)  # the report has them
+        warnings.simplefilter("ignore", WeightsWarning)  # the findings have them
         try:
             _, report = to_params(found, config)
         except MappingError as error:
@@ -193,12 +206,20 @@ def _head(found: Tensors) -> str:
     return "separate, equal to the token embedding" if equal else "separate"
 
 
+def _untied(found: Tensors) -> str | None:
+    """How the head differs from the token embedding, where a config says that they are one."""
+    if HEAD not in found or found[HEAD].shape != found[EMBEDDING].shape or same_bits(found[HEAD], found[EMBEDDING]):
+        return None
+    count = count_differences(found[HEAD], found[EMBEDDING])
+    return f"in {count} of {found[HEAD].size} values, though config.json says that they are one"
+
+
 def _zero_rows(embedding: np.ndarray) -> int:
     used = np.flatnonzero(np.any(embedding != 0, axis=1))
     return embedding.shape[0] - (int(used[-1]) + 1 if used.size else 0)
 
 
-def _warnings(findings: Findings, misfits: str | None) -> list[str]:
+def _warnings(findings: Findings, misfits: str | None, untied: str | None) -> list[str]:
     out = []
     named = _named_variant(findings.path)
     if named and findings.variant != named:
@@ -218,14 +239,20 @@ def _warnings(findings: Findings, misfits: str | None) -> list[str]:
     if findings.kind == "DialogRPT ranker":
         out.append("it scores replies and writes none: it has a score row and is no chat model")
     if findings.head == "separate" and findings.kind == "GPT-2 language model":
-        out.append("the head differs from the token embedding; it is kept as a separate one")
+        how = f" {untied}" if untied else ""
+        out.append(f"the head differs from the token embedding{how}; it is kept as a separate one")
+    if not findings.heads_known and findings.heads and findings.variant == "other":
+        out.append(
+            f"the number of heads is a guess: {findings.heads}, of {GPT2_HEAD_DIM} dimensions as in GPT-2; `dialogpt "
+            "convert` takes another one by --heads"
+        )
     return out
 
 
 def _named_variant(path: str) -> str | None:
     """The variant that a path's last two parts speak of, the file's own name first."""
     for part in reversed(Path(path).parts[-2:]):
-        names = [variant for variant, _, words in VARIANTS.values() if re.search(words, part.lower())]
+        names = [variant for variant, (_, words) in VARIANTS.items() if re.search(words, part.lower())]
         if len(names) == 1:
             return names[0]
     return None
@@ -255,7 +282,7 @@ def describe_findings(findings: Findings) -> str:
     if findings.tensor_bytes in PUBLISHED_BYTES:
         lines.append(("size", f"exactly that of {PUBLISHED_BYTES[findings.tensor_bytes]}"))
     if findings.variant is not None:
-        million = VARIANTS.get((findings.layers or 0, findings.width or 0), ("", "", ""))[1]
+        million = VARIANTS.get(findings.variant, ("", ""))[0]
         lines.append(("variant", f"{findings.variant}{f' ({million})' if million else ''}, from the shapes"))
         assumed = "" if findings.heads_known else f" (of {GPT2_HEAD_DIM} dimensions, as in GPT-2)"
         heads = f"{findings.heads} heads{assumed}" if findings.heads else "number of heads not in the shapes"

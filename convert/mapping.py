@@ -24,7 +24,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.convert.names import EMBEDDING, HEAD, MappingError, Tensors, by_kind, normalise, same_bits
+from dialogpt_jax.convert.names import (
+    EMBEDDING,
+    HEAD,
+    MappingError,
+    Tensors,
+    WeightsWarning,
+    by_kind,
+    count_differences,
+    normalise,
+    same_bits,
+)
+from dialogpt_jax.errors import escape_controls
 
 # Hugging Face's name | our path | the pattern. {i} stands for each layer.
 TABLE = (
@@ -48,10 +59,20 @@ TABLE = (
 )
 
 GPT2_HEAD_DIM = 64  # of every released GPT-2 and DialoGPT; the number of heads is not in the shapes
+RELEASED = {(12, 768): "small", (24, 1024): "medium", (36, 1280): "large", (48, 1600): "GPT-2 XL"}  # layers and width
+MOST_LINES = 1000  # of a difference that an error shows; GPT-2 XL has 581 tensors
 
 
-class NonFiniteWeights(UserWarning):
+class NonFiniteWeights(WeightsWarning):
     """Weights hold NaN or infinity, or do so after a cast."""
+
+
+class GuessedHeads(WeightsWarning):
+    """The number of attention heads is a guess: the shapes do not show it, and they are no released model's."""
+
+
+class UntiedHead(WeightsWarning):
+    """The config says that the head is the token embedding, and the file holds another one."""
 
 
 class Row(NamedTuple):
@@ -147,32 +168,51 @@ def infer_config(tensors: Tensors, *, n_head: int | None = None) -> GPT2Config:
     The number of heads is not in the shapes: a head has 64 dimensions in every released GPT-2 and DialoGPT, which is
     taken unless `n_head` is given. EOS is the last id, as in GPT-2's vocabulary; rates and constants are GPT-2's.
 
+    Warns:
+      GuessedHeads: `n_head` is not given, and layers and width are no released model's.
+
     Raises:
       MappingError: not a GPT-2, or a width that 64 does not divide and no `n_head`.
+      ConfigError: an `n_head` that does not divide the width.
     """
     found = normalise(tensors).tensors
     shapes = {name: array.shape for name, array in found.items()}
-    layers = {int(m[1]) for m in (re.match(r"transformer\.h\.(\d+)\.", name) for name in shapes) if m}
     needed = (EMBEDDING, "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight")
     lacking = [name for name in needed if len(shapes.get(name, ())) != 2]
     if lacking:
         raise MappingError(f"not a GPT-2: no matrix {', '.join(lacking)} among {len(shapes)} tensors")
     (vocab, width), (positions, _), (_, inner) = (shapes[name] for name in needed)
+    layers = _count_layers(found)
     if n_head is None and width % GPT2_HEAD_DIM:
         raise MappingError(
             f"the number of heads is not in the shapes, and {GPT2_HEAD_DIM}, a GPT-2 head's size, does not divide the "
-            f"width {width}: give a config.json with n_head"
+            f"width {width}: give it (--heads N), or a config.json with n_head"
+        )
+    if n_head is None and (layers, width) not in RELEASED:
+        warnings.warn(
+            f"the number of heads is not in the shapes; taken as {width // GPT2_HEAD_DIM}, of {GPT2_HEAD_DIM} dimensions "
+            f"as in GPT-2. {layers} layers of width {width} are no released model's: if it has another number, its replies "
+            "are noise; give it (--heads N), or a config.json with n_head",
+            GuessedHeads,
+            stacklevel=2,
         )
     return GPT2Config(
         vocab_size=vocab,
         n_positions=positions,
         n_embd=width,
-        n_layer=max(layers) + 1,
+        n_layer=layers,
         n_head=n_head or width // GPT2_HEAD_DIM,
         n_inner=None if inner == 4 * width else inner,
         tie_word_embeddings=HEAD not in found or same_bits(found[HEAD], found[EMBEDDING]),
         eos_token_id=vocab - 1,
     )
+
+
+def _count_layers(names: Iterable[str]) -> int:
+    """One more than the highest number of a layer. A file has twelve tensors a layer, so a higher number is no layer's."""
+    names = list(names)
+    numbers = [match[1] for match in (re.match(r"transformer\.h\.(\d{1,9})\.", name) for name in names) if match]
+    return 1 + max((int(number) for number in numbers if int(number) < len(names)), default=-1)
 
 
 def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], MappingReport]:
@@ -184,6 +224,7 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
 
     Warns:
       NonFiniteWeights: NaN or infinity in a tensor.
+      UntiedHead: `config` says that the head is tied and it differs.
 
     Raises:
       MappingError: names that are unknown, missing, misshapen or not floating point; all of them in one message.
@@ -198,9 +239,22 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
             del found[HEAD]
         else:
             config, untied = dataclasses.replace(config, tie_word_embeddings=False), True
+    if config.n_layer > len(found):  # before anything of that size is laid out
+        raise MappingError(
+            f"the config has n_layer {config.n_layer}, and the file has {_count_layers(found)} layers ({len(found)} "
+            "tensors): the config is another model's, or damaged"
+        )
     table = rows(config)
     expected = {row.name: f"{row.shape}" for row in table}
     _compare(expected, {name: _described(array) for name, array in found.items()}, config)
+    if untied:
+        warnings.warn(
+            f"{HEAD} differs from the token embedding in {count_differences(found[HEAD], found[EMBEDDING])} of "
+            f"{found[HEAD].size} values, and the config says that they are one (tie_word_embeddings): kept as a separate "
+            "head, which other programs ignore",
+            UntiedHead,
+            stacklevel=2,
+        )
 
     params: dict[str, Any] = {}
     nonfinite = []
@@ -252,7 +306,9 @@ def _compare(expected: Mapping[str, str], found: Mapping[str, str], config: GPT2
         f"{wrong} tensors differ from the config (n_layer {config.n_layer}, n_embd {config.n_embd}, n_head "
         f"{config.n_head}, vocab_size {config.vocab_size}, n_positions {config.n_positions}); - expected, + found:"
     )
-    raise MappingError("\n".join([summary, *lines]))
+    if len(lines) > MOST_LINES:
+        lines = [*lines[:MOST_LINES], f"… and {len(lines) - MOST_LINES} lines more"]
+    raise MappingError("\n".join([summary, *(escape_controls(line, keep="") for line in lines)]))
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], leaf: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.errors import escape_controls
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -25,6 +26,10 @@ _OLD_NORM = re.compile(r"(ln_\w+)\.(gamma|beta)$")
 
 class MappingError(ValueError):
     """Tensors that do not fit the config. The message shows the whole difference: `-` expected, `+` found."""
+
+
+class WeightsWarning(UserWarning):
+    """Weights that can be used, and are perhaps not what they seem; the message says what to look at."""
 
 
 class Normalised(NamedTuple):
@@ -54,7 +59,8 @@ def normalise(tensors: Tensors) -> Normalised:
             continue
         if name in out:
             if not same_bits(out[name], array):
-                raise MappingError(f"{original} and {origins[name]} are both {name} and differ; which one is meant?")
+                first, second, both = (escape_controls(text, keep="") for text in (original, origins[name], name))
+                raise MappingError(f"{first} and {second} are both {both} and differ; which one is meant?")
             dropped.append((original, f"same as {origins[name]}"))
             continue
         if name != original:
@@ -112,6 +118,13 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
         return False
     a, b = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (a, b))
     return bool(np.array_equal(a, b))
+
+
+def count_differences(a: np.ndarray, b: np.ndarray) -> int:
+    """The number of values in which two arrays of one shape differ: by their bits, or across dtypes by their numbers."""
+    if a.dtype == b.dtype:
+        a, b = (np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}") for array in (a, b))
+    return int(np.count_nonzero(a != b))
 
 
 def by_kind(lines: Iterable[str]) -> list[str]:

@@ -14,6 +14,13 @@ from typing import Any
 # register; 50,304 = 393 · 128 does. The pad never shows outside the model.
 VOCAB_MULTIPLE = 128
 
+# The names that other models' configs have for the same sizes; transformers reads them in a GPT-2's, too.
+ALIASES = {
+    "num_hidden_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu")
 
 
@@ -134,10 +141,12 @@ class GPT2Config:
     def from_hf(cls, fields: Mapping[str, Any]) -> "GPT2Config":
         """The config in a Hugging Face `config.json`, read as a mapping.
 
-        Fields that say nothing about the computation are passed over.
+        The four names of `ALIASES` are read, as transformers reads them. Fields that say nothing about the computation
+        are passed over.
 
         Raises:
-          ConfigError: not a GPT-2, a feature that this model lacks (cross attention), or a field out of range.
+          ConfigError: not a GPT-2, a feature that this model lacks (cross attention), a field out of range, or two names
+            for one size that say two numbers.
         """
         if not isinstance(fields, Mapping):
             raise ConfigError(f"config: expected a JSON object, got {type(fields).__name__}")
@@ -148,6 +157,12 @@ class GPT2Config:
             raise ConfigError("config: add_cross_attention is true; DialoGPT is a decoder without it")
         known = {field.name for field in dataclasses.fields(cls)}
         chosen = {name: value for name, value in fields.items() if name in known}
+        for alias, name in ALIASES.items():
+            if fields.get(alias) is not None and fields[alias] != chosen.setdefault(name, fields[alias]):
+                raise ConfigError(
+                    f"config: {alias} is {fields[alias]!r} and {name} is {chosen[name]!r}, and they are two names of one "
+                    "size; leave out the wrong one"
+                )
         if "n_positions" not in chosen and "n_ctx" in fields:  # the name in Microsoft's own configs
             chosen["n_positions"] = fields["n_ctx"]
         if isinstance(chosen.get("eos_token_id"), list):  # transformers allows several; GPT-2's have one

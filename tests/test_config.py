@@ -6,7 +6,7 @@ import json
 import pytest
 from fakes import ODD, TINY
 
-from dialogpt_jax.config import ACTIVATIONS, ConfigError, GPT2Config
+from dialogpt_jax.config import ACTIVATIONS, ALIASES, ConfigError, GPT2Config
 
 UNUSUAL = GPT2Config(
     vocab_size=300,
@@ -131,6 +131,29 @@ def test_from_hf_reads_microsofts_config():
     assert GPT2Config.from_hf(fields) == GPT2Config.medium()
     assert GPT2Config.from_hf({**fields, "n_ctx": 512}).n_positions == 512
     assert GPT2Config.from_hf({**fields, "n_ctx": 512, "n_positions": 256}).n_positions == 256
+
+
+ALIASED = {
+    "num_hidden_layers": TINY.n_layer,
+    "hidden_size": TINY.n_embd,
+    "num_attention_heads": TINY.n_head,
+    "max_position_embeddings": TINY.n_positions,
+}
+
+
+def test_from_hf_reads_the_names_that_other_models_have():
+    fields = {name: value for name, value in TINY.to_hf().items() if name not in (*ALIASES.values(), "n_ctx")}
+    assert GPT2Config.from_hf({**fields, **ALIASED}) == TINY
+    assert GPT2Config.from_hf({**TINY.to_hf(), **ALIASED}) == TINY
+    assert GPT2Config.from_hf({**TINY.to_hf(), **dict.fromkeys(ALIASED)}) == TINY
+    assert GPT2Config.from_hf({**fields, **ALIASED, "n_ctx": 7}) == TINY
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_two_names_of_one_size_must_agree(alias, name):
+    fields = {**TINY.to_hf(), alias: 96}
+    with pytest.raises(ConfigError, match=f"{alias} is 96 and {name} is {fields[name]}, and they are two names"):
+        GPT2Config.from_hf(fields)
 
 
 @pytest.mark.parametrize(

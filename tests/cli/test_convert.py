@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.convert.mapping import rows
+from dialogpt_jax.convert.mapping import UntiedHead, rows
 from dialogpt_jax.convert.names import same_bits, to_microsoft
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.convert.write_torch import write_torch
@@ -81,9 +81,9 @@ def assert_same(found, expected):
 def fails(capsys, *words):
     """The one line of a command that fails."""
     assert main([str(word) for word in words]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    return error
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_are_one_line_and_not_an_error(tmp_path, tok
     tensors = draw(PLAIN)
     tensors["transformer.ln_f.bias"][:2] = np.nan
     save_file(tensors, tmp_path / "model.safetensors")
-    words = ["convert", tmp_path / "model.safetensors", tmp_path / "out", "--tokenizer", tokenizer_dir]
+    words = ["convert", tmp_path / "model.safetensors", tmp_path / "out", "--tokenizer", tokenizer_dir, "--heads", 1]
     assert main([str(word) for word in words]) == 0
     assert capsys.readouterr().err == "warning: 2 weights are NaN or infinite, in transformer.ln_f.bias\n"
 
@@ -217,3 +217,67 @@ def test_inspect_speaks_of_files_and_directories(tmp_path, source, tokenizer_dir
     assert str(source) in fails(capsys, "inspect", source)
     assert "no such model directory" in fails(capsys, "inspect", tmp_path / "absent")
     assert len(jax.tree.leaves(load_params(tmp_path / "out")[0])) == found["tensors"] - 3  # two masks and the head
+
+
+WIDE = dataclasses.replace(PLAIN, n_embd=128, n_head=8, activation_function="relu")
+
+
+def converted(capsys, *words):
+    """The config of what is written, and what is said on stderr."""
+    assert main(["convert", *map(str, words), "--force"]) == 0
+    return load_params(words[1])[1], capsys.readouterr().err
+
+
+def test_heads_that_no_shape_tells_are_guessed_aloud_or_given(tmp_path, tokenizer_dir, capsys):
+    save_file(draw(WIDE), tmp_path / "model.safetensors")
+    words = [tmp_path / "model.safetensors", tmp_path / "out", "--tokenizer", tokenizer_dir]
+    guessed = dataclasses.replace(WIDE, n_head=2, activation_function="gelu_new")
+    config, said = converted(capsys, *words)
+    assert config == guessed
+    assert said.startswith("warning: the number of heads is not in the shapes; taken as 2")
+    assert said.count("\n") == 1
+    assert converted(capsys, *words, "--heads", 8) == (dataclasses.replace(guessed, n_head=8), "")
+    assert "n_head is 7, which does not divide" in fails(capsys, "convert", *words, "--heads", 7, "--force")
+    (tmp_path / "config.json").write_text(json.dumps(WIDE.to_hf()))
+    assert converted(capsys, *words) == (WIDE, "")
+    assert converted(capsys, *words, "--heads", 8) == (WIDE, "")
+    assert "says 8 heads, and --heads says 4" in fails(capsys, "convert", *words, "--heads", 4, "--force")
+
+
+def test_the_config_beside_the_tokenizer_counts_as_far_as_it_fits(tmp_path, tokenizer_dir, capsys):
+    save_file(draw(WIDE), tmp_path / "model.safetensors")
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    Tokenizer.load(tokenizer_dir).save(folder)
+    words = [tmp_path / "model.safetensors", tmp_path / "out", "--tokenizer", folder]
+    guessed = dataclasses.replace(WIDE, n_head=2, activation_function="gelu_new")
+
+    def beside(config):
+        (folder / "config.json").write_text(json.dumps(config if isinstance(config, dict) else config.to_hf()))
+        return converted(capsys, *words)
+
+    assert beside(WIDE) == (WIDE, "")
+    assert beside(dataclasses.replace(WIDE, tie_word_embeddings=False)) == (WIDE, "")  # the file has no head
+    assert beside(dataclasses.replace(WIDE, n_positions=8)) == (dataclasses.replace(guessed, n_head=8), "")
+    for other in (dataclasses.replace(WIDE, n_layer=3), dataclasses.replace(WIDE, n_embd=64), {"model_type": "llama"}):
+        config, said = beside(other)
+        assert config == guessed
+        assert "taken as 2" in said
+    beside(WIDE)
+    config, _ = converted(capsys, *words, "--heads", 4)
+    assert config == dataclasses.replace(WIDE, n_head=4)
+
+
+def test_a_head_that_a_config_calls_tied_is_a_warning_wherever_it_is_loaded(tmp_path, tokenizer_dir, capsys):
+    tensors = draw(PLAIN)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
+    tensors["lm_head.weight"][-1, 0] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(PLAIN.to_hf()))
+    with pytest.warns(UntiedHead, match="in 1 of 16448 values"):
+        _, config = load_params(tmp_path)
+    assert not config.tie_word_embeddings
+    words = [tmp_path, tmp_path / "out", "--tokenizer", tokenizer_dir]
+    config, said = converted(capsys, *words)
+    assert not config.tie_word_embeddings
+    assert said.startswith("warning: lm_head.weight differs from the token embedding in 1 of 16448 values")

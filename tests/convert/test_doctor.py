@@ -77,6 +77,8 @@ def test_the_facts_of_a_file(tmp_path):
     assert found.tensor_bytes == 4 * ODD.num_parameters
     assert any(line.startswith("renamed  module.transformer.h.*.ln_1.weight") for line in found.changes)
     assert "head differs" in found.warnings[0]
+    assert "says that they are one" not in found.warnings[0]
+    assert len(found.warnings) == 1
     assert hashlib.sha256(file.read_bytes()).hexdigest() in describe_findings(found)
     assert json.loads(json.dumps(found.to_json()))["files"][0]["name"] == file.name
 
@@ -181,3 +183,17 @@ def test_a_damaged_file_is_an_error(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"nothing that anyone wrote")
     with pytest.raises(ReadError):
         inspect(tmp_path / "model.bin")
+
+
+def test_a_guessed_number_of_heads_and_a_head_that_a_config_calls_tied_are_warnings(tmp_path):
+    config = dataclasses.replace(TINY, n_embd=128)
+    tensors = draw(config)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (warning,) = inspect(tmp_path / "model.safetensors").warnings
+    assert warning.startswith("the number of heads is a guess: 2, of 64 dimensions")
+    assert inspect(tmp_path / "model.safetensors", config=config).warnings == ()
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
+    tensors["lm_head.weight"][7, 3] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    (warning,) = inspect(tmp_path / "model.safetensors", config=config).warnings
+    assert "differs from the token embedding in 1 of 7808 values, though config.json says that they are one" in warning

@@ -13,7 +13,15 @@ from reference import checkpoint, logits, relative_error
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert import mapping
-from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, from_params, infer_config, to_params
+from dialogpt_jax.convert.mapping import (
+    GuessedHeads,
+    MappingError,
+    NonFiniteWeights,
+    UntiedHead,
+    from_params,
+    infer_config,
+    to_params,
+)
 from dialogpt_jax.convert.names import same_bits
 from dialogpt_jax.model import forward, init_params
 
@@ -201,12 +209,13 @@ def test_a_head_that_differs_is_kept_and_the_config_follows(value):
     tensors["transformer.wte.weight"][-1, -1] = 0.0
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
     tensors["lm_head.weight"][-1, -1] = value
-    params, report = to_params(tensors, TINY)
+    with pytest.warns(UntiedHead, match=r"differs from the token embedding in 1 of 1952 values, and the config says"):
+        params, report = to_params(tensors, TINY)
     assert report.untied
     assert report.config == dataclasses.replace(TINY, tie_word_embeddings=False)
     assert any("tie_word_embeddings" in line for line in report.lines())
     assert_same(from_params(params, report.config), tensors)
-    assert error_against_reference(TINY, tensors) < TOLERANCE
+    assert error_against_reference(report.config, tensors) < TOLERANCE  # and no warning where the config says so
 
 
 def test_an_equal_head_stays_separate_where_the_config_says_so():
@@ -278,11 +287,46 @@ def test_weights_that_are_not_finite_are_a_warning_with_their_number(dtype):
 
 
 def test_a_config_is_inferred_from_the_shapes():
-    assert infer_config(draw_checkpoint(BY_64)) == BY_64
+    with pytest.warns(GuessedHeads, match=r"taken as \d+, of 64 dimensions .* no released model's: .*--heads N"):
+        assert infer_config(draw_checkpoint(BY_64)) == BY_64
+    assert infer_config(draw_checkpoint(BY_64), n_head=BY_64.n_head) == BY_64
     tensors = draw_checkpoint(ODD)
     assert infer_config(tensors, n_head=3) == dataclasses.replace(ODD, eos_token_id=ODD.vocab_size - 1)
-    with pytest.raises(MappingError, match=r"width 30: give a config.json"):
+    with pytest.raises(MappingError, match=r"width 30: give it \(--heads N\), or a config.json"):
         infer_config(tensors)
     del tensors["transformer.wpe.weight"]
     with pytest.raises(MappingError, match=r"not a GPT-2: no matrix transformer.wpe.weight"):
         infer_config(tensors)
+
+
+@pytest.mark.parametrize("layers", [4, 39, 10**12])
+def test_a_config_of_more_layers_than_there_are_is_refused_before_anything_is_laid_out(monkeypatch, layers):
+    laid = []
+    monkeypatch.setattr(mapping, "_row", lambda *args, row=mapping._row: laid.append(args) or row(*args))
+    config = dataclasses.replace(TINY, n_layer=layers)
+    with pytest.raises(MappingError, match=r"n_layer 1000000000000, and the file has 3 layers|tensors differ"):
+        to_params(draw_checkpoint(TINY), config)
+    assert len(laid) <= 12 * 39 + 17  # as many layers as there are tensors, and no more
+
+
+@pytest.mark.parametrize("number", ["999999999999", "9" * 5000, "38"])
+def test_a_layer_s_number_beyond_the_tensors_is_an_unknown_name(number):
+    tensors = {**draw_checkpoint(BY_64), f"transformer.h.{number}.ln_1.weight": np.ones(64, np.float32)}
+    with pytest.raises(MappingError, match=f"\\+ transformer.h.{number}.ln_1.weight|missing|differ"):
+        to_params(tensors, infer_config(tensors, n_head=1))
+
+
+def test_names_are_shown_with_their_controls_escaped_and_a_long_difference_is_cut():
+    tensors = {**draw_checkpoint(TINY), "\x1b]0;title\x07\n": np.zeros(3, np.float32)}
+    with pytest.raises(MappingError) as caught:
+        to_params(tensors, TINY)
+    assert str(caught.value).split("\n")[1:] == [r"+ \x1b]0;title\x07\n (3,)"]
+    tensors |= {f"{i}\x1b": np.zeros(3, np.float32) for i in range(1500)}
+    with pytest.raises(MappingError) as caught:
+        to_params(tensors, TINY)
+    lines = str(caught.value).split("\n")
+    assert (len(lines), lines[-1]) == (1002, "… and 501 lines more")
+    tensors = draw_checkpoint(TINY)
+    tensors["module.\x1b"], tensors["\x1b"] = np.zeros(3, np.float32), np.ones(3, np.float32)
+    with pytest.raises(MappingError, match=r"^\\x1b and module\.\\x1b are both \\x1b and differ"):
+        to_params(tensors, TINY)

@@ -1,0 +1,63 @@
+"""A conversion from end to end: what `open_source` finds in, a model directory or Microsoft's `.pkl` out.
+
+Whatever is wrong is found before anything is written, and a target is written whole or not at all.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from dialogpt_jax.convert.mapping import from_params
+from dialogpt_jax.convert.names import to_microsoft
+from dialogpt_jax.convert.write_torch import write_torch
+from dialogpt_jax.weights.directory import check_new_file, check_target, write_directory
+from dialogpt_jax.weights.dtypes import cast, parse_dtype
+from dialogpt_jax.weights.source import AnyPath, need_tokenizer, open_source
+
+Form = Literal["directory", "pkl"]
+
+
+def convert(
+    source: AnyPath,
+    target: AnyPath,
+    *,
+    to: Form = "directory",
+    dtype: str | None = None,
+    config: AnyPath | None = None,
+    heads: int | None = None,
+    tokenizer: AnyPath | None = None,
+    revision: str | None = None,
+    force: bool = False,
+) -> list[str]:
+    """Reads a model in any form and writes it in another.
+
+    Args:
+      source: a weight file, a model directory, or a name on the Hub.
+      target: the directory, or with another form the file, to write.
+      to: "directory" is Hugging Face's layout, "pkl" Microsoft's own file.
+      dtype: "float32", "bfloat16" or "float16" of what is written, or "keep" for that of the source; by default "keep",
+        and for a "pkl" "float16", as Microsoft's are.
+      config, heads, tokenizer, revision: what the source lacks, as for `open_source`.
+      force: replace the model, or the file, that is at `target`.
+
+    Returns:
+      What was read, renamed, dropped, transposed and written, for a person: a line each.
+
+    Warns:
+      WeightsWarning: guessed heads, an untied head, NaN or infinity.
+
+    Raises:
+      ValueError: as for `open_source`; no tokenizer (`ConvertError`); something else is at `target`.
+      OSError: it cannot be read or written. What was at `target` is still there.
+    """
+    check = check_target if to == "directory" else check_new_file
+    check(target, replace=force)
+    found = open_source(source, config=config, heads=heads, tokenizer=tokenizer, revision=revision)
+    dtype = dtype or ("float16" if to == "pkl" else "keep")
+    params = found.params if dtype == "keep" else cast(found.params, parse_dtype(dtype), to=np.asarray)
+    if to == "directory":
+        write_directory(target, params, found.config, need_tokenizer(found, source))
+    else:
+        write_torch(target, to_microsoft(from_params(params, found.config), found.config))
+    wrote = f"wrote {target}: {found.config.num_parameters:,} parameters, {params['wte']['embedding'].dtype}"
+    return [*found.origin, *found.report.lines(), wrote]
