@@ -46,9 +46,6 @@ class Planned(NamedTuple):
 class Planner(Protocol):
     """How an epoch is divided into batches: from the length of each example and a generator, to the batches in order."""
 
-    @property
-    def rows(self) -> int: ...
-
     def __call__(self, sizes: np.ndarray, rng: np.random.Generator) -> list[Planned]: ...
 
 
@@ -57,7 +54,8 @@ class Buckets(NamedTuple):
 
     A bucket of length T has `rows · length / T` rows, rounded down to a multiple of `multiple`. Examples are drawn in
     random order; what does not fill a batch of its bucket goes up into the next longer one, and what does not fill the
-    last is left out for this epoch: fewer than `rows`. The batches come in random order.
+    last is left out for this epoch. The batches come in random order. Where there are so few examples that not one batch
+    is filled, an epoch is one smaller batch of them all: see `whole_epoch`.
 
     Attributes:
       rows: of a batch at the full length.
@@ -86,6 +84,8 @@ class Buckets(NamedTuple):
             full = len(members) // rows * rows
             plan += [Planned(length, members[i : i + rows]) for i in range(0, full, rows)]
             left = members[full:]
+        if not plan:
+            return [whole_epoch(len(sizes), shapes[-1][1], multiple=self.multiple, rng=rng)]
         return [plan[i] for i in rng.permutation(len(plan))]
 
 
@@ -93,12 +93,20 @@ class SortedWindows(NamedTuple):
     """As microsoft/DialoGPT's `data_loader.py` does it: windows of 100 batches are sorted by length and cut into batches.
 
     A batch is padded to its longest row, rounded up to a multiple of 8; what does not fill a batch is left out. Each
-    batch has `rows` rows, so short ones cost less, and there are as many programs as multiples of 8.
+    batch has `rows` rows, so short ones cost less, and there are as many programs as multiples of 8. Fewer examples than
+    a batch are one smaller batch: see `whole_epoch`.
+
+    Attributes:
+      rows: of a batch.
+      window: batches that are sorted together.
+      pad_multiple: what the length of a row is rounded up to.
+      multiple: what the rows of a smaller batch are divided by.
     """
 
     rows: int
     window: int = 100
     pad_multiple: int = 8
+    multiple: int = 1
 
     def __call__(self, sizes: np.ndarray, rng: np.random.Generator) -> list[Planned]:
         order, plan = rng.permutation(len(sizes)), []
@@ -108,8 +116,24 @@ class SortedWindows(NamedTuple):
             window = window[np.argsort(-sizes[window], kind="stable")]
             for i in range(0, len(window) - self.rows + 1, self.rows):
                 members = window[i : i + self.rows]
-                plan.append(Planned(-(-int(sizes[members].max()) // self.pad_multiple) * self.pad_multiple, members))
+                plan.append(Planned(self._padded(sizes[members]), members))
+        if not plan:
+            return [whole_epoch(len(sizes), self._padded(sizes), multiple=self.multiple, rng=rng)]
         return [plan[i] for i in rng.permutation(len(plan))]
+
+    def _padded(self, sizes: np.ndarray) -> int:
+        return -(-int(sizes.max()) // self.pad_multiple) * self.pad_multiple
+
+
+def whole_epoch(count: int, length: int, *, multiple: int, rng: np.random.Generator) -> Planned:
+    """All examples as one batch, for data that does not fill one; rows that `multiple` wants on top are drawn from them.
+
+    45 examples, multiple 8: 48 rows, three of the examples twice. So there is no example that a step leaves out, and the
+    batch is a function of the seed and the step here too.
+    """
+    extra = -count % multiple
+    more = np.concatenate([rng.permutation(count) for _ in range(-(-extra // count))] or [np.zeros(0, np.int64)])
+    return Planned(length, rng.permutation(np.concatenate([np.arange(count), more[:extra]])))
 
 
 class Batches:
@@ -121,19 +145,22 @@ class Batches:
       seed: of the order.
 
     Raises:
-      ValueError: there is not one whole batch.
+      ValueError: there is no example.
     """
 
     def __init__(self, examples: Sequence[Example], planner: Planner, *, seed: int):
         self._examples, self._planner, self._seed = examples, planner, seed
         self._sizes = lengths_of(examples)
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
-        self.per_epoch = len(self._epoch(0)) if len(self._sizes) else 0
-        if not self.per_epoch:
-            raise ValueError(
-                f"{len(self._sizes)} examples do not fill one batch of {planner.rows}; "
-                "take a smaller batch size, or more dialogues"
-            )
+        if not len(self._sizes):
+            raise ValueError("there are no examples to make batches of")
+        self.per_epoch = len(self._epoch(0))
+
+    @property
+    def rows_of_whole_epoch(self) -> int:
+        """Where every batch is all examples, since they do not fill one: its rows; 0 elsewhere."""
+        members_B = self.planned(0).members_B
+        return len(members_B) if self.per_epoch == 1 and len(np.unique(members_B)) == len(self._sizes) else 0
 
     def planned(self, step: int) -> Planned:
         """Which examples make the batch of a step, counted from 0 over all epochs."""

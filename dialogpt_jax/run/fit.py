@@ -112,6 +112,10 @@ def fit(
             )
         batches = Batches(examples, options.planner(identity["length"], identity["multiple"]), seed=options.seed)
         check_divides(config, mesh, rows=identity["multiple"])
+        if rows := batches.rows_of_whole_epoch:
+            report(
+                f"{len(examples)} examples fill no more than one batch: every step takes all of them, in {rows} rows"
+            )
         run = _Run(
             step=program.step,
             batches=batches,

@@ -177,7 +177,7 @@ class TrainOptions:
 
     def planner(self, length: int, multiple: int) -> Planner:
         """How an epoch of examples of at most `length` tokens is cut into batches."""
-        planner = None if self.recipe is None else self._numbered().planner()
+        planner = None if self.recipe is None else self._numbered().planner(multiple)
         return planner or Buckets(self.batch_size, length, self.buckets, multiple)
 
     def weigh(self, weights_BT: jax.Array) -> jax.Array:

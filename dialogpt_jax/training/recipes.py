@@ -200,14 +200,14 @@ class Recipe:
         n = self.numbers
         return 100 * (n.batch_size // n.accumulate) if self.batching == "faithful" else None
 
-    def planner(self) -> SortedWindows | None:
+    def planner(self, multiple: int = 1) -> SortedWindows | None:
         """How an epoch is divided into batches of `batch_size` rows; `None`: as the caller does it.
 
         A batch is cut from its window in one piece, where theirs joins `accumulate` parts from anywhere. The window is
-        rounded down to whole batches.
+        rounded down to whole batches. `multiple`: what the rows of a smaller batch are divided by.
         """
         rows, window = self.numbers.batch_size, self.sort_window
-        return None if window is None else SortedWindows(rows, max(window // rows, 1), self.multiple)
+        return None if window is None else SortedWindows(rows, max(window // rows, 1), self.multiple, multiple)
 
     def resumed(self, restored: Any, optimizer: optax.GradientTransformation, params: Any, step: int) -> Any:
         """The optimiser's state with which a run goes on after `step` steps: `restored`, or a new one at that rate."""

@@ -309,7 +309,6 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
         (["ALL", "--max-length", "-5"], "max_length is -5"),
         (["ALL", "--data", "ENDLESS", "--max-length", "8"], "no EOS is a target, so that a model would never"),
         (["ALL", "--train-on", "Joe"], "nobody is called 'Joe' here"),
-        (["ALL", "--batch-size", "64"], "examples do not fill one batch"),
         (
             ["ALL", "--mesh", "data=8", "--batch-size", "12"],
             "a batch of 12 examples is not divided by 1 parts on 8 devices; take a multiple",

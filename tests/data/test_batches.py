@@ -194,8 +194,30 @@ def test_rows_divide_by_parts_and_devices_and_where_they_can_by_eight():
         rows_multiple(12, accumulate=1, shards=8)
 
 
-def test_what_gives_no_batch_is_an_error_with_its_numbers():
-    with pytest.raises(ValueError, match="3 examples do not fill one batch of 4; take a smaller batch"):
-        make(drawn_examples(3))
-    with pytest.raises(ValueError, match="0 examples"):
+@pytest.mark.parametrize("planner", [BUCKETS, SortedWindows(4, multiple=2), Buckets(32, 32, 4, 8)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_fewer_examples_than_a_batch_are_a_smaller_one(planner, count):
+    batches, wanted = make(drawn_examples(count), planner=planner), -(-count // planner.multiple) * planner.multiple
+    assert batches.rows_of_whole_epoch == wanted
+    for step in range(3):
+        first_B = batches[step].tokens_BT[:, 0].tolist()
+        assert len(first_B) == wanted
+        assert set(first_B) == set(range(1, count + 1))
+        assert max(map(first_B.count, first_B)) <= -(
+            -wanted // count
+        )  # an extra row is none thrice before all are twice
+        assert same(batches[step], make(drawn_examples(count), planner=planner)[step])
+    assert make(drawn_examples(90)).rows_of_whole_epoch == 0
+    assert make(drawn_examples(4), planner=SortedWindows(4)).rows_of_whole_epoch == 4
+
+
+def test_forty_five_short_chats_fill_no_batch_of_their_bucket():
+    """A bucket of a quarter of the length has four times the rows."""
+    short = [Example(e.tokens_T[:8], e.weights_T[:8]) for e in drawn_examples(45)]
+    batches = make(short, planner=Buckets(rows=32, length=32, widths=4, multiple=8))
+    assert (batches.per_epoch, batches.planned(0).length, len(batches.planned(0).members_B)) == (1, 8, 48)
+
+
+def test_no_example_is_an_error():
+    with pytest.raises(ValueError, match="there are no examples to make batches of"):
         make([])

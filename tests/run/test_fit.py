@@ -274,14 +274,23 @@ def test_what_does_not_fit_is_one_line():
         run(dataclasses.replace(OPTIONS, max_length=16))
     with pytest.raises(TrainingError, match="there are no examples"):
         run(data=[])
-    with pytest.raises(ValueError, match="examples do not fill one batch"):
-        run(data=EXAMPLES[:3])
     with pytest.raises(ValueError, match="a batch of 8 examples is not divided by 3 parts"):
         run(dataclasses.replace(OPTIONS, accumulate=3))
     with pytest.raises(ValueError, match="steps is 0; it must be a whole number, from 1"):
         TrainOptions(steps=0)
     with pytest.raises(ValueError, match="no optimiser is called 'sgd'; there are adamw, muon"):
         run(dataclasses.replace(OPTIONS, optimizer="sgd"))
+
+
+def test_few_examples_train_and_a_resumed_run_is_the_unbroken_one(tmp_path):
+    """Fewer than a batch: each step takes them all."""
+    few, told, options = EXAMPLES[:3], [], dataclasses.replace(OPTIONS, schedule="constant", steps=6)
+    whole = run(options, data=few, report=told.append)
+    assert told[0] == "3 examples fill no more than one batch: every step takes all of them, in 8 rows"
+    run(dataclasses.replace(options, steps=3), data=few, out=tmp_path)
+    assert same(values(run(options, data=few, out=tmp_path, resume=True)), values(whole))
+    first, *_, last = [entry["loss"] for entry in whole.history if "loss" in entry]
+    assert last < first
 
 
 def test_the_paper_s_recipe_trains():
