@@ -6,7 +6,7 @@ content: a suffix says what somebody hoped for. Torch is not needed and nothing 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import numpy as np
 from dialogpt_jax.convert.read_msgpack import read_msgpack
 from dialogpt_jax.convert.read_safetensors import load_json, read_safetensors
 from dialogpt_jax.convert.read_torch import read_legacy, read_zip
-from dialogpt_jax.convert.weight_file import ReadError, WeightFile, map_file, show
+from dialogpt_jax.convert.weight_file import ReadError, WeightFile, map_file, most_in_memory, show
 
 __all__ = ["ReadError", "WeightFile", "read"]
 
-MAX_INDEX = 64 * 2**20  # an index lists names: 100 KB in the largest models
+MAX_INDEX = 10 * 2**20  # an index lists names: 100 KB in the largest models
 
 # What people hand over instead of a weight file, and what to do about it.
 _NOT_WEIGHTS = (
@@ -95,7 +95,7 @@ def _read_shards(data: np.ndarray, folder: Path) -> WeightFile:
     if not isinstance(places, dict) or not places:
         raise ReadError("is JSON without a `weight_map`, so no index of shards; name the file of tensors itself")
     files = dict.fromkeys(_check_shard_name(name, file) for name, file in places.items())
-    shards = {file: _read_shard(folder / file) for file in files}
+    shards = _read_each(folder, files)
     formats = {shard.format for shard in shards.values()}
     if len(formats) > 1:
         raise ReadError(f"names shards of different formats ({', '.join(sorted(formats))}); take them from one model")
@@ -110,6 +110,22 @@ def _check_shard_name(name: str, file: Any) -> str:
     if not isinstance(file, str) or not re.fullmatch(r"[^/\\:\0]+", file) or file in (".", ".."):
         raise ReadError(f"places {show(name)} in {show(file)}; a shard must be a file in the same folder")
     return file
+
+
+def _read_each(folder: Path, files: Iterable[str]) -> dict[str, WeightFile]:
+    """The shards by their names. Each may unfold a little; a thousand of them may not, either."""
+    shards: dict[str, WeightFile] = {}
+    size = unfolded = 0
+    for file in files:
+        shards[file] = _read_shard(folder / file)
+        size += (folder / file).stat().st_size
+        unfolded += sum(array.nbytes for array in shards[file].tensors.values())
+        if unfolded > most_in_memory(size):
+            raise ReadError(
+                f"names shards of which {len(shards)}, of {size} bytes together, unfold to {unfolded}; no weights do: they "
+                "are damaged or made to fill the memory"
+            )
+    return shards
 
 
 def _read_shard(path: Path) -> WeightFile:

@@ -28,6 +28,8 @@ DTYPES = {
 DTYPES["bfloat16"] = BFLOAT16
 CHUNKED = "__msgpack_chunked_array__"
 MAX_DEPTH = 64  # GPT-2's names have six parts
+# Names, numbers, arrays and what holds them: some 6,000 in GPT-2 XL, three times as many with an optimizer's moments.
+MAX_VALUES = 200_000
 ARRAY, SCALAR = 1, 3  # flax/serialization.py, _MsgpackExtType
 
 # code → (kind, bytes of the length) or (number's format, its bytes)
@@ -53,9 +55,10 @@ def read_msgpack(data: np.ndarray) -> WeightFile:
     Raises:
       ReadError: damaged, truncated, a type or dtype that Flax does not write, or no arrays in it.
     """
-    tree, position = _decode(data, 0, 0)
-    if position != len(data):
-        raise ReadError(f"has {len(data) - position} bytes behind its msgpack content; it is damaged")
+    decoder = _Decoder(data, MAX_VALUES)
+    tree = decoder.decode(0)
+    if decoder.position != len(data):
+        raise ReadError(f"has {len(data) - decoder.position} bytes behind its msgpack content; it is damaged")
     if type(tree) is not dict:
         raise ReadError(f"is msgpack, but holds a {type(tree).__name__} and not the map that Flax writes")
     tensors: dict[str, np.ndarray] = {}
@@ -67,7 +70,7 @@ def read_msgpack(data: np.ndarray) -> WeightFile:
 
 
 def _flatten(tree: Any, name: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Leaves of a tree under their joined names; its depth is bounded by `_decode`."""
+    """Leaves of a tree under their joined names; its depth is bounded by `_Decoder`."""
     if type(tree) is dict and CHUNKED in tree:
         tree = _join_chunks(tree, name)
     if type(tree) is list:
@@ -98,83 +101,106 @@ def _join_chunks(tree: dict, name: str) -> np.ndarray:
     raise ReadError(f"array {show(name)} is in chunks that do not fit together; the file is damaged")
 
 
-def _take(data: np.ndarray, position: int, size: int) -> np.ndarray:
-    if size > len(data) - position:
-        raise ReadError(f"ends at byte {len(data)}, inside a msgpack value of {size} bytes; it is truncated or damaged")
-    return data[position : position + size]
+class _Decoder:
+    """The values of a block of bytes, one after the other.
+
+    Attributes:
+      data: the block.
+      position: where the next value begins.
+      left: how many values may still come. A value of one byte takes tens in memory and a step of Python.
+    """
+
+    def __init__(self, data: np.ndarray, left: int) -> None:
+        self.data, self.position, self.left = data, 0, left
+
+    def take(self, size: int) -> np.ndarray:
+        begin = self.position
+        if size > len(self.data) - begin:
+            raise ReadError(
+                f"ends at byte {len(self.data)}, inside a msgpack value of {size} bytes; it is truncated or damaged"
+            )
+        self.position = begin + size
+        return self.data[begin : self.position]
+
+    def decode(self, depth: int) -> Any:
+        """The next value."""
+        if depth > MAX_DEPTH:
+            raise ReadError(f"nests deeper than {MAX_DEPTH} levels; it is damaged or made to mislead")
+        self.left -= 1
+        if self.left < 0:
+            raise ReadError(f"holds over {MAX_VALUES} msgpack values, more than any model's; it is no file of weights")
+        code = int(self.take(1)[0])
+        if code < 0x80:
+            return code
+        if code >= 0xE0:
+            return code - 0x100
+        if code in _CONSTANTS:
+            return _CONSTANTS[code]
+        if code in _NUMBERS:
+            return _NUMBERS[code].unpack(bytes(self.take(_NUMBERS[code].size)))[0]
+        if code in _FIXED_EXT:
+            return self.decode_content("ext", _FIXED_EXT[code], depth)
+        if code < 0x90:
+            return self.decode_content("map", code & 0x0F, depth)
+        if code < 0xA0:
+            return self.decode_content("array", code & 0x0F, depth)
+        if code < 0xC0:
+            return self.decode_content("str", code & 0x1F, depth)
+        if code not in _LENGTHS:
+            raise ReadError(
+                f"has the byte 0x{code:02x} at {self.position - 1}, which begins no msgpack value; it is damaged"
+            )
+        kind, size = _LENGTHS[code]
+        return self.decode_content(kind, int.from_bytes(bytes(self.take(size)), "big"), depth)
+
+    def decode_content(self, kind: str, length: int, depth: int) -> Any:
+        if kind == "map":
+            found: dict[str, Any] = {}
+            for _ in range(length):
+                key = self.decode(depth + 1)
+                if type(key) is not str:
+                    raise ReadError(
+                        f"has a {type(key).__name__} as a name before byte {self.position}; Flax writes texts"
+                    )
+                if key in found:
+                    raise ReadError(f"the name {show(key)} occurs twice; the file is damaged or made to mislead")
+                found[key] = self.decode(depth + 1)
+            return found
+        if kind == "array":
+            return [self.decode(depth + 1) for _ in range(length)]
+        if kind == "ext":
+            code = int(self.take(1)[0])
+            return self.decode_extension(code, self.take(length))
+        begin = self.position
+        content = self.take(length)
+        if kind == "bin":
+            return content
+        try:
+            return bytes(content).decode("utf-8")
+        except UnicodeDecodeError:
+            raise ReadError(f"has a name that is no UTF-8 at byte {begin}; it is damaged") from None
+
+    def decode_extension(self, code: int, content: np.ndarray) -> Any:
+        if code not in (ARRAY, SCALAR):
+            raise ReadError(f"has a msgpack extension of type {code}; arrays (1) and scalars (3) are known")
+        inner = _Decoder(content, self.left)
+        parts = inner.decode(MAX_DEPTH - 2)
+        self.left = inner.left
+        match parts:
+            case [list(shape), (str() | np.ndarray()) as name, np.ndarray() as numbers] if inner.position == len(
+                content
+            ):
+                return _build_array(
+                    code, shape, name if isinstance(name, str) else bytes(name).decode("latin-1"), numbers
+                )
+        raise ReadError("holds an array whose description is damaged")
 
 
-def _decode(data: np.ndarray, position: int, depth: int) -> tuple[Any, int]:
-    """The value at a position, and the position behind it."""
-    if depth > MAX_DEPTH:
-        raise ReadError(f"nests deeper than {MAX_DEPTH} levels; it is damaged or made to mislead")
-    code = int(_take(data, position, 1)[0])
-    position += 1
-    if code < 0x80:
-        return code, position
-    if code >= 0xE0:
-        return code - 0x100, position
-    if code in _CONSTANTS:
-        return _CONSTANTS[code], position
-    if code in _NUMBERS:
-        number = _NUMBERS[code]
-        return number.unpack(bytes(_take(data, position, number.size)))[0], position + number.size
-    if code in _FIXED_EXT:
-        return _decode_content("ext", data, position, _FIXED_EXT[code], depth)
-    if code < 0x90:
-        return _decode_content("map", data, position, code & 0x0F, depth)
-    if code < 0xA0:
-        return _decode_content("array", data, position, code & 0x0F, depth)
-    if code < 0xC0:
-        return _decode_content("str", data, position, code & 0x1F, depth)
-    if code not in _LENGTHS:
-        raise ReadError(f"has the byte 0x{code:02x} at {position - 1}, which begins no msgpack value; it is damaged")
-    kind, size = _LENGTHS[code]
-    length = int.from_bytes(bytes(_take(data, position, size)), "big")
-    return _decode_content(kind, data, position + size, length, depth)
-
-
-def _decode_content(kind: str, data: np.ndarray, position: int, length: int, depth: int) -> tuple[Any, int]:
-    if kind == "map":
-        found: dict[str, Any] = {}
-        for _ in range(length):
-            key, position = _decode(data, position, depth + 1)
-            if type(key) is not str:
-                raise ReadError(f"has a {type(key).__name__} as a name before byte {position}; Flax writes texts")
-            if key in found:
-                raise ReadError(f"the name {show(key)} occurs twice; the file is damaged or made to mislead")
-            found[key], position = _decode(data, position, depth + 1)
-        return found, position
-    if kind == "array":
-        items = []
-        for _ in range(length):
-            item, position = _decode(data, position, depth + 1)
-            items.append(item)
-        return items, position
-    if kind == "ext":
-        code, content = int(_take(data, position, 1)[0]), _take(data, position + 1, length)
-        return _decode_extension(code, content), position + 1 + length
-    content = _take(data, position, length)
-    if kind == "bin":
-        return content, position + length
-    try:
-        return bytes(content).decode("utf-8"), position + length
-    except UnicodeDecodeError:
-        raise ReadError(f"has a name that is no UTF-8 at byte {position}; it is damaged") from None
-
-
-def _decode_extension(code: int, content: np.ndarray) -> Any:
-    if code not in (ARRAY, SCALAR):
-        raise ReadError(f"has a msgpack extension of type {code}; arrays (1) and scalars (3) are known")
-    parts, end = _decode(content, 0, MAX_DEPTH - 2)
-    match parts:
-        case [list(shape), (str() | np.ndarray()) as name, np.ndarray() as numbers] if end == len(content):
-            name = name if isinstance(name, str) else bytes(name).decode("latin-1")
-            if name not in DTYPES:
-                raise ReadError(f"holds an array of dtype {show(name)}; known: {', '.join(DTYPES)}")
-            size = count_elements("in msgpack", shape) * DTYPES[name].itemsize
-            if size != len(numbers):
-                raise ReadError(f"holds an array of shape {show(shape)} in {name}, {size} bytes, in {len(numbers)}")
-            array = view(numbers, DTYPES[name], "in msgpack", shape=shape)
-            return array if code == ARRAY else array[()].item() if array.ndim == 0 else array
-    raise ReadError("holds an array whose description is damaged")
+def _build_array(code: int, shape: list[Any], dtype: str, numbers: np.ndarray) -> Any:
+    if dtype not in DTYPES:
+        raise ReadError(f"holds an array of dtype {show(dtype)}; known: {', '.join(DTYPES)}")
+    size = count_elements("in msgpack", shape) * DTYPES[dtype].itemsize
+    if size != len(numbers):
+        raise ReadError(f"holds an array of shape {show(shape)} in {dtype}, {size} bytes, in {len(numbers)}")
+    array = view(numbers, DTYPES[dtype], "in msgpack", shape=shape)
+    return array if code == ARRAY else array[()].item() if array.ndim == 0 else array

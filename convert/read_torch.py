@@ -17,16 +17,12 @@ import numpy as np
 
 from dialogpt_jax.convert.torch_objects import ALLOWED, Storage, Tensor, find_state_dict, find_storage
 from dialogpt_jax.convert.unpickle import MAX_STREAM, unpickle
-from dialogpt_jax.convert.weight_file import ReadError, WeightFile, show, view
-from dialogpt_jax.convert.zip_records import list_records, read_record
+from dialogpt_jax.convert.weight_file import ReadError, WeightFile, most_in_memory, show, view
+from dialogpt_jax.convert.zip_records import check_unpacked, list_records, read_record
 
 # torch/serialization.py
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
-# Shared storages make a model larger in memory than in the file. A tied head doubles it at most; a file that
-# claims far more (a stride of 0 repeats one number without end) would fill the memory of whoever copies it.
-MAX_SHARED = 8
-SMALL = 64 * 2**20
 
 
 def read_zip(data: np.ndarray) -> WeightFile:
@@ -53,11 +49,13 @@ def read_zip(data: np.ndarray) -> WeightFile:
     stream = read_record(data, records[pickles[0]], max_size=MAX_STREAM).data
     value, _ = unpickle(stream, allowed=ALLOWED, persistent=lambda saved: _remember(storages, saved))
 
-    def load(storage: Storage) -> np.ndarray:
-        name = f"{root}data/{storage.key}"
-        if name not in records:
-            raise ReadError(f"has no record {show(name)}, which its pickle refers to; the file is damaged")
-        return read_record(data, records[name])
+    def load(used: Mapping[str, Storage]) -> dict[str, np.ndarray]:
+        names = {key: f"{root}data/{key}" for key in used}
+        for name in names.values():
+            if name not in records:
+                raise ReadError(f"has no record {show(name)}, which its pickle refers to; the file is damaged")
+        check_unpacked(data, (records[name] for name in names.values()))
+        return {key: read_record(data, records[name]) for key, name in names.items()}
 
     return _assemble(value, storages, load, "pytorch zip")
 
@@ -87,10 +85,11 @@ def read_legacy(data: np.ndarray) -> WeightFile:
     keys, position = unpickle(stream, position, allowed=ALLOWED, persistent=refuse)
     blocks = _list_blocks(data, position, keys, storages)
 
-    def load(storage: Storage) -> np.ndarray:
-        if storage.key not in blocks:
-            raise ReadError(f"has no storage {show(storage.key)}, which its pickle refers to; the file is damaged")
-        return blocks[storage.key]
+    def load(used: Mapping[str, Storage]) -> dict[str, np.ndarray]:
+        for key in used:
+            if key not in blocks:
+                raise ReadError(f"has no storage {show(key)}, which its pickle refers to; the file is damaged")
+        return blocks
 
     return _assemble(value, storages, load, "pytorch legacy")
 
@@ -131,21 +130,24 @@ def _list_blocks(data: np.ndarray, position: int, keys: Any, storages: Mapping[s
 
 
 def _assemble(
-    value: Any, storages: Mapping[str, Storage], load: Callable[[Storage], np.ndarray], kind: str
+    value: Any,
+    storages: Mapping[str, Storage],
+    load: Callable[[Mapping[str, Storage]], dict[str, np.ndarray]],
+    kind: str,
 ) -> WeightFile:
     """The state dict's tensors as arrays; what else was saved, an optimizer's moments, is not looked at."""
     records, metadata = find_state_dict(value)
     used = {tensor.storage.key: storages[tensor.storage.key] for tensor in records.values()}
     available = sum(_count_bytes(storage) for storage in used.values())
     claimed = sum(_claim_bytes(tensor) for tensor in records.values())
-    if claimed > max(SMALL, MAX_SHARED * available):
+    # A stride of 0 repeats one number without end, and fills the memory of whoever copies it.
+    if claimed > most_in_memory(available):
         raise ReadError(
             f"claims tensors of {show(claimed)} bytes over storages of {available}; no model shares that much, "
             "so it is damaged or made to fill the memory"
         )
-    blocks = {}
+    blocks = load(used)
     for key, storage in used.items():
-        blocks[key] = load(storage)
         if len(blocks[key]) != _count_bytes(storage):
             raise ReadError(
                 f"storage {show(key)} has {len(blocks[key])} bytes, and its tensors expect {_count_bytes(storage)}; "

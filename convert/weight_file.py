@@ -14,6 +14,10 @@ import ml_dtypes
 import numpy as np
 
 MAX_DIMS = 32  # numpy 1's limit; GPT-2's tensors have at most 4
+# A model may be larger in memory than in its file: a tied head is stored once, zeros are packed. One that is many times
+# as large is made to fill the memory of whoever reads it.
+MAX_GROWTH = 8
+ALWAYS_ALLOWED = 64 * 2**20  # bytes, however small the file
 
 _SCALARS = (str, bytes, int, float, bool, type(None))
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -74,6 +78,11 @@ def map_file(path: str | PathLike[str]) -> np.ndarray:
         if isinstance(error, ReadError):
             raise
         raise ReadError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+
+
+def most_in_memory(size: int) -> int:
+    """How many bytes of arrays a file, or a storage in one, of `size` bytes may become."""
+    return max(ALWAYS_ALLOWED, MAX_GROWTH * size)
 
 
 def count_elements(name: str, shape: Sequence[Any]) -> int:

@@ -11,17 +11,14 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from dialogpt_jax.convert.weight_file import ReadError, show
+from dialogpt_jax.convert.weight_file import ReadError, most_in_memory, show
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _ENCRYPTED = 1
-# Deflated weights are hardly smaller; a record that unpacks to far more than the whole file is a bomb.
-MAX_UNPACKED = 64
-SMALL = 64 * 2**20
 
 
 class _MappedFile(io.RawIOBase):
@@ -69,6 +66,20 @@ def list_records(data: np.ndarray) -> Mapping[str, zipfile.ZipInfo]:
     return found
 
 
+def check_unpacked(data: np.ndarray, records: Iterable[zipfile.ZipInfo]) -> None:
+    """Passes if the records, unpacked together, are no more than weights in such a file can be; reads none of them.
+
+    Raises:
+      ReadError: they are.
+    """
+    size = sum(record.file_size for record in records if record.compress_type != zipfile.ZIP_STORED)
+    if size > most_in_memory(len(data)):
+        raise ReadError(
+            f"is a zip file of {len(data)} bytes whose tensors unpack to {size}; no weights do: it is damaged or made to "
+            "fill the memory"
+        )
+
+
 def read_record(data: np.ndarray, record: zipfile.ZipInfo, *, max_size: int | None = None) -> np.ndarray:
     """The content of a record as uint8: a view where it is stored, a copy where it is deflated.
 
@@ -93,7 +104,7 @@ def read_record(data: np.ndarray, record: zipfile.ZipInfo, *, max_size: int | No
         raise ReadError(f"record {name} ends at byte {end} of {len(data)}; the file is damaged or truncated")
     content = data[start:end]
     if method == zipfile.ZIP_DEFLATED:
-        content = _inflate(content, record, limit=max(SMALL, MAX_UNPACKED * len(data)))
+        content = _inflate(content, record, limit=most_in_memory(len(data)))
     elif method != zipfile.ZIP_STORED:
         raise ReadError(f"record {name} is compressed by method {method}; save it with torch, which stores it plainly")
     if len(content) != record.file_size:

@@ -7,6 +7,7 @@ import pytest
 from flax import serialization
 from weight_files import msgpack_array, put, refuse
 
+from dialogpt_jax.convert import read_msgpack
 from dialogpt_jax.convert.read import read
 
 WORDS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -113,3 +114,23 @@ def test_chunks_that_do_not_fit(tmp_path, shape, chunks):
 )
 def test_bytes_that_flax_does_not_write(tmp_path, content, word):
     refuse_content(tmp_path, content, word)
+
+
+NILS = b"\xdd" + (10**6).to_bytes(4, "big") + b"\xc0" * 10**6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x81\xa1w" + NILS,
+        b"\x81\xa1w\xc9" + len(b"\x92" + NILS).to_bytes(4, "big") + b"\x01\x92" + NILS,  # where an array's shape stands
+        b"\x81\xa1w\xdc\xff\xff" + (b"\x93\xc0\xc0\xc0") * 65535,
+    ],
+    ids=["a list", "a shape", "lists"],
+)
+def test_more_values_than_a_model_has_are_refused_before_they_are_built(tmp_path, monkeypatch, content):
+    taken = []
+    whole = read_msgpack._Decoder.take
+    monkeypatch.setattr(read_msgpack._Decoder, "take", lambda self, size: taken.append(size) or whole(self, size))
+    refuse_content(tmp_path, content, "holds over 200000 msgpack values")
+    assert len(taken) < 200_100

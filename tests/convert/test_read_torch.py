@@ -1,5 +1,6 @@
 """Files of torch.save, made without torch: what they may hold, and every size, stride and offset that leads outside."""
 
+import json
 import struct
 import zipfile
 
@@ -15,6 +16,7 @@ from weight_files import (
     legacy_bytes,
     mapping,
     put,
+    refuse,
     refuse_bytes,
     storage,
     tensor,
@@ -23,6 +25,7 @@ from weight_files import (
     zip_bytes,
 )
 
+from dialogpt_jax.convert import zip_records
 from dialogpt_jax.convert.read import read
 
 BOTH = pytest.mark.parametrize("wrap", [zip_bytes, legacy_bytes], ids=["zip", "legacy"])
@@ -273,6 +276,39 @@ def test_a_bomb(tmp_path):
     assert content.count(size) == 2  # the record's two headers
     refuse_bytes(tmp_path, content.replace(size, struct.pack("<I", 2**30)), "fill the memory")
     refuse_bytes(tmp_path, content.replace(size, struct.pack("<I", 2**19)), "data/0")
+
+
+def deflated(count, size):
+    """Storages of zeros that deflate packs a thousandfold, and the tensors that they are, all of it sound."""
+    items = {f"w{i}": tensor(block(zip_bytes, size // 4, key=str(i)), [size // 4], [1]) for i in range(count)}
+    return zip_bytes(mapping(items), {str(i): bytes(size) for i in range(count)}, deflate=True)
+
+
+def test_many_small_bombs_are_one(tmp_path, monkeypatch):
+    inflated = []
+    whole = zip_records._inflate
+
+    def inflate(packed, record, **limit):
+        inflated.extend([record.filename] if "/data/" in record.filename else [])
+        return whole(packed, record, **limit)
+
+    monkeypatch.setattr(zip_records, "_inflate", inflate)
+    content = deflated(9, 8 * 2**20)
+    assert len(content) < 2**17
+    refuse_bytes(tmp_path, content, "unpack to 75497472", "fill the memory")
+    assert inflated == []
+    assert len(read(put(tmp_path, deflated(7, 8 * 2**20))).tensors) == 7
+    assert len(inflated) == 7
+
+
+def test_many_shards_that_unfold_a_little_are_one_bomb(tmp_path):
+    places = {}
+    for number in range(3):
+        items = {f"w{number}": tensor(block(zip_bytes, 6 * 2**20), [6 * 2**20], [1])}
+        put(tmp_path, zip_bytes(mapping(items), {"0": bytes(24 * 2**20)}, deflate=True), f"{number}.bin")
+        places[f"w{number}"] = f"{number}.bin"
+    (tmp_path / "i.json").write_text(json.dumps({"weight_map": places}))
+    refuse(tmp_path / "i.json", "shards of which 3", "unfold to 75497472", "fill the memory")
 
 
 def test_zip_files_that_are_no_checkpoints(tmp_path):
