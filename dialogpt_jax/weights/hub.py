@@ -1,17 +1,21 @@
-"""A model's name in, a local directory out: the Hub through `huggingface_hub`, which caches, resumes, works offline.
+"""A model's name in, a local directory out: the Hub through `huggingface_hub`, which caches and works offline.
 
 Only the files of one model are fetched: config, tokenizer, and one form of the weights: safetensors where there are
-any, `.bin` otherwise (what microsoft/DialoGPT-* have beside Flax's and TensorFlow's), Flax's msgpack at last.
+any, `.bin` otherwise (what microsoft/DialoGPT-* have beside Flax's and TensorFlow's), Flax's msgpack at last. A large file
+that has just arrived is held once against its SHA-256, by which the cache names it.
 `huggingface_hub` is imported when a name is asked for, and reads its environment then: `HF_HOME` (where the cache is),
 `HF_ENDPOINT` (another server), `HF_HUB_OFFLINE=1` (the cache only), `HF_TOKEN`.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from dialogpt_jax.errors import escape_controls
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -24,6 +28,22 @@ WEIGHT_FORMS = (
     ("pytorch_model.bin.index.json", r"pytorch_model-\d+-of-\d+\.bin"),
     ("flax_model.msgpack", None),
 )
+ABSENT = "no such file or directory here"
+# A name that ends so is a file's and no model's; it is not told to a server.
+_FILE_SUFFIXES: tuple[str, ...] = (
+    ".bin",
+    ".pkl",
+    ".pt",
+    ".pth",
+    ".safetensors",
+    ".msgpack",
+    ".gguf",
+    ".h5",
+    ".zip",
+    ".json",
+    ".jsonl",
+)
+_FILE_SUFFIXES += (".txt", ".tsv", ".csv")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Not the network's fault: the disk's. These go to the caller as they are.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
@@ -58,16 +78,16 @@ def _local(path: str | os.PathLike[str]) -> Path | None:
 
 
 def _as_name(path: str | os.PathLike[str]) -> str:
-    if not isinstance(path, str) or not _NAME.fullmatch(path):
-        raise FileNotFoundError(errno.ENOENT, "no such model directory", str(path))
+    if not isinstance(path, str) or not _NAME.fullmatch(path) or path.lower().endswith(_FILE_SUFFIXES):
+        raise FileNotFoundError(errno.ENOENT, ABSENT, os.fspath(path))
     return path
 
 
 def fetch(name: str, revision: str | None = None, offline: bool | None = None) -> Path:
     """The local directory of a model on the Hub, downloaded where it is not yet.
 
-    Whole files are kept when a download breaks off, and the next call goes on with the others. Without a network the
-    cache answers.
+    A download that breaks off is resumed while the call lasts. After that whole files are kept, and the next call fetches
+    the others anew. Without a network the cache answers.
 
     Args:
       name: `organisation/model`, or one of the old single names.
@@ -75,7 +95,8 @@ def fetch(name: str, revision: str | None = None, offline: bool | None = None) -
       offline: true asks the cache only; `None` does what `HF_HUB_OFFLINE` says.
 
     Raises:
-      HubError: unknown name or revision, no access, no network, no weights in a form that is read here; one line.
+      HubError: unknown name or revision, no access, no network, a damaged file, no weights in a form that is read here;
+        one line.
       OSError: the disk is full or not writable.
     """
     return _fetch(name, revision, offline, choose_files)
@@ -99,26 +120,30 @@ Chooser = Callable[[Iterable[str], str], list[str]]
 
 
 def _fetch(name: str, revision: str | None, offline: bool | None, choose: Chooser) -> Path:
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
+    from huggingface_hub import HfApi, constants, errors, snapshot_download, try_to_load_from_cache
 
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     label = name if revision is None else f"{name} at revision {revision}"
     if constants.HF_HUB_OFFLINE if offline is None else offline:
-        advice = f"{label}: not in the cache, and offline; unset HF_HUB_OFFLINE, or give a local directory"
+        advice = f"{label}: {ABSENT}, and not in the cache; offline: unset HF_HUB_OFFLINE to ask {endpoint}"
         return _from_cache(name, revision, choose, advice)
     try:
         info = HfApi(endpoint=endpoint).model_info(name, revision=revision)
         files = choose((file.rfilename for file in info.siblings or ()), name)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files, endpoint=endpoint))
+        new = [file for file in files if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files, endpoint=endpoint))
+        for file in new:
+            _check_content(folder / file, name)
+        return folder
     except errors.HFValidationError:
-        raise HubError(f"{name}: not a name on the Hub, and no such directory") from None
+        raise HubError(f"{name}: {ABSENT}, and not a name on the Hub") from None
     except errors.GatedRepoError:
         raise HubError(
             f"{name}: gated; accept its conditions at {endpoint}/{name}, then log in with `hf auth login`"
         ) from None
     except errors.RepositoryNotFoundError:
         raise HubError(
-            f"{name}: no such directory here, and no such model on {endpoint}, or it is private: check the name, or "
+            f"{name}: {ABSENT}, and no such model on {endpoint}, or it is private: check the name, or "
             "log in with `hf auth login`"
         ) from None
     except errors.RevisionNotFoundError:
@@ -128,8 +153,35 @@ def _fetch(name: str, revision: str | None, offline: bool | None, choose: Choose
         if isinstance(error, OSError) and error.errno in _DISK:
             raise
         problem = " ".join(str(error).split())[:200] or type(error).__name__
-        advice = f"{label}: {endpoint} cannot be reached or broke off ({problem}); try again, or give a local directory"
+        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            raise HubError(
+                f"{label}: {endpoint} lists a file and does not have it ({problem}); try again, or another revision"
+            ) from None
+        advice = (
+            f"{label}: {ABSENT}, and {endpoint} cannot be reached or broke off ({problem}); "
+            "check the path, or try again with a network"
+        )
         return _from_cache(name, revision, choose, advice)
+
+
+def _check_content(file: Path, name: str) -> None:
+    """Passes if a file in the cache is what its name there says; one that is not is removed, to be fetched again.
+
+    Large files are named by their SHA-256, small ones by git's hash of them, which not every server follows.
+
+    Raises:
+      HubError: it is not.
+    """
+    stored = file.resolve()
+    if not re.fullmatch(r"[0-9a-f]{64}", stored.name):
+        return
+    with stored.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != stored.name:
+        stored.unlink()
+        raise HubError(
+            f"{name}: {file.name} arrived damaged (its SHA-256 is not {stored.name[:12]}…), and was removed; try again"
+        )
 
 
 def choose_files(files: Iterable[str], name: str) -> list[str]:
@@ -150,7 +202,7 @@ def choose_files(files: Iterable[str], name: str) -> list[str]:
         if weights in files:
             return [*small, weights, *(file for file in files if shards and re.fullmatch(shards, file))]
     known = ", ".join(weights for weights, _ in WEIGHT_FORMS)
-    raise HubError(f"{name}: has none of {known}; its files: {', '.join(files)}")
+    raise HubError(f"{name}: has none of {known}; its files: {escape_controls(', '.join(files), keep='')}")
 
 
 def choose_tokenizer_files(files: Iterable[str], name: str) -> list[str]:
@@ -168,7 +220,7 @@ def _from_cache(name: str, revision: str | None, choose: Chooser, advice: str) -
     try:
         config = try_to_load_from_cache(name, CONFIG_FILE, revision=revision)
     except errors.HFValidationError:
-        raise HubError(f"{name}: not a name on the Hub, and no such directory") from None
+        raise HubError(f"{name}: {ABSENT}, and not a name on the Hub") from None
     if isinstance(config, str) and _is_whole(Path(config).parent, name, choose):
         return Path(config).parent
     raise HubError(advice) from None
@@ -177,7 +229,7 @@ def _from_cache(name: str, revision: str | None, choose: Chooser, advice: str) -
 def _is_whole(folder: Path, name: str, choose: Chooser) -> bool:
     """Whether what is chosen is there, with all the shards that an index names."""
     try:
-        chosen = choose((file.name for file in folder.iterdir()), name)
+        chosen = choose((file.name for file in folder.iterdir() if file.is_file()), name)
         indexes = [file for file in chosen if file.endswith(".index.json")]
         wanted = [json.loads((folder / file).read_text(encoding="utf-8"))["weight_map"].values() for file in indexes]
     except (ValueError, KeyError, TypeError, AttributeError):  # HubError too: it is a ValueError

@@ -215,7 +215,7 @@ def test_inspect_speaks_of_files_and_directories(tmp_path, source, tokenizer_dir
     assert "model.safetensors" in out
     os.truncate(source, 100)
     assert str(source) in fails(capsys, "inspect", source)
-    assert "no such model directory" in fails(capsys, "inspect", tmp_path / "absent")
+    assert "no such file or directory" in fails(capsys, "inspect", tmp_path / "absent")
     assert len(jax.tree.leaves(load_params(tmp_path / "out")[0])) == found["tensors"] - 3  # two masks and the head
 
 

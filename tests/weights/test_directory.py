@@ -193,7 +193,7 @@ def test_a_broken_directory_is_one_clear_error(model, case):
 def test_what_is_no_directory_says_what_to_do(model, tmp_path):
     with pytest.raises(ModelDirectoryError, match="`dialogpt convert"):
         load_params(model / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match="no such model directory"):
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
         load_params(tmp_path / "absent")
 
 

@@ -105,7 +105,9 @@ def test_without_a_network_the_cache_answers(server, monkeypatch, down):
     else:
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert fetch(MICROSOFT) == folder
-    with pytest.raises(HubError, match="cannot be reached") as caught:
+    with pytest.raises(
+        HubError, match=r"^some/safe: no such file or directory here, and http.* cannot be reached"
+    ) as caught:
         fetch("some/safe")
     assert_one_line(caught.value)
 
@@ -133,7 +135,7 @@ def test_a_broken_off_download_keeps_whole_files_and_is_no_model(server):
 @pytest.mark.parametrize(
     ("name", "revision", "message"),
     [
-        ("some/absent", None, "no such model on .*: check the name"),
+        ("some/absent", None, "^some/absent: no such file or directory here, and no such model on .*: check the name"),
         (MICROSOFT, "absent", "no revision absent"),
         ("some/gated", None, "gated; accept its conditions at .*hf auth login"),
         ("some/tensorflow", None, "has none of model.safetensors, .*its files: .*tf_model.h5"),
@@ -150,10 +152,40 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(server, name, rev
 
 
 def test_offline_and_not_cached_is_one_line(server):
-    with pytest.raises(HubError, match="not in the cache") as caught:
+    with pytest.raises(HubError, match="no such file or directory here, and not in the cache; offline") as caught:
         fetch(MICROSOFT, offline=True)
     assert_one_line(caught.value)
     assert server.log == []
+
+
+def test_a_listed_file_that_is_not_there_is_no_broken_network(server):
+    server.missing.add("pytorch_model.bin")
+    with pytest.raises(HubError, match=r"lists a file and does not have it .*pytorch_model.bin") as caught:
+        fetch(MICROSOFT)
+    assert_one_line(caught.value)
+    assert "reached" not in str(caught.value)
+
+
+def test_a_file_that_arrived_damaged_is_removed_and_the_next_call_fetches_it(server):
+    server.damaged.add("pytorch_model.bin")
+    with pytest.raises(HubError, match=r"pytorch_model.bin arrived damaged .* was removed; try again") as caught:
+        fetch(MICROSOFT)
+    assert_one_line(caught.value)
+    with pytest.raises(HubError, match="not in the cache"):
+        fetch(MICROSOFT, offline=True)
+    server.damaged.clear()
+    assert contents(fetch(MICROSOFT))["pytorch_model.bin"] == BIN["pytorch_model.bin"]
+
+
+def test_a_finished_file_is_hashed_once(server, monkeypatch):
+    hashed = []
+    check = hub_module._check_content
+    monkeypatch.setattr(hub_module, "_check_content", lambda file, name: hashed.append(file.name) or check(file, name))
+    folder = fetch(MICROSOFT)
+    assert sorted(hashed) == sorted({**SMALL, "pytorch_model.bin": b""})
+    hashed.clear()
+    assert fetch(MICROSOFT) == folder == fetch(MICROSOFT, offline=True)
+    assert hashed == []
 
 
 def test_a_full_disk_is_not_called_a_network_problem(server, monkeypatch):
@@ -212,9 +244,11 @@ def test_an_existing_directory_wins_over_a_name(server, tmp_path, monkeypatch):
     assert resolve("gpt2") == fetch("gpt2")
 
 
-@pytest.mark.parametrize("path", ["./absent", "~/absent", "/absent/model", "a/b/c", "../absent", "", "a b"])
+@pytest.mark.parametrize(
+    "path", ["./absent", "~/absent", "/absent/model", "a/b/c", "../absent", "", "a b", "a.pkl", "my/w.BIN"]
+)
 def test_what_can_only_be_a_path_is_not_asked_for(server, path):
-    with pytest.raises(FileNotFoundError, match="no such model directory"):
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
         resolve(path)
     assert server.log == []
 
