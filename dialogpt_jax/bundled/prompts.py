@@ -1,4 +1,4 @@
-"""The fixed list of everyday prompts that a release is judged by: `prompts.json` in; dialogues and the rule of the marks out.
+"""The fixed list of everyday prompts that a release is judged by: `prompts.json` in; dialogues and the rule of marks out.
 
 Ten greetings and feelings, ten on films, music, sport and food, ten questions about itself, ten follow-ups that end a
 dialogue of three turns. No dialogue of the corpus begins with one of them, and they are never trained on. A person marks

@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init", metavar="MODEL", help="begin from this directory or Hub name (default: the model in the package)"
     )
     what.add_argument("--revision", help="branch, tag or commit of a Hub model")
-    what.add_argument("--config", metavar="small|medium|large|FILE", help="begin from nothing, with these sizes")
+    what.add_argument(
+        "--config",
+        metavar="small|medium|large|FILE",
+        help="begin from nothing, with these sizes; with --init: grow the model to these blocks and positions",
+    )
     what.add_argument(
         "--tokenizer", metavar="DIR", help="with --config: the tokenizer; with --init: one that extends the model's"
     )
@@ -62,6 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--decay", type=int, metavar="N", help="steps of a trapezoid's fall, or between noamwd's halvings")
     how.add_argument("--optimizer", choices=("adamw", "muon"), help="(adamw)")
     how.add_argument("--weight-decay", type=float, metavar="D", help="of matrices and embeddings (0.01)")
+    how.add_argument("--embedding-decay", type=float, metavar="D", help="of the embeddings alone (--weight-decay)")
+    how.add_argument("--adam-share", type=float, metavar="S", help="with muon: Adam's rate over Muon's (0.2)")
+    how.add_argument(
+        "--average",
+        type=float,
+        metavar="D",
+        help="evaluate and export a running average of the parameters: 0.99 (none)",
+    )
     how.add_argument("--b2", type=float, metavar="B", help="of Adam (0.999)")
     how.add_argument("--clip", type=float, metavar="C", help="greatest norm of the gradient (1.0); 0: none")
     how.add_argument("--dropout", type=float, metavar="P", help="(what the model's config says)")

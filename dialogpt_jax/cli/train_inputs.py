@@ -13,13 +13,12 @@ def read_model(args: argparse.Namespace) -> tuple[Any, Any, Any, Path]:
     from dialogpt_jax.chat.bot import bundled_directory, load
     from dialogpt_jax.model import init_params
     from dialogpt_jax.text.tokenizer import Tokenizer
+    from dialogpt_jax.training.growth import grow
     from dialogpt_jax.training.vocabulary import check_extends, grow_vocabulary
     from dialogpt_jax.weights.hub import resolve, resolve_tokenizer
 
     key = jax.random.key(args.seed or 0)
-    if args.config is not None:
-        if args.init is not None:
-            raise ValueError("--config begins from nothing and --init from a model; give one of them")
+    if args.config is not None and args.init is None:
         if args.tokenizer is None:
             raise ValueError("--config needs --tokenizer DIR: a model directory, or one with a tokenizer.json")
         source = resolve_tokenizer(args.tokenizer)
@@ -35,6 +34,9 @@ def read_model(args: argparse.Namespace) -> tuple[Any, Any, Any, Path]:
         check_extends(tokenizer, extended)
         params, config = grow_vocabulary(params, config, max(extended.vocab_size, config.vocab_size), key)
         tokenizer = extended
+    if args.config is not None:
+        sizes = _config(args.config, tokenizer)
+        params, config = grow(params, config, sizes), sizes
     return params, config, tokenizer, source
 
 

@@ -35,6 +35,7 @@ from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.run.program import make_program, shardings_of
 from dialogpt_jax.run.same_run import differences, json_round_trip
 from dialogpt_jax.run.stopping import Stopping
+from dialogpt_jax.training.average import average_of
 from dialogpt_jax.training.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -50,7 +51,7 @@ class Fitted(NamedTuple):
     """What a run ends with.
 
     Attributes:
-      params: float32, on the run's mesh.
+      params: float32, on the run's mesh; their running average where the options ask for one.
       config: of the model.
       state: all that `train_step` needs to go on.
       history: what was noted, an entry a line of `metrics.jsonl`.
@@ -135,7 +136,7 @@ def fit(
             state, stopped = run.go(state)
         finally:
             run.journal.close()
-        return Fitted(state.params, config, state, run.journal.history, stopped)
+        return Fitted(average_of(state.params, state.opt_state), config, state, run.journal.history, stopped)
     finally:
         if checkpoints is not None:
             checkpoints.close()
@@ -235,12 +236,13 @@ class _Run:
     def _look(self, state: TrainState, done: int, pace: Pace) -> dict[str, float]:
         """Evaluates and samples; what that took is not counted as training."""
         began, figures = time.perf_counter(), {}
+        params = average_of(state.params, state.opt_state)
         if self.evaluate is not None:
-            figures = self.evaluate(state.params)
+            figures = self.evaluate(params)
             self.journal.note(done, figures)
             self.journal.tell("  ".join([f"step {done}", *(f"{name} {value:,.4g}" for name, value in figures.items())]))
         if self.sample is not None:
-            lines = self.sample(state.params)
+            lines = self.sample(params)
             self.journal.note(done, {"samples": lines})
             for line in lines:
                 self.journal.tell(f"    {line}")

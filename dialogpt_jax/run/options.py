@@ -10,7 +10,8 @@ import optax
 from dialogpt_jax.arguments import as_number, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Buckets, Planner
-from dialogpt_jax.training.optim import OPTIMIZERS, UnknownOptimizer, make_optimizer
+from dialogpt_jax.training.average import averaged
+from dialogpt_jax.training.optim import ADAM_SHARE, OPTIMIZERS, UnknownOptimizer, make_optimizer
 from dialogpt_jax.training.recipes import Recipe
 from dialogpt_jax.training.schedules import SCHEDULES, UnknownSchedule, make_schedule
 from dialogpt_jax.weights.dtypes import parse_dtype
@@ -52,6 +53,9 @@ class TrainOptions:
       decay: steps of a trapezoid's fall, or between noamwd's halvings.
       optimizer: adamw or muon.
       weight_decay: of matrices and embeddings, see `optim.py` (0.01).
+      embedding_decay: of the embeddings alone, where they are to have another.
+      adam_share: with muon, Adam's rate over Muon's.
+      average: decay of a running average of the parameters, which is then evaluated and exported; 0 is none.
       b2: of Adam (0.999).
       clip: greatest norm of the gradient; 0 is none (1.0).
       dropout: everywhere in the model; `None` is what its config says.
@@ -78,6 +82,9 @@ class TrainOptions:
     decay: int | None = None
     optimizer: str = "adamw"
     weight_decay: float = UNSAID
+    embedding_decay: float | None = None
+    adam_share: float = ADAM_SHARE
+    average: float = 0.0
     b2: float = UNSAID
     clip: float = UNSAID
     dropout: float | None = None
@@ -98,9 +105,9 @@ class TrainOptions:
             self._check(name, as_whole_number, least=1, most=2**31 - 1)
         for name in ("warmup", "log_every", "evaluate_every", "save_every"):
             self._check(name, as_whole_number, least=0, most=2**31 - 1)
-        for name in ("learning_rate", "weight_decay", "clip"):
+        for name in ("learning_rate", "weight_decay", "embedding_decay", "adam_share", "clip"):
             self._check(name, as_number, below=LARGEST)
-        for name in ("b2", "dropout"):
+        for name in ("b2", "dropout", "average"):
             self._check(name, as_number, below=1)
         self._check("seed", as_whole_number, least=0, most=2**32 - 1)
         self._check("max_length", as_whole_number, least=2)
@@ -111,6 +118,8 @@ class TrainOptions:
             raise UnknownOptimizer(f"no optimiser is called {self.optimizer!r}; there are {', '.join(OPTIMIZERS)}")
         if self.recipe is not None and self.optimizer != "adamw":
             raise ValueError(f"optimizer is {self.optimizer}; the recipe has an optimiser of its own: give one of them")
+        if self.recipe is not None and self.average:
+            raise ValueError(f"average is {self.average}; the paper's recipe keeps none: leave one of them out")
         object.__setattr__(self, "dtype", parse_dtype(self.dtype).name)
         if self.dtype == "float16":
             raise ValueError(
@@ -171,9 +180,16 @@ class TrainOptions:
         """The optimiser, schedule and clipping included."""
         if self.recipe is not None:
             return self._numbered().optimizer(config.n_embd)
-        return make_optimizer(
-            self.optimizer, self.rate(config), weight_decay=self.weight_decay, clip=self.clip, b2=self.b2
+        optimizer = make_optimizer(
+            self.optimizer,
+            self.rate(config),
+            weight_decay=self.weight_decay,
+            embedding_decay=self.embedding_decay,
+            adam_share=self.adam_share,
+            clip=self.clip,
+            b2=self.b2,
         )
+        return averaged(optimizer, self.average) if self.average else optimizer
 
     def planner(self, length: int, multiple: int) -> Planner:
         """How an epoch of examples of at most `length` tokens is cut into batches."""

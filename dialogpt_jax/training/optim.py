@@ -27,7 +27,7 @@ _MATRICES = {
 # The last name of a parameter's path. By name, not by rank: the bias of c_attn has three axes.
 _DECAYS = {"kernel": True, "embedding": True, "bias": False, "scale": False}
 # Adam's rate beside Muon's: the bundled model's 0.004 to 0.02.
-_ADAM_SHARE = 0.2
+ADAM_SHARE = 0.2
 
 
 class UnknownOptimizer(ValueError):
@@ -65,6 +65,7 @@ def adamw(
     schedule: optax.ScalarOrSchedule,
     *,
     weight_decay: float | None = 0.01,
+    embedding_decay: float | None = None,
     clip: float | None = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -75,13 +76,17 @@ def adamw(
     Args:
       schedule: the rate by step.
       weight_decay: of matrices (see the head of this file), times the rate; 0 or `None`: absent.
+      embedding_decay: of the embeddings among them; `None`: the same.
       clip: greatest norm of all gradients together; 0 or `None`: absent.
     """
     parts = [optax.scale_by_adam(b1, b2, eps)]
     if clip:
         parts.insert(0, optax.clip_by_global_norm(clip))
-    if weight_decay:
-        parts.append(optax.add_decayed_weights(weight_decay, decays))
+    kernels, embeddings = _decay_of(weight_decay, embedding_decay)
+    if kernels:
+        parts.append(optax.add_decayed_weights(kernels, _named("kernel")))
+    if embeddings:
+        parts.append(optax.add_decayed_weights(embeddings, _named("embedding")))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 
@@ -90,27 +95,30 @@ def make_optimizer(
     schedule: optax.Schedule,
     *,
     weight_decay: float | None = 0.01,
+    embedding_decay: float | None = None,
+    adam_share: float = ADAM_SHARE,
     clip: float | None = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """The optimiser of a name; the arguments are those of `adamw`.
+    """The optimiser of a name; the arguments are those of `adamw`, and `adam_share`, Adam's rate over Muon's.
 
     `muon`: the schedule is Muon's, for the matrices inside the blocks; the rest has Adam with b1, b2, Nesterov's momentum
-    and a fifth of the rate. Weight decay takes the same parameters as with `adamw`, at each one's own rate.
+    and `adam_share` of the rate. Weight decay takes the same parameters as with `adamw`, at each one's own rate.
 
     Raises:
       UnknownOptimizer: a ValueError that names those there are.
     """
     if name == "adamw":
-        return adamw(schedule, weight_decay=weight_decay, clip=clip, b1=b1, b2=b2, eps=eps)
+        decay = {"weight_decay": weight_decay, "embedding_decay": embedding_decay}
+        return adamw(schedule, **decay, clip=clip, b1=b1, b2=b2, eps=eps)
     if name == "muon":
         # Rates relative to the schedule first, the schedule last: so decay, which stands between, follows it too.
         parts = [
             muon(
                 1.0,
-                adam_learning_rate=_ADAM_SHARE,
+                adam_learning_rate=adam_share,
                 adam_b1=b1,
                 adam_b2=b2,
                 eps=eps,
@@ -119,9 +127,12 @@ def make_optimizer(
         ]
         if clip:
             parts.insert(0, optax.clip_by_global_norm(clip))
-        if weight_decay:
-            parts.append(optax.add_decayed_weights(-weight_decay, _is_muons))
-            parts.append(optax.add_decayed_weights(-weight_decay * _ADAM_SHARE, _decays_by_adam))
+        kernels, embeddings = _decay_of(weight_decay, embedding_decay)
+        if kernels:
+            parts.append(optax.add_decayed_weights(-kernels, _is_muons))
+            parts.append(optax.add_decayed_weights(-kernels * adam_share, _is_adams_kernel))
+        if embeddings:
+            parts.append(optax.add_decayed_weights(-embeddings * adam_share, _named("embedding")))
         return optax.chain(*parts, optax.scale_by_schedule(schedule))
     raise UnknownOptimizer(f"no optimiser is called {name!r}; there are {', '.join(OPTIMIZERS)}")
 
@@ -130,8 +141,23 @@ def _is_muons(params):
     return jax.tree.map(lambda _, axes: axes is not None, params, matrix_axes(params))
 
 
-def _decays_by_adam(params):
-    return jax.tree.map(lambda decay, own: decay and not own, decays(params), _is_muons(params))
+def _is_adams_kernel(params):
+    return jax.tree.map(lambda kernel, muons: kernel and not muons, _named("kernel")(params), _is_muons(params))
+
+
+def _decay_of(weight_decay: float | None, embedding_decay: float | None) -> tuple[float, float]:
+    """Of kernels, and of embeddings."""
+    kernels = weight_decay or 0.0
+    return kernels, kernels if embedding_decay is None else embedding_decay
+
+
+def _named(name: str):
+    """The mask of the parameters of a name that decays; a name that is not known is an error, as in `decays`."""
+
+    def mask(params):
+        return jax.tree_util.tree_map_with_path(lambda path, decay: decay and path[-1].key == name, decays(params))
+
+    return mask
 
 
 def clip_each(limit: float) -> optax.GradientTransformation:

@@ -226,6 +226,18 @@ def test_from_nothing(good, place, tmp_path):
     assert same(exported["wte"]["embedding"][:size], fitted.params["wte"]["embedding"][:size])
 
 
+def test_a_model_grows_to_a_config(good, place, tmp_path):
+    base = dg.load(place / "model")
+    sizes = json.loads((place / "model" / "config.json").read_text())
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes | {"n_layer": 2, "n_positions": 100, "n_ctx": 100}))
+    _, fitted, export = good("--config", tmp_path / "sizes.json", "--learning-rate", "0")
+    assert fitted.config == dataclasses.replace(base.config, n_layer=2, n_positions=100)
+    grown = dg.load(export)
+    assert (grown.config.n_layer, grown.config.n_positions) == (2, 100)
+    texts = ["Hello how are you", "I am fine"]
+    assert grown.replies(texts) == base.replies(texts)  # it has not learned yet, and adds nothing
+
+
 def test_a_tokenizer_that_extends_the_model_s(good, train, place, tmp_path):
     base = dg.load(place / "model")
     folder = tmp_path / "more"
@@ -294,7 +306,7 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
     [
         (["--out", "OUT"], "--data is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more"),
         (["--data", "TALK"], "--out is missing: dialogpt train --data DIR_OR_FILE --out RUN"),
-        (["ALL", "--config", "small"], "--config begins from nothing and --init from a model; give one of them"),
+        (["ALL", "--config", "small"], "only n_layer and n_positions can grow"),
         (["FRESH", "--config", "small"], "--config needs --tokenizer DIR"),
         (["FRESH", "--config", "TALK", "--tokenizer", "MODEL"], "talk.jsonl"),
         (["FRESH", "--config", "huge", "--tokenizer", "MODEL"], "huge"),

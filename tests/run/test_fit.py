@@ -103,6 +103,29 @@ def test_a_run_that_was_stopped_ends_where_an_unbroken_one_does(unbroken, tmp_pa
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_the_average_is_evaluated_given_back_and_resumed(tmp_path):
+    options = dataclasses.replace(OPTIONS, average=0.9)
+    seen = []
+
+    def evaluate(params):
+        seen.append(jax.device_get(params["ln_f"]["scale"]))
+        return falling(params)
+
+    def stop(line):
+        if line.startswith("step 3/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = run(options, evaluate=evaluate)
+    assert same(whole.params, whole.state.opt_state.average)
+    assert not same(whole.params, whole.state.params)
+    assert same(seen[-1], whole.params["ln_f"]["scale"])
+    assert run(options, out=tmp_path, report=stop).stopped
+    again = run(options, out=tmp_path, resume=True)
+    assert same(values(again), values(whole))
+    assert same(again.params, whole.params)
+    assert same(whole.state.params, run().state.params)  # it only looks on
+
+
 def test_ctrl_c_stops_after_the_step_and_a_second_one_at_once():
     def once(line):
         if line.startswith("step 3/"):

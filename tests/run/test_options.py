@@ -37,11 +37,11 @@ def options_of(words: str = "") -> TrainOptions:
         ),
         (("warmup", "log_every", "evaluate_every", "save_every"), (-1, 0.5, "5"), "a whole number, from 0 to"),
         (
-            ("learning_rate", "weight_decay", "clip"),
+            ("learning_rate", "weight_decay", "embedding_decay", "adam_share", "clip"),
             (-1, float("nan"), float("inf"), 1e39, True, "1"),
             "a finite number, from 0",
         ),
-        (("dropout", "b2"), (-0.1, 1.0, float("nan")), "a finite number, from 0 to below 1"),
+        (("dropout", "b2", "average"), (-0.1, 1.0, float("nan")), "a finite number, from 0 to below 1"),
         (("seed",), (-1, 2**32), f"a whole number, from 0 to {2**32 - 1}"),
         (("max_length",), (1, -4), "a whole number, at least 2"),
         (("decay",), (0, -1), "a whole number, at least 1"),

@@ -177,6 +177,20 @@ def test_muon_decays_the_same_matrices_each_at_its_own_rate():
         np.testing.assert_allclose(found[name], before * share, err_msg=name, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_embeddings_decay_as_they_are_told(name):
+    """A gradient of 0: rate 0.5, decay 0.1 of kernels and 0.4 of embeddings; Muon's Adam at a tenth of the rate."""
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+    numbers = {"weight_decay": 0.1, "embedding_decay": 0.4, "adam_share": 0.1}
+    found = trained(make_optimizer(name, lambda step: 0.5, **numbers), 1, lambda n: still)
+    adams = 0.1 if name == "muon" else 1.0
+    for path, before in named(PARAMS).items():
+        kernel, embedding = path.endswith("kernel"), path.endswith("embedding")
+        rate = 0.5 * (1.0 if kernel and path.startswith("h_0.") else adams)
+        share = 1 - rate * (0.1 if kernel else 0.4 if embedding else 0.0)
+        np.testing.assert_allclose(found[path], before * share, err_msg=path, rtol=1e-5)
+
+
 def test_what_muon_leaves_to_adam_is_adamw_at_a_fifth_of_the_rate():
     numbers = {"weight_decay": 0.1, "clip": None, "b1": 0.5, "b2": 0.8, "eps": 1e-3}
     found = trained(make_optimizer("muon", lambda step: 5 * rate(step), **numbers))
