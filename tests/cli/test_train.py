@@ -234,7 +234,7 @@ def test_a_model_grows_to_a_config(good, place, tmp_path):
     assert fitted.config == dataclasses.replace(base.config, n_layer=2, n_positions=100)
     grown = dg.load(export)
     assert (grown.config.n_layer, grown.config.n_positions) == (2, 100)
-    texts = ["Hello how are you", "I am fine"]
+    texts = [["Hello how are you"], ["I am fine"]]
     assert grown.replies(texts) == base.replies(texts)  # it has not learned yet, and adds nothing
 
 

@@ -206,6 +206,9 @@ def test_a_plan_says_what_changes_numbers_and_nothing_else():
         "dtype": "bfloat16",
         "max_length": 8,
         "buckets": 2,
+        "embedding_decay": 0.5,
+        "adam_share": 0.5,
+        "average": 0.5,
     }
     paper = dataclasses.replace(base, recipe=Recipe.paper())
     assert {field.name for field in dataclasses.fields(TrainOptions)} == set(quiet) | set(loud) | {"recipe"}
