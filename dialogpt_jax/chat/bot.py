@@ -234,7 +234,9 @@ def load(
     from dialogpt_jax.weights.directory import load_params
     from dialogpt_jax.weights.hub import resolve
 
-    folder = bundled_directory() if model is None else resolve(as_path("model", model), revision=revision)
+    if model is not None:
+        as_path("model", model)
+    folder = resolve(bundled_directory() if model is None else model, revision=revision)
     params, config = load_params(folder, dtype=dtype)
     tokenizer = Tokenizer.load(folder)
     try:

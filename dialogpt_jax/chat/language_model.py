@@ -34,7 +34,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not isinstance(self.params, Mapping) or "wte" not in self.params:
+        if not isinstance(self.params, Mapping) or not isinstance(self.params.get("wte"), Mapping):
             raise TypeError(f"{name}: params is {shown(self.params)}; give the parameters of `load_params` or `fit`")
         if not isinstance(self.config, GPT2Config):
             raise TypeError(f"{name}: config is {shown(self.config)}; give the GPT2Config of the parameters")

@@ -22,18 +22,26 @@ an example without a target:
 Letters: T tokens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dialogpt_jax.data.formats import Dialogue
-from dialogpt_jax.text.tokenizer import Tokenizer
+from dialogpt_jax.arguments import as_plain, as_whole_number, shown
+from dialogpt_jax.data.formats import DataError, Dialogue
+from dialogpt_jax.text.dialogue import TurnList
+from dialogpt_jax.text.tokenizer import MOST_ID, Tokenizer
 
 ALL, LAST = "all", "last"
 
 
-class Example(NamedTuple):
+class _Fields(NamedTuple):
+    tokens_T: np.ndarray
+    weights_T: np.ndarray
+    segments: np.ndarray | None = None
+
+
+class Example(_Fields):
     """One sequence.
 
     Attributes:
@@ -41,11 +49,27 @@ class Example(NamedTuple):
       weights_T: float32; weight of token t as a target, predicted from the tokens before it. `weights_T[0]` is 0.
       segments: int32, per token the number of its example among those packed into this row, from 0 (`packing.py`);
         `None` where the row is one example.
+
+    Lists may be given for each.
+
+    Raises:
+      DataError: they are not whole numbers from 0, numbers from 0 and whole numbers, as many of each.
     """
 
-    tokens_T: np.ndarray
-    weights_T: np.ndarray
-    segments: np.ndarray | None = None
+    __slots__ = ()
+
+    def __new__(cls, tokens_T: Any, weights_T: Any, segments: Any = None) -> "Example":
+        tokens_T, weights_T = np.asarray(tokens_T), np.asarray(weights_T)
+        if tokens_T.ndim != 1 or tokens_T.dtype.kind not in "iu" or (tokens_T < 0).any():
+            raise DataError(f"tokens_T is {shown(tokens_T)}; give a list of token ids, whole numbers from 0")
+        if weights_T.dtype.kind not in "iuf" or (weights_T < 0).any():
+            raise DataError(f"weights_T is {shown(weights_T)}; give a number from 0 for each token")
+        if segments is not None:
+            segments = np.asarray(segments, np.int32)
+        for name, values_T in (("weights_T", weights_T), ("segments", segments)):
+            if values_T is not None and values_T.shape != tokens_T.shape:
+                raise DataError(f"{name} has the shape {values_T.shape}; give one for each of {len(tokens_T)} tokens")
+        return super().__new__(cls, tokens_T.astype(np.int32), weights_T.astype(np.float32), segments)
 
 
 def windows(
@@ -163,7 +187,7 @@ def dialogue_examples(
 
 
 def make_examples(
-    dialogues: Iterable[Dialogue | Sequence[str]],
+    dialogues: Iterable[Dialogue | TurnList],
     tokenizer: Tokenizer,
     *,
     eos: int | None = None,
@@ -174,22 +198,61 @@ def make_examples(
     """The examples of dialogues that are at hand, in memory; `dialogpt data prepare` does it with files.
 
     Args:
-      dialogues: each a list of texts, or a `Dialogue` with weights and speakers.
+      dialogues: each a list of texts, chat messages, whose roles are the speakers, or a `Dialogue` with weights and
+        speakers. One of a single turn has no target and gives no example.
       tokenizer: the model's.
-      eos: ends each turn; the tokenizer's `<|endoftext|>` by default.
+      eos: ends each turn; the tokenizer's own by default.
       max_length: of an example in tokens; at most the model's context.
       train_on, reverse: see `order_and_weigh`.
 
     Raises:
-      ValueError: the tokenizer has no `<|endoftext|>` and no `eos` is given.
+      ValueError: the tokenizer has no end of text and no `eos` is given; something is no dialogue; a turn is empty; nobody
+        is called `train_on`; no dialogue has a target.
     """
-    eos = tokenizer.end_of_text_id if eos is None else eos
+    if not isinstance(tokenizer, Tokenizer):
+        raise TypeError(f"tokenizer is {shown(tokenizer)}; give the model's Tokenizer, such as `bot.tokenizer`")
+    eos = tokenizer.end_of_text_id if eos is None else as_whole_number("eos", eos, least=0, most=MOST_ID)
     if eos is None:
         raise ValueError("the tokenizer has no <|endoftext|>; say which id ends a turn (eos=)")
+    max_length = as_whole_number("max_length", max_length, least=2)
+    if not isinstance(train_on, str):
+        raise TypeError(f"train_on is {shown(train_on)}; give {ALL!r}, {LAST!r} or the name of a speaker")
+    if not isinstance(reverse, bool | np.bool_):
+        raise TypeError(f"reverse is {shown(reverse)}; give True or False")
+    checked = _as_dialogues(dialogues)
+    speakers = {speaker for dialogue in checked for speaker in dialogue.speakers or () if speaker is not None}
+    if checked and train_on not in (ALL, LAST, *speakers):
+        names = ", ".join(map(repr, sorted(speakers))) or "no speaker"
+        raise DataError(f"train_on is {train_on!r}; give {ALL!r}, {LAST!r} or a speaker; the dialogues name {names}")
     found: list[Example] = []
-    for dialogue in dialogues:
-        dialogue = dialogue if isinstance(dialogue, Dialogue) else Dialogue(tuple(dialogue))
-        dialogue = order_and_weigh(dialogue, train_on=train_on, reverse=reverse)
+    for dialogue in checked:
+        dialogue = order_and_weigh(dialogue, train_on=train_on, reverse=bool(reverse))
         ids = tokenizer.encode_batch(dialogue.turns)
         found += dialogue_examples(ids, dialogue.weights or (), eos=eos, max_length=max_length)
+    if checked and not found:
+        raise DataError(
+            f"no example: of {len(checked)} dialogues none has a turn to learn; the first turn is only context, so give "
+            "at least two, and a weight over 0"
+        )
+    return found
+
+
+def _as_dialogues(dialogues: Iterable[Dialogue | TurnList]) -> list[Dialogue]:
+    plain = as_plain(dialogues)
+    if isinstance(plain, str | bytes | Mapping | Dialogue) or not isinstance(plain, Iterable):
+        raise DataError(
+            f"dialogues is {shown(dialogues)}; give a list of dialogues, each a list of turns: [[text, …], …]"
+        )
+    found = []
+    for number, dialogue in enumerate(plain):
+        if isinstance(dialogue, str | Mapping):
+            raise DataError(
+                f"dialogue {number} is {shown(dialogue)}; give a list of dialogues, each a list of turns: [[text, …], …]"
+            )
+        try:
+            found.append(dialogue if isinstance(dialogue, Dialogue) else Dialogue(dialogue))  # type: ignore[arg-type]
+        except DataError as error:
+            raise DataError(f"dialogue {number}: {error}") from None
+        if empty := [at for at, turn in enumerate(found[-1].turns, start=1) if not turn.strip()]:
+            raise DataError(f"dialogue {number}: turn {empty[0]} is empty; write something, or leave the dialogue out")
     return found

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, NamedTuple, overload
 
 import numpy as np
 
+from dialogpt_jax.arguments import as_path
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.data.formats import DataError
 
@@ -252,7 +253,7 @@ def open_shards(path: str | os.PathLike[str]) -> Shards:
       OSError: it cannot be read.
       DataError: it is no data folder, or not a whole one; the message says what to do.
     """
-    folder = Path(path).expanduser()
+    folder = as_path("path", path).expanduser()
     if not folder.is_dir():
         raise DataError(f"{path}: no such folder; `dialogpt data prepare FILE {path}` makes one")
     try:

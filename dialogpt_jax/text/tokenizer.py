@@ -10,17 +10,19 @@ calls it special; only `text/dialogue.py` puts it into a sequence, and no decode
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from dialogpt_jax.arguments import as_path, as_plain, as_whole_number, shown
 from dialogpt_jax.errors import escape_controls
 
 END_OF_TEXT = "<|endoftext|>"
 JSON_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 CONFIG_FILE = "config.json"
+MOST_ID = 2**31 - 1  # ids are int32
 
 
 class TokenizerError(ValueError):
@@ -40,6 +42,10 @@ class Tokenizer:
           backend: the library's tokenizer.
           end_of_text_id: the token that ends a turn; by default `<|endoftext|>`, where the vocabulary has it.
         """
+        if not isinstance(backend, tokenizers.Tokenizer):
+            raise TypeError(
+                f"backend is {shown(backend)}; give a `tokenizers.Tokenizer`, or use `load`, `from_files` or `train`"
+            )
         if end_of_text_id is None or backend.id_to_token(end_of_text_id) is None:
             end_of_text_id = backend.token_to_id(END_OF_TEXT)
         if end_of_text_id is not None:
@@ -50,6 +56,9 @@ class Tokenizer:
         self._backend = backend
         self._end_of_text_id = end_of_text_id
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size:,} ids, {self.end_of_text_id} ends a turn)"
+
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "Tokenizer":
         """Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, from a model directory.
@@ -59,7 +68,7 @@ class Tokenizer:
         Raises:
           TokenizerError: none of the files is there, or one is broken; the message names it.
         """
-        folder = Path(directory)
+        folder = as_path("directory", directory)
         if (folder / JSON_FILE).is_file():
             try:
                 backend = tokenizers.Tokenizer.from_str((folder / JSON_FILE).read_text(encoding="utf-8"))
@@ -101,11 +110,15 @@ class Tokenizer:
         Args:
           texts: what to count pairs in.
           vocab_size: at least 257: the bytes and the end.
+
+        Raises:
+          TokenizerError: a text is not text.
         """
+        vocab_size = as_whole_number("vocab_size", vocab_size, least=257)
         backend = _byte_level(models.BPE())
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator(_checked_texts(texts), trainer)
         backend.add_special_tokens([END_OF_TEXT])
         return cls(backend)
 
@@ -128,15 +141,10 @@ class Tokenizer:
         """
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """`encode` of each, on several threads."""
-        for text in texts:
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                code = ord(text[error.start])
-                raise TokenizerError(f"text holds a lone surrogate, U+{code:04X}, at character {error.start}") from None
-        found = [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        texts = list(_checked_texts(texts))
+        found = [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         end = self._end_of_text_id
         return [self._encode_apart(text) if end in ids else ids for text, ids in zip(texts, found, strict=True)]
 
@@ -151,8 +159,18 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; the end of text is left out, and bytes that are not UTF-8 become U+FFFD."""
-        return self._backend.decode([int(i) for i in ids if i != self._end_of_text_id], skip_special_tokens=True)
+        """The text of ids: one text, so ids of one axis.
+
+        The end of text and ids that the vocabulary has not are left out; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+          ValueError: an id is not a whole number from 0.
+        """
+        plain = as_plain(ids)
+        if isinstance(plain, str | bytes | Mapping) or not isinstance(plain, Iterable):
+            raise TokenizerError(f"ids is {shown(ids)}; give a list of token ids")
+        checked = [as_whole_number("a token id", i, least=0, most=MOST_ID) for i in plain]
+        return self._backend.decode([i for i in checked if i != self._end_of_text_id], skip_special_tokens=True)
 
     def token(self, id: int) -> str:
         """One id as a person reads it: its text, or its name if it is special or an incomplete character."""
@@ -161,8 +179,8 @@ class Tokenizer:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, and `vocab.json` and `merges.txt` for readers of those (CTranslate2, older tools)."""
-        folder = Path(directory)
-        self._backend.save(str(folder / JSON_FILE))
+        folder = as_path("directory", directory)
+        (folder / JSON_FILE).write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         state = json.loads(self._backend.to_str())
         vocab = self._backend.get_vocab(with_added_tokens=True)
         ordered = dict(sorted(vocab.items(), key=lambda item: item[1]))
@@ -188,6 +206,24 @@ def _read_end_of_text_id(folder: Path) -> int | None:
         return None
     found = found[0] if isinstance(found, list) and found else found  # transformers allows several; GPT-2's have one
     return found if type(found) is int and 0 <= found < 2**31 else None
+
+
+def _checked_texts(texts: Iterable[str]) -> Iterator[str]:
+    """The texts one by one, each found to be one that UTF-8 can write."""
+    plain = as_plain(texts)
+    if isinstance(plain, str):
+        raise TokenizerError("texts is one text; give a list of texts, or use `encode` for one")
+    if isinstance(plain, bytes | Mapping) or not isinstance(plain, Iterable):
+        raise TokenizerError(f"texts is {shown(texts)}; give a list of texts")
+    for text in plain:
+        if not isinstance(text, str):
+            raise TokenizerError(f"a text is {shown(text)}; give a str")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise TokenizerError(f"text holds a lone surrogate, U+{code:04X}, at character {error.start}") from None
+        yield text
 
 
 def _line(error: Exception) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from dialogpt_jax.arguments import as_path, as_whole_number, shown
 from dialogpt_jax.config import ConfigError, GPT2Config
 from dialogpt_jax.convert.mapping import MappingError, MappingReport, from_params, to_params
 from dialogpt_jax.convert.read import read
@@ -69,6 +70,7 @@ def load_params(
         GPT-2 has (`ConfigError`); tensors that do not fit it (`MappingError`); a name the Hub cannot give (`HubError`).
     """
     wanted = parse_dtype("float32" if dtype is None else dtype)
+    as_path("path", path)
     folder = hub.resolve(path, revision=revision)
     params, report = read_directory(folder)
     return cast(params, wanted), report.config
@@ -165,7 +167,14 @@ def write_directory(
       MappingError: the parameters are not the config's.
       OSError: it cannot be written. What was there before is still there.
     """
-    target = Path(path).expanduser().resolve()
+    target = as_path("path", path).expanduser().resolve()
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params is {shown(params)}; give the parameters, such as `bot.params`")
+    if not isinstance(config, GPT2Config):
+        raise TypeError(f"config is {shown(config)}; give the GPT2Config of the parameters")
+    if not isinstance(tokenizer, Tokenizer):
+        raise TypeError(f"tokenizer is {shown(tokenizer)}; give the model's Tokenizer")
+    max_shard_bytes = as_whole_number("max_shard_bytes", max_shard_bytes, least=1)
     check_target(target)
     if dtype is not None:
         params = cast(params, parse_dtype(dtype), to=np.asarray)

@@ -64,6 +64,8 @@ def resolve(path: str | os.PathLike[str], *, revision: str | None = None) -> Pat
       FileNotFoundError: it can only be a path, and nothing is there.
       HubError: the Hub cannot give it.
     """
+    if revision is not None and not isinstance(revision, str):
+        raise TypeError(f"revision is {revision!r}; give the name of a branch or tag, or a commit")
     return _local(path) or fetch(_as_name(path), revision)
 
 

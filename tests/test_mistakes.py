@@ -1,0 +1,286 @@
+"""Ordinary mistakes with the public functions: each is one line that says what to give, and none is taken in silence.
+
+A call is a line of Python with a hole, `{}`. `HOLES` says what belongs there, and `MISTAKES` what a person may put
+there instead, with the class and some words of the error. A new argument is one line more in `HOLES`; a new mistake is one
+line more in `MISTAKES`, and is tried everywhere. What fits nowhere else is in `ODD`; what is no mistake, in `SAME`.
+"""
+
+import dataclasses
+import re
+import traceback
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+
+import dialogpt_jax as dg
+
+pandas = pytest.importorskip("pandas")
+
+PACKAGE = Path(dg.__file__).parent
+NOT_TURNS = {
+    "3": "got int",
+    "None": "got NoneType",
+    "b'Hi'": "got bytes",
+    "{'Hi'}": "got set",
+    "{'role': 'user', 'content': 'Hi'}": "got dict; put a message into a list",
+    "[3]": "turn 1 is int; expected text",
+    "['Hi', None]": "turn 2 is NoneType; expected text",
+    "[['Hi']]": "turn 1 is list; expected text",
+    "[('user', 'Hi')]": "turn 1 is tuple; expected text",
+    "pandas.Series(['Hi', None])": "turn 2 is ",
+    "[{'role': 'user'}]": "content of message 1 is NoneType; expected text",
+    "[{'role': 'system', 'content': 'Be kind.'}]": "a system message is no turn of the dialogue; leave it out, or",
+    "[{'role': 'user', 'content': 'Hi'}, {'role': 'tool', 'content': '3'}]": "message 2: a tool message is no turn",
+}
+NO_REPLY_TO = {"[]": "no turn; give at least one", "''": "turn 1, .*, is empty", "['Hi', ' ']": "turn 2, .*, is empty"}
+NOT_DIALOGUES = {
+    "3": "a list of dialogues",
+    "None": "a list of dialogues",
+    "'Hi'": r"a list of dialogues, each a list of turns: \[\[text, …\], …\]",
+    "['Hi']": r"a list of dialogues, each a list of turns: \[\[text, …\], …\]",
+    "{'turns': ['Hi', 'Hello']}": "a list of dialogues, each a list of turns",
+    "[{'turns': ['Hi', 'Hello']}]": "a list of dialogues, each a list of turns",
+    "[{'role': 'user', 'content': 'Hi'}]": "a list of dialogues, each a list of turns",
+    "pandas.DataFrame({'text': ['Hi']})": "a list of dialogues, each a list of turns",
+    "pandas.Series(['Hi'])": "a list of dialogues, each a list of turns",
+    **{
+        f"[['Hi', 'Hello'], {wrong}]": f"dialogue 1: .*{words}"
+        for wrong, words in NOT_TURNS.items()
+        if wrong[:3] != "{'r"
+    },
+}
+NOT_WHOLE = {
+    wrong: re.escape(f"is {eval(wrong)!r}; it must be a whole number")
+    for wrong in ("-1", "1.5", "1.0", "True", "'4'", "[4]", "np.float64(4)", "np.int64(-1)")
+}
+NOT_SAMPLING = dict.fromkeys(
+    ("None", "0.7", "'greedy'", "{'temperature': 0.7}", "dg.Sampling"), "sampling is .*; give a Sampling, such as "
+)
+NOT_PATHS = dict.fromkeys(("None", "3", "b'x'", "['x']", "bot", "''"), "is .*; give the name of a file or folder")
+NOT_TOKENIZERS = dict.fromkeys(("None", "'gpt2'", "bot"), "tokenizer is .*; give (the model's|a) Tokenizer")
+NOT_CONFIGS = dict.fromkeys(("None", "'small'", "{'n_layer': 2}"), "config is .*; give the GPT2Config")
+NOT_PARAMETERS = dict.fromkeys(("None", "bot", "'model'"), "params is .*; give the parameters")
+NOT_TEXTS = {
+    "'Hi'": "texts is one text; give a list of texts",
+    "3": "texts is 3; give a list",
+    "[3]": "a text is 3; give a str",
+    "['Hi', None]": "a text is None; give a str",
+    r"['Hi', '\ud800']": "lone surrogate",
+}
+
+# What may be wrong with an argument: the error's class, and its words for each mistake.
+MISTAKES = {
+    "turns": (ValueError, NOT_TURNS),
+    "turns to reply to": (ValueError, NOT_TURNS | NO_REPLY_TO),
+    "dialogues": (ValueError, NOT_DIALOGUES),
+    "a whole number": (ValueError, NOT_WHOLE),
+    "a whole number over 0": (ValueError, NOT_WHOLE | {"0": "is 0; it must be a whole number, at least "}),
+    "a sampling": (TypeError, NOT_SAMPLING),
+    "a path": (TypeError, NOT_PATHS),
+    "a tokenizer": (TypeError, NOT_TOKENIZERS),
+    "a config": (TypeError, NOT_CONFIGS),
+    "parameters": (TypeError, NOT_PARAMETERS),
+    "texts": (ValueError, NOT_TEXTS),
+}
+
+HOLES = {
+    "bot.reply({})": "turns to reply to",
+    "bot.candidates({})": "turns to reply to",
+    "bot.stream({})": "turns to reply to",
+    "bot.encode({})": "turns",
+    "dg.Chat(bot, turns={})": "turns",
+    "dg.Dialogue({})": "turns",
+    "bot.replies({})": "dialogues",
+    "bot.answers({})": "dialogues",
+    "dg.make_examples({}, tokenizer)": "dialogues",
+    **{
+        f"{call}, {argument}={{}})": kind
+        for call in ("bot.reply('Hi'", "bot.candidates('Hi'", "bot.stream('Hi'", "bot.replies([['Hi']]", "dg.Chat(bot")
+        for argument, kind in {
+            "sampling": "a sampling",
+            "seed": "a whole number",
+            "max_new_tokens": "a whole number over 0",
+        }.items()
+    },
+    "bot.answers([], sampling={})": "a sampling",
+    "bot.chat(seed={})": "a whole number",
+    "bot.encode('Hi', max_new_tokens={})": "a whole number over 0",
+    "bot.candidates('Hi', n={})": "a whole number over 0",
+    "bot.replies([['Hi']], batch_size={})": "a whole number over 0",
+    "setattr(chat, 'sampling', {})": "a sampling",
+    "setattr(chat, 'seed', {})": "a whole number",
+    "setattr(chat, 'max_new_tokens', {})": "a whole number over 0",
+    "dg.make_examples(two, tokenizer, max_length={})": "a whole number over 0",
+    "dg.make_examples(two, tokenizer, eos={})": "a whole number",
+    "dg.Tokenizer.train(['Hi'], {})": "a whole number over 0",
+    "tokenizer.decode([{}])": "a whole number",
+    "tokenizer.token({})": "a whole number",
+    "dg.load({})": "a path, None apart",
+    "bot.save({})": "a path",
+    "chat.save({})": "a path",
+    "dg.Chat.load({}, bot)": "a path",
+    "dg.Tokenizer.load({})": "a path",
+    "tokenizer.save({})": "a path",
+    "dg.open_shards({})": "a path",
+    "dg.load_params({})": "a path",
+    "dg.write_directory({}, bot.params, bot.config, tokenizer)": "a path",
+    "dg.make_examples(two, {})": "a tokenizer",
+    "dg.Bot(bot.params, bot.config, {})": "a tokenizer",
+    "dg.write_directory(nowhere, bot.params, bot.config, {})": "a tokenizer",
+    "dg.Bot(bot.params, {}, tokenizer)": "a config",
+    "dg.write_directory(nowhere, bot.params, {}, tokenizer)": "a config",
+    "dg.Bot({}, bot.config, tokenizer)": "parameters",
+    "dg.write_directory(nowhere, {}, bot.config, tokenizer)": "parameters",
+    "tokenizer.encode_batch({})": "texts",
+    "dg.Tokenizer.train({}, 300)": "texts",
+}
+MISTAKES["a path, None apart"] = (TypeError, {wrong: words for wrong, words in NOT_PATHS.items() if wrong != "None"})
+
+ODD = [
+    ("chat.say(['Hi'])", ValueError, "turn 1 is list; expected text"),
+    ("chat.say('')", ValueError, "turn 1, the one to reply to, is empty"),
+    ("chat.undo()", ValueError, "nothing to undo: the chat has no reply yet; say something first"),
+    (
+        "dg.Chat(bot, turns=['Hi']).undo()",
+        ValueError,
+        "nothing to undo: the chat has no reply yet; say something first",
+    ),
+    (
+        "dg.Chat(bot, turns=['Hi']).retry()",
+        ValueError,
+        "nothing to retry: the chat has no reply yet; say something first",
+    ),
+    ("dg.Chat('bot')", TypeError, "a chat is with a Bot; got 'bot'; `load` gives one"),
+    ("bot.replies([['Hi']], progress=True)", TypeError, r"progress is True; give a function of \(done, all\)"),
+    ("dg.load(revision=3)", TypeError, "revision is 3; give the name of a branch or tag, or a commit"),
+    ("dg.load(dtype='float64')", ValueError, "dtype is 'float64'; known: float32, bfloat16, float16"),
+    (
+        "dg.Bot(bot.params, replaced(n_layer=3), tokenizer)",
+        ValueError,
+        "n_layer is 3 in the config and 2 in the parameters",
+    ),
+    (
+        "dg.Bot(bot.params, replaced(n_head=2), tokenizer)",
+        ValueError,
+        "n_head is 2 in the config and 4 in the parameters",
+    ),
+    (
+        "dg.Bot(bot.params, replaced(n_positions=9), tokenizer)",
+        ValueError,
+        "n_positions is 9 in the config and 96 in",
+    ),
+    ("dg.Bot(bot.params, replaced(tie_word_embeddings=True), tokenizer)", ValueError, "the parameters have a lm_head"),
+    ("dg.Tokenizer('gpt2')", TypeError, "backend is 'gpt2'; give a `tokenizers.Tokenizer`, or use `load`"),
+    ("tokenizer.encode(3)", ValueError, "a text is 3; give a str"),
+    ("tokenizer.encode(['Hi'])", ValueError, r"a text is \['Hi'\]; give a str"),
+    ("tokenizer.decode('Hi')", ValueError, "ids is 'Hi'; give a list of token ids"),
+    ("tokenizer.decode(3)", ValueError, "ids is 3; give a list of token ids"),
+    ("tokenizer.decode(np.zeros((2, 2), int))", ValueError, r"a token id is \[0, 0\]; it must be a whole number"),
+    (
+        "dg.make_examples(two, tokenizer, train_on='asistant')",
+        ValueError,
+        "train_on is 'asistant'; give 'all', 'last' or",
+    ),
+    ("dg.make_examples(two, tokenizer, train_on=None)", TypeError, "train_on is None; give 'all', 'last' or the name"),
+    ("dg.make_examples(two, tokenizer, reverse='yes')", TypeError, "reverse is 'yes'; give True or False"),
+    ("dg.make_examples([['Hi', '']], tokenizer)", ValueError, "dialogue 0: turn 2 is empty; write something, or leave"),
+    (
+        "dg.make_examples([['Hi']], tokenizer)",
+        ValueError,
+        "no example: of 1 dialogues none has a turn to learn; ",
+    ),
+    ("dg.Dialogue('Hi')", ValueError, "turns is one text, 'Hi'; give a list of texts"),
+    ("dg.Dialogue(['Hi', 'Hello'], weights=[1])", ValueError, r"weights is \[1\]; give a list of 2, one for each turn"),
+    ("dg.Dialogue(['Hi', 'Hello'], weights=[1, -1])", ValueError, "a weight is -1; it must be a finite number from 0"),
+    ("dg.Dialogue(['Hi', 'Hello'], weights=[1, np.nan])", ValueError, "a weight is nan; it must be a finite number"),
+    ("dg.Dialogue(['Hi', 'Hello'], speakers='ab')", ValueError, "speakers is 'ab'; give a list of 2"),
+    ("dg.Dialogue(['Hi', 'Hello'], speakers=['system', 'user'])", ValueError, "a system message is no turn"),
+    ("dg.Example([1.5], [1])", ValueError, "tokens_T is .*; give a list of token ids"),
+    ("dg.Example([-1], [1])", ValueError, "tokens_T is .*; give a list of token ids, whole numbers from 0"),
+    ("dg.Example([1, 2], [1])", ValueError, r"weights_T has the shape \(1,\); give one for each of 2 tokens"),
+    ("dg.Example([1, 2], [1, -1])", ValueError, "weights_T is .*; give a number from 0 for each token"),
+    ("dg.open_shards('/no/such/folder')", ValueError, "/no/such/folder: no such folder; `dialogpt data prepare FILE"),
+]
+
+SAME = [
+    ("bot.encode('Hi!')", "bot.encode(['Hi!'])"),
+    ("bot.encode([{'role': 'user', 'content': 'Hi!'}])", "bot.encode(['Hi!'])"),
+    ("bot.encode(np.array(['Hi!', 'Hello.']))", "bot.encode(['Hi!', 'Hello.'])"),
+    ("bot.encode(pandas.Series(['Hi!', 'Hello.']), max_new_tokens=np.int64(9))", "bot.encode(['Hi!', 'Hello.'])"),
+    ("dg.Chat(bot, seed=np.uint32(7), turns=pandas.Series(['Hi', 'Hello'])).turns", "['Hi', 'Hello']"),
+    ("dg.Chat(bot, max_new_tokens=np.int64(4)).max_new_tokens", "4"),
+    ("tokenizer.encode(np.str_('Hi'))", "tokenizer.encode('Hi')"),
+    ("tokenizer.encode_batch(pandas.Series(['Hi', 'Hello']))", "tokenizer.encode_batch(['Hi', 'Hello'])"),
+    ("tokenizer.decode(np.array([39, 40]))", "tokenizer.decode([39, 40])"),
+    ("tokenizer.decode(pandas.Series([39, 40]))", "tokenizer.decode([39, 40])"),
+    (
+        "dg.Dialogue(np.array(['Hi', 'Hello']), weights=np.array([0, 0.5]))",
+        "dg.Dialogue(('Hi', 'Hello'), None, (0, 0.5))",
+    ),
+    ("dg.Dialogue(messages)", "dg.Dialogue(('Hi', 'Hello'), ('user', 'assistant'))"),
+    (
+        "dg.make_examples(two, tokenizer, max_length=np.int64(4))[0].tokens_T.tolist()",
+        "dg.make_examples(two, tokenizer, max_length=4)[0].tokens_T.tolist()",
+    ),
+    *(
+        (f"shown(dg.make_examples({given}, tokenizer))", "shown(dg.make_examples([['Hi', 'Hello']], tokenizer))")
+        for given in (
+            "[messages]",
+            "np.array([['Hi', 'Hello']])",
+            "pandas.Series([['Hi', 'Hello']])",
+            "[pandas.Series(['Hi', 'Hello'])]",
+            "(turns for turns in [('Hi', 'Hello')])",
+        )
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What the lines of Python above speak of."""
+    bot = fakes.tiny_bot()
+    return {
+        "dg": dg,
+        "np": np,
+        "pandas": pandas,
+        "bot": bot,
+        "tokenizer": bot.tokenizer,
+        "two": [["Hi", "Hello"]],
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+        "nowhere": "/no/such/folder",
+        "replaced": lambda **changes: dataclasses.replace(bot.config, **changes),
+        "shown": lambda examples: [(e.tokens_T.tolist(), e.weights_T.tolist()) for e in examples],
+    }
+
+
+def tell(line, names, kind, words):
+    """Runs a line that must raise, in one line of words, from a `raise` of ours."""
+    with pytest.raises(kind) as caught:
+        eval(line, {**names, "chat": names["bot"].chat()})
+    message = str(caught.value)
+    assert re.search(words, message), message
+    assert "\n" not in message
+    assert len(message) < 250
+    last = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert PACKAGE in Path(last.filename).parents, f"raised by {last.filename}"
+    assert (last.line or "").startswith("raise ")
+
+
+@pytest.mark.parametrize("call", HOLES)
+def test_what_does_not_belong_into_a_hole_is_one_line(names, call):
+    kind, mistakes = MISTAKES[HOLES[call]]
+    for wrong, words in mistakes.items():
+        if not (call == "dg.make_examples(two, tokenizer, eos={})" and wrong == "None"):
+            tell(call.replace("{}", wrong), names, kind, words)
+
+
+@pytest.mark.parametrize(("line", "kind", "words"), ODD, ids=[line for line, _, _ in ODD])
+def test_other_mistakes_are_one_line(names, line, kind, words):
+    tell(line, names, kind, words)
+
+
+@pytest.mark.parametrize(("line", "other"), SAME, ids=[line for line, _ in SAME])
+def test_numpys_and_pandas_values_and_messages_are_taken_where_pythons_and_texts_are(names, line, other):
+    assert eval(line, dict(names)) == eval(other, dict(names))
