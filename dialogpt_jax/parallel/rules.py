@@ -16,17 +16,17 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey, GetAttrKey
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.parallel.mesh import MeshError
 
-P = PartitionSpec
 ROWS = P(("data", "fsdp"))
 
 # (pattern of the whole path, axes of the array); the first that fits counts. A parameter that none fits is an error.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
+RULES: tuple[tuple[str, P], ...] = (
     (r"wte/embedding", P("tensor", "fsdp")),  # (V, D); the head too where it is tied
     (r"lm_head/kernel", P("tensor", "fsdp")),  # (V, D)
     (r"wpe/embedding", P(None, "fsdp")),  # (positions, D)
@@ -48,7 +48,7 @@ class RuleError(ValueError):
     """A parameter that no rule covers, or that its rule does not fit; the message names it."""
 
 
-def spec_of(path: str) -> PartitionSpec:
+def spec_of(path: str) -> P:
     """The axes of the parameter at a path like `h_0/mlp/c_fc/kernel`.
 
     Raises:
@@ -60,7 +60,7 @@ def spec_of(path: str) -> PartitionSpec:
     return found
 
 
-def fitted_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def fitted_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """`spec_of`, without `tensor` on a vocabulary that it does not divide: 50,304 rows on 5 devices, where 20 heads do.
 
     Raises:
@@ -122,11 +122,11 @@ def check_divides(config: GPT2Config, mesh: Mesh, *, rows: int | None = None) ->
         )
 
 
-def _rule(path: str) -> PartitionSpec | None:
+def _rule(path: str) -> P | None:
     return next((spec for pattern, spec in RULES if re.fullmatch(pattern, path)), None)
 
 
-def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> PartitionSpec:
+def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> P:
     start = len(path)
     while start and isinstance(path[start - 1], DictKey):
         start -= 1
@@ -147,7 +147,7 @@ def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> PartitionSpec:
     return P()
 
 
-def _fits(spec: PartitionSpec, leaf: Any, mesh: Mesh) -> bool:
+def _fits(spec: P, leaf: Any, mesh: Mesh) -> bool:
     if len(spec) != len(leaf.shape):
         return False
     return all(axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=True))

@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.rules import ROWS, fitted_spec
 
-P = PartitionSpec
 ROW_AXES = ("data", "fsdp")
 
 
@@ -94,11 +94,11 @@ def _gathered_backward(spec, dtype, mesh, _, g):
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def _divided(spec: PartitionSpec, mesh: Mesh) -> bool:
+def _divided(spec: P, mesh: Mesh) -> bool:
     return "fsdp" in spec and mesh.shape["fsdp"] > 1
 
 
-def _on_front(f: Callable[[jax.Array], jax.Array], x: jax.Array, spec: PartitionSpec) -> jax.Array:
+def _on_front(f: Callable[[jax.Array], jax.Array], x: jax.Array, spec: P) -> jax.Array:
     """`f` on x as a matrix whose first axis is that of `fsdp`, and lies so in memory.
 
     Otherwise XLA for TPU sums most arrays whole on every device and cuts afterwards, which sends twice as much.
@@ -109,7 +109,7 @@ def _on_front(f: Callable[[jax.Array], jax.Array], x: jax.Array, spec: Partition
     return jnp.moveaxis(y.reshape(y.shape[0], *front.shape[1:]), 0, axis)
 
 
-def _in_tensor_groups(f, spec: PartitionSpec, mesh: Mesh):
+def _in_tensor_groups(f, spec: P, mesh: Mesh):
     """`f` on what each device of a `tensor` group has: the partitioner would gather that axis before it runs `f`."""
     if mesh.shape["tensor"] == 1:
         return f
@@ -121,5 +121,5 @@ def _name(path: tuple[Any, ...]) -> str:
     return "/".join(str(entry.key) for entry in path)
 
 
-def _manual_part(spec: PartitionSpec) -> PartitionSpec:
+def _manual_part(spec: P) -> P:
     return P(*[axis if axis in ROW_AXES else None for axis in spec])
