@@ -2,9 +2,12 @@
 
 >>> import dialogpt_jax as dg
 >>> bot = dg.load()
->>> reply = bot.reply("Does money buy happiness?")
+>>> bot.reply("Does money buy happiness?")
+'...'
 
-What is given wrongly is a `ValueError` or a `TypeError`; those that have a name of their own stand at the end of the list.
+The examples of this reference go on from there, each from those before it, with `functools`, `jax`, `jax.numpy as jnp`,
+`numpy as np` and `optax` imported; `'...'` stands for any text. What is given wrongly is a `ValueError` or a `TypeError`;
+those that have a name of their own stand at the end.
 """
 
 try:
@@ -59,8 +62,8 @@ __all__ = [
     "init_params",
     "forward",
     "generate",
-    "generate_candidates",
     "Generated",
+    "generate_candidates",
     "score",
     "Scores",
     # Text, and model directories
@@ -75,8 +78,8 @@ __all__ = [
     "Batch",
     # Training: a run, and the pure functions in it
     "fit",
-    "TrainOptions",
     "Fitted",
+    "TrainOptions",
     "loss",
     "init_state",
     "TrainState",

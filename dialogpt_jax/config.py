@@ -52,6 +52,10 @@ class GPT2Config:
         vocabulary.
 
     Source: Radford et al. 2019; field names of transformers' `configuration_gpt2.py`.
+
+    Example:
+      >>> dg.GPT2Config.medium().num_parameters
+      354823168
     """
 
     vocab_size: int = 50257

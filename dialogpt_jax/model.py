@@ -194,6 +194,12 @@ def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike 
       config: the sizes.
       key: a `jax.random.key`.
       dtype: of every parameter.
+
+    Example:
+      >>> config = dg.GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, eos_token_id=299)
+      >>> params = dg.init_params(config, jax.random.key(0))
+      >>> params["wpe"]["embedding"].shape
+      (64, 32)
     """
     zeros_BT = jnp.zeros((1, 1), jnp.int32)
     trunk_key, head_key = jax.random.split(key)
@@ -263,7 +269,14 @@ def logits(params: Params, config: GPT2Config, x: jax.Array) -> jax.Array:
 
 
 def forward(params: Params, config: GPT2Config, tokens_BT: jax.Array) -> jax.Array:
-    """Float32 logits (B, T, vocab_size) of the token after each one: the plain language model, without a cache."""
+    """Float32 logits (B, T, vocab_size) of the token after each one: the plain language model, without a cache.
+
+    Example:
+      >>> tokens_BT = np.array([bot.encode(["Hi!", "Hello.", "How are you?"])])
+      >>> logits_BTV = jax.jit(dg.forward, static_argnums=1)(bot.params, bot.config, tokens_BT)
+      >>> logits_BTV.shape == (*tokens_BT.shape, bot.config.vocab_size)
+      True
+    """
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
     x_BTD, _ = hidden(params, config, tokens_BT, positions_BT)
     return logits(params, config, x_BTD)[..., : config.vocab_size]

@@ -45,13 +45,18 @@ class Bot(LanguageModel):
     0: a call repeats; `None` draws one and logs it) and `max_new_tokens` (default 40, EOS included). A dialogue is a
     text, a list of texts or chat messages; the context is its newest turns, dropped by whole turns where they do not fit.
 
-        bot = Bot(params, config, tokenizer)
-        bot.reply(["Hi!", "Hello.", "Any plans for today?"])
-
     Attributes:
       params: the parameters; the computation has their dtype.
       config: the sizes.
       tokenizer: text to ids.
+
+    Example:
+      >>> bot.reply(["Hi!", "Hello.", "Any plans for today?"], seed=1)
+      '...'
+      >>> bot.replies([["Hi!"], ["How are you?"]])
+      ['...', '...']
+      >>> "".join(bot.stream("Hi!")) == bot.reply("Hi!")
+      True
     """
 
     def reply(
@@ -230,6 +235,11 @@ def load(
         "microsoft/DialoGPT-medium".
       dtype: "float32" (the default, whatever the file holds), "bfloat16" or "float16".
       revision: of a Hub repository: a branch, tag or commit.
+
+    Example:
+      >>> bot = dg.load()
+      >>> bot.reply("Does money buy happiness?")
+      '...'
     """
     from dialogpt_jax.weights.directory import load_params
     from dialogpt_jax.weights.hub import resolve

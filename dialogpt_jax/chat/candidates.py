@@ -20,6 +20,13 @@ class Candidate:
       logprobs: float32, the model's own log-probability of each.
       logprob: their sum.
       finished: it ended by itself.
+
+    Example:
+      >>> one, other = bot.candidates("Any plans for today?", n=2)
+      >>> one.text == bot.reply("Any plans for today?")
+      True
+      >>> len(one.tokens) == len(one.logprobs)
+      True
     """
 
     text: str

@@ -56,9 +56,6 @@ class Chat:
     tries, so the same line after `undo` gets the same reply, and `retry` another. One thread at a time: what another calls
     while a reply is being made is a `ChatError`.
 
-        chat = Chat(bot, seed=7)
-        chat.say("Hi!")
-
     Args:
       model: a `Bot`, or any `LanguageModel`.
       seed, sampling, max_new_tokens: as for a `Bot`; one number each, since there is one dialogue.
@@ -68,6 +65,15 @@ class Chat:
       seed, sampling, max_new_tokens: as given; they may be set between turns.
       finished: whether the last reply ended by itself.
       context_tokens: how many tokens of context the last reply had.
+
+    Example:
+      >>> chat = bot.chat(seed=7)
+      >>> chat.say("Hi!")
+      '...'
+      >>> chat.turns
+      ['Hi!', '...']
+      >>> chat.undo()
+      'Hi!'
     """
 
     seed: int

@@ -29,6 +29,11 @@ class Batch(NamedTuple):
       tokens_BT: int32.
       weights_BT: float32, weight of each token as a target.
       segments_BT: int32, the number of each token's example within its row, pads −1; `None` where a row is one example.
+
+    Example:
+      >>> batch = dg.Batch(np.array([[5, 6, 7, 0], [5, 8, 0, 0]]), np.array([[0.0, 1, 1, 0], [0.0, 1, 0, 0]]))
+      >>> batch.tokens_BT.shape
+      (2, 4)
     """
 
     tokens_BT: Rows

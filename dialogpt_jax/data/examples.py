@@ -54,6 +54,10 @@ class Example(_Fields):
 
     Raises:
       DataError: they are not whole numbers from 0, numbers from 0 and whole numbers, as many of each.
+
+    Example:
+      >>> dg.Example(np.array([5, 6, 7], np.int32), np.array([0, 1, 1], np.float32)).weights_T.sum()
+      np.float32(2.0)
     """
 
     __slots__ = ()
@@ -208,6 +212,11 @@ def make_examples(
     Raises:
       ValueError: the tokenizer has no end of text and no `eos` is given; something is no dialogue; a turn is empty; nobody
         is called `train_on`; no dialogue has a target.
+
+    Example:
+      >>> (example,) = dg.make_examples([["Hi!", "Hello."]], bot.tokenizer)
+      >>> bot.tokenizer.decode(example.tokens_T[example.weights_T > 0])  # what is learned; its EOS is not shown
+      'Hello.'
     """
     if not isinstance(tokenizer, Tokenizer):
         raise TypeError(f"tokenizer is {shown(tokenizer)}; give the model's Tokenizer, such as `bot.tokenizer`")

@@ -50,6 +50,10 @@ class Dialogue:
 
     Raises:
       DataError: a turn is no text, or there is not one speaker and one weight, finite and from 0, for each turn.
+
+    Example:
+      >>> dg.Dialogue(("Hi!", "Hello, I am Pip."), weights=(0.0, 1.0)).turns
+      ('Hi!', 'Hello, I am Pip.')
     """
 
     turns: tuple[str, ...]

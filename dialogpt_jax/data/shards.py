@@ -252,6 +252,11 @@ def open_shards(path: str | os.PathLike[str]) -> Shards:
     Raises:
       OSError: it cannot be read.
       DataError: it is no data folder, or not a whole one; the message says what to do.
+
+    Example:
+      >>> examples = dg.open_shards("prepared")  # after `dialogpt data prepare talk.jsonl --out prepared`
+      >>> len(examples)
+      2
     """
     folder = as_path("path", path).expanduser()
     if not folder.is_dir():

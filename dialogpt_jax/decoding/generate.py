@@ -33,6 +33,10 @@ class Generated:
       lengths: int32 (B,), tokens of the reply, its EOS included.
       finished: bool (B,), false where it was cut by `max_new_tokens` or by the model's positions.
       logprobs: float32 (B, max_new_tokens), the model's own, before penalties and warpers; 0 after the end.
+
+    Example:
+      >>> bot.tokenizer.decode(out.tokens[0, : out.lengths[0]])
+      '...'
     """
 
     tokens: jax.Array
@@ -148,6 +152,13 @@ def generate_candidates(
 
     Raises:
       ValueError: as `generate`, or `candidates` under 1.
+
+    Example:
+      >>> tokens_BT = np.array([bot.encode(["Hi!"])])
+      >>> how = {"candidates": 4, "sampling": dg.PAPER, "max_new_tokens": 8, "keys": jax.random.split(jax.random.key(0), 1)}
+      >>> out = dg.generate_candidates(bot.params, bot.config, tokens_BT, np.array([tokens_BT.shape[1]]), **how)
+      >>> out.tokens.shape
+      (1, 4, 8)
     """
     out = _replies(params, config, tokens_BT, lengths_B, candidates, sampling, max_new_tokens, keys)
     return jax.device_put(out)
@@ -211,6 +222,15 @@ def generate(
 
     Raises:
       ValueError: shapes, lengths, ids or keys do not fit; the message has the numbers.
+
+    Example:
+      >>> context = bot.encode(["Hi!"])
+      >>> tokens_BT, lengths_B = np.array([context, context]), np.array([len(context), len(context)])
+      >>> keys_B = jax.random.split(jax.random.key(0), 2)
+      >>> how = {"sampling": dg.PAPER, "max_new_tokens": 8}
+      >>> out = dg.generate(bot.params, bot.config, tokens_BT, lengths_B, keys=keys_B, **how)
+      >>> out.tokens.shape
+      (2, 8)
     """
     out = _replies(params, config, tokens_BT, lengths_B, 1, sampling, max_new_tokens, keys)
     return jax.device_put(jax.tree.map(lambda x: x[:, 0], out))

@@ -44,6 +44,12 @@ class Sampling:
 
     Raises:
       ValueError: a number out of range (arrays are not checked).
+
+    Example:
+      >>> bot.reply("Hi!", sampling=dg.Sampling(temperature=0.8, top_k=50, top_p=0.9))
+      '...'
+      >>> bot.reply("Hi!", sampling=dg.GREEDY) == bot.reply("Hi!", sampling=dg.GREEDY, seed=1)
+      True
     """
 
     temperature: Number = 1.0

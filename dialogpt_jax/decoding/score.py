@@ -24,6 +24,10 @@ class Scores:
       logprobs: float32 (B, T), log p(token | tokens before it) where the token is the reply's, else 0.
       total: float32 (B,), their sum: log P(reply | context).
       mean: float32 (B,), per token; `exp(-mean)` is the reply's perplexity.
+
+    Example:
+      >>> scores.logprobs.shape == (1, len(context) + len(reply))
+      True
     """
 
     logprobs: jax.Array
@@ -43,6 +47,13 @@ def score(
       lengths_B: int32, real tokens of the row; what stands in the pads changes nothing.
 
         tokens [c c c r r pad], start 3, length 5:   logprobs [0 0 0 x x 0]
+
+    Example:
+      >>> context, reply = bot.encode(["Hi!"]), bot.encode(["Hello."])  # each ends in EOS
+      >>> starts_B, lengths_B = np.array([len(context)]), np.array([len(context) + len(reply)])
+      >>> scores = dg.score(bot.params, bot.config, np.array([context + reply]), starts_B, lengths_B)
+      >>> bool(scores.total[0] < 0)
+      True
     """
     index_T = jnp.arange(tokens_BT.shape[1])[None]
     # A pad may hold anything, but the embedding gives NaN out of range, and 0 · NaN poisons a masked sum.

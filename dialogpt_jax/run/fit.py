@@ -56,6 +56,10 @@ class Fitted(NamedTuple):
       state: all that `train_step` needs to go on.
       history: what was noted, an entry a line of `metrics.jsonl`.
       stopped: what asked for a stop before the last step; "" if nothing did.
+
+    Example:
+      >>> int(fitted.state.step), fitted.stopped
+      (2, '')
     """
 
     params: Params
@@ -97,6 +101,12 @@ def fit(
       ValueError: examples, options, model and mesh do not fit each other; `out` holds another run.
       TrainingError: several steps in a row were not finite.
       OSError: a checkpoint cannot be read or written; those before it are as they were.
+
+    Example:
+      >>> examples = dg.make_examples([["Hi!", "Hello, I am Pip."], ["Who are you?", "I am Pip."]], bot.tokenizer)
+      >>> options = dg.TrainOptions(steps=2, batch_size=2, learning_rate=1e-3)
+      >>> fitted = dg.fit(bot.params, bot.config, examples, options, report=lambda line: None)
+      >>> pip = dg.Bot(fitted.params, fitted.config, bot.tokenizer)
     """
     mesh = make_mesh() if mesh is None else mesh
     folder = None if out is None else Path(out)

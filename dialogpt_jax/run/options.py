@@ -71,6 +71,10 @@ class TrainOptions:
 
     Raises:
       ValueError: a number or a name that cannot be, in one line.
+
+    Example:
+      >>> dg.TrainOptions(steps=200, learning_rate=1e-3).batch_size
+      32
     """
 
     steps: int = UNSAID

@@ -33,6 +33,10 @@ class Tokenizer:
     """A byte-level BPE.
 
     Build one with `load`, `from_files` or `train`. Immutable.
+
+    Example:
+      >>> bot.tokenizer.decode(bot.tokenizer.encode("Hello there."))
+      'Hello there.'
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, end_of_text_id: int | None = None):

@@ -38,6 +38,13 @@ def loss(
     Args: those of `summed_loss`.
 
     Source: arXiv 1911.00536, equation 1; per batch as in microsoft/DialoGPT `lsp_model/modeling_gpt2.py`.
+
+    Example:
+      >>> tokens_BT = np.array([bot.encode(["Hi!", "Hello."])])
+      >>> weights_BT = np.ones(tokens_BT.shape, np.float32)
+      >>> value, targets = jax.jit(dg.loss, static_argnums=1)(bot.params, bot.config, tokens_BT, weights_BT)
+      >>> float(targets) == tokens_BT.size - 1  # nothing comes before the first token: it is no target
+      True
     """
     total, weight = summed_loss(
         params,

@@ -24,6 +24,10 @@ class TrainState:
       params: float32.
       opt_state: the optimiser's.
       key: `jax.random.key` of the run; the key of a step is `fold_in(key, step)`.
+
+    Example:
+      >>> jax.tree.structure(state.params) == jax.tree.structure(bot.params)
+      True
     """
 
     step: jax.Array
@@ -33,7 +37,13 @@ class TrainState:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Example:
+      >>> state = dg.init_state(bot.params, optax.adamw(1e-3), jax.random.key(0))
+      >>> int(state.step)
+      0
+    """
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 
@@ -62,6 +72,15 @@ def train_step(
     Returns:
       The next state, and `loss` (nats per target), `targets` (their weight), `grad_norm`, `finite`. A loss or gradient
       that is not finite leaves parameters and optimiser as they were; the step still counts.
+
+    Example:
+      >>> optimizer = optax.adamw(1e-3)
+      >>> step = jax.jit(functools.partial(dg.train_step, config=bot.config, optimizer=optimizer), donate_argnums=0)
+      >>> state = dg.init_state(jax.tree.map(jnp.copy, bot.params), optimizer, jax.random.key(0))
+      >>> tokens_BT = np.array([bot.encode(["Hi!", "Hello."])])
+      >>> state, metrics = step(state, dg.Batch(tokens_BT, np.ones(tokens_BT.shape, np.float32)))
+      >>> int(state.step), bool(metrics["finite"])
+      (1, True)
     """
     dropout_key = None
     if config.embd_pdrop or config.attn_pdrop or config.resid_pdrop:

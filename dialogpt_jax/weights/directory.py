@@ -68,6 +68,12 @@ def load_params(
     Raises:
       ValueError: an unknown dtype; a broken or missing file (`ModelDirectoryError`, `ReadError`); a config that no
         GPT-2 has (`ConfigError`); tensors that do not fit it (`MappingError`); a name the Hub cannot give (`HubError`).
+
+    Example:
+      >>> bot.save("my_model")
+      >>> params, config = dg.load_params("my_model", dtype="bfloat16")
+      >>> config == bot.config
+      True
     """
     wanted = parse_dtype("float32" if dtype is None else dtype)
     as_path("path", path)
@@ -166,6 +172,11 @@ def write_directory(
       ModelDirectoryError: `path` holds something else.
       MappingError: the parameters are not the config's.
       OSError: it cannot be written. What was there before is still there.
+
+    Example:
+      >>> folder = dg.write_directory("my_model", bot.params, bot.config, bot.tokenizer, dtype="float16")
+      >>> (folder / "model.safetensors").is_file()
+      True
     """
     target = as_path("path", path).expanduser().resolve()
     if not isinstance(params, Mapping):
