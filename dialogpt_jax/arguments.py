@@ -44,7 +44,7 @@ def as_number(name: str, value: Any, *, least: float = 0.0, below: float = math.
     plain = as_plain(value)
     if isinstance(plain, bool) or not isinstance(plain, int | float) or not least <= plain < below:
         limits = f"from {least:g}" if below == math.inf else f"from {least:g} to below {below:g}"
-        raise ValueError(f"{name} is {shown(value)}; it must be a finite number, {limits}")
+        raise ValueError(f"{name} is {shown(value)}; it must be a finite number {limits}")
     return float(plain)
 
 

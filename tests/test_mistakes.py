@@ -181,9 +181,9 @@ ODD = [
     (
         "dg.make_examples(two, tokenizer, train_on='asistant')",
         ValueError,
-        "train_on is 'asistant'; give 'all', 'last' or",
+        "train_on is 'asistant'; give 'replies', 'all', 'last' or",
     ),
-    ("dg.make_examples(two, tokenizer, train_on=None)", TypeError, "train_on is None; give 'all', 'last' or the name"),
+    ("dg.make_examples(two, tokenizer, train_on=None)", TypeError, "train_on is None; give 'replies', 'all', 'last' or the name"),
     ("dg.make_examples(two, tokenizer, reverse='yes')", TypeError, "reverse is 'yes'; give True or False"),
     ("dg.make_examples([['Hi', '']], tokenizer)", ValueError, "dialogue 0: turn 2 is empty; write something, or leave"),
     (

@@ -5,15 +5,12 @@
     dialogpt data prepare talk.jsonl DIR --train-on Bob    only what Bob says is learned; the rest is context
     dialogpt data prepare talk.jsonl DIR --reverse         for a backward model, p(source | reply)
 
-A file has a dialogue a line, plain or `.gz`:
+A file has a dialogue a line, in JSON or Microsoft's TSV, or is a list of them or a table; plain or `.gz`. `dialogpt data
+check --help` shows the forms that are read.
 
-    {"turns": ["Hi!", "Hello."]}                                      optional: "weights": [0, 0.3], "speakers": […]
-    {"turns": [{"text": "Hi!", "speaker": "Ann"}, {"text": "Hello.", "speaker": "Bob", "weight": 0.3}]}
-    {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]}
-    0.0 Hi! EOS 1.0 Hello. ⇥ 1.0 Bye.                                 Microsoft's, in a .tsv; the weights may be absent
-
-Every turn after the first is a target, and so is the EOS after it; a weight says how much. A longer dialogue is split
-between turns. A line that is no dialogue is dropped, and named with the reason.
+Every turn after the first is a target, and so is the EOS after it; a weight says how much. Where messages have roles, what
+`assistant` says is a target and the rest is context (--train-on all: every turn). A system message is no turn: its line is
+dropped. A longer dialogue is split between turns. A line that is no dialogue is dropped, and named with the reason.
 """
 
 import argparse
@@ -23,7 +20,9 @@ import sys
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.counts import check_counts
-from dialogpt_jax.data.example_options import make_example_options
+from dialogpt_jax.data.dialogue_line import FORMS
+from dialogpt_jax.data.example_options import MAX_LENGTH, make_example_options
+from dialogpt_jax.data.examples import REPLIES
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 CHECK = (
@@ -34,10 +33,14 @@ PREPARE = "Writes files of dialogues as memory-mapped shards, whole or not at al
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="look at it", description=CHECK)
-    prepare = actions.add_parser("prepare", help="write it for the trainer", description=PREPARE)
+    raw = argparse.RawDescriptionHelpFormatter
+    forms = f"what is read, a dialogue a line; a .json may be a list of such:\n{FORMS}"
+    check = actions.add_parser("check", help="look at it", description=CHECK, epilog=forms, formatter_class=raw)
+    prepare = actions.add_parser(
+        "prepare", help="write it for the trainer", description=PREPARE, epilog=forms, formatter_class=raw
+    )
     for action in (check, prepare):
-        action.add_argument("files", metavar="FILE", nargs="+", help=".jsonl, .tsv; each may end in .gz")
+        action.add_argument("files", metavar="FILE", nargs="+", help=".jsonl, .json, .csv, .tsv; each may end in .gz")
     prepare.add_argument("folder", metavar="DIR", help="the folder to write")
     for action in (check, prepare):
         action.add_argument(
@@ -46,16 +49,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="the model that will be trained: its directory, or name on the Hub; by default the one in the package",
         )
         action.add_argument(
-            "--max-length", type=int, default=128, metavar="T", help="tokens of an example, at most (128)"
+            "--max-length",
+            type=int,
+            default=MAX_LENGTH,
+            metavar="T",
+            help=f"tokens of an example, at most ({MAX_LENGTH})",
         )
         action.add_argument(
             "--train-on",
-            default="all",
-            metavar="all|last|NAME",
-            help="every turn after the first (default), the last turn only, or one speaker's turns",
+            default=REPLIES,
+            metavar="replies|all|last|NAME",
+            help="what `assistant` says, where messages have roles, else every turn after the first (default); "
+            "every turn after the first; the last turn only; or one speaker's turns",
         )
         action.add_argument(
             "--reverse", action="store_true", help="turns in reversed order, for a backward (MMI) model: reply first"
+        )
+        action.add_argument(
+            "--joined",
+            type=int,
+            default=0,
+            metavar="N",
+            help="each dialogue also stands N times among others as one long dialogue, for single exchanges (0)",
         )
         action.add_argument("--workers", type=_positive, metavar="N", help="processes (as many as there are cores)")
         action.add_argument("--allow-no-eos", action="store_true", help="pass data in which no EOS is a target")
@@ -78,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from dialogpt_jax.weights.hub import resolve_tokenizer
 
     folder = bundled_directory() if args.tokenizer is None else resolve_tokenizer(args.tokenizer)
-    chosen = {"max_length": args.max_length, "train_on": args.train_on, "reverse": args.reverse}
+    chosen = {"max_length": args.max_length, "train_on": args.train_on, "reverse": args.reverse, "joined": args.joined}
     options = make_example_options(folder, **chosen, pack=args.action == "prepare" and args.pack)
     # A pipe has no width; a line of its own for each kind of what is dropped suits it best.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)

@@ -5,10 +5,11 @@ import dataclasses
 import os
 import sys
 
+from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import load_bot
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE
 from dialogpt_jax.cli.progress import show_progress
-from dialogpt_jax.data.formats import read_dialogues
+from dialogpt_jax.data.formats import held_out
 from dialogpt_jax.evaluation import harness, model_measures, tables
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.intervals import compare
@@ -18,7 +19,7 @@ from dialogpt_jax.evaluation.replies import Reply, read_replies
 def add_model_arguments(group: "argparse._ArgumentGroup") -> None:
     """The arguments of `dialogpt eval --data`."""
     group.add_argument(
-        "--data", metavar="FILE", help='dialogues, one a line: {"turns": [text, …]}; .jsonl or .jsonl.gz'
+        "--data", metavar="FILE", help="dialogues, in any form that training reads: see `dialogpt data check --help`"
     )
     group.add_argument(
         "--model",
@@ -83,7 +84,9 @@ def run_model(args: argparse.Namespace) -> tables.Table | None:
     if args.part and not args.out:
         raise ValueError("--part needs --out")
     settings = settings_of(args)
-    dialogues = list(read_dialogues(args.data))
+    dialogues, dropped = held_out(args.data)
+    if dropped:
+        streams.tell(dropped)
     contexts = cut(dialogues, args.contexts)
     if not contexts:
         raise ValueError(f"{args.data}: no dialogue has a second turn; there is nothing to reply to")

@@ -29,7 +29,9 @@ _SCHEDULES = "constant, linear, cosine, noam, noamwd, trapezoid"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--data", metavar="DIR_OR_FILE", help="a folder of `dialogpt data prepare`, or a file of dialogues"
+        "--data",
+        metavar="DIR_OR_FILE",
+        help="a folder of `dialogpt data prepare`, or a file of dialogues (`dialogpt data check --help` shows its forms)",
     )
     what.add_argument(
         "--valid", metavar="FILE", help="held-out dialogues: evaluated at step 0, at intervals, at the end"
@@ -50,7 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="DIR", help="with --config: the tokenizer; with --init: one that extends the model's"
     )
     what.add_argument("--max-length", type=int, metavar="T", help="tokens of an example, where --data is a file (128)")
-    what.add_argument("--train-on", default="all", metavar="all|last|NAME", help="which turns are learned, of a file")
+    what.add_argument(
+        "--train-on",
+        metavar="replies|all|last|NAME",
+        help="which turns are learned, of a file: what `assistant` says where messages have roles, else every turn after "
+        "the first (replies); every turn after the first; the last; or one speaker's",
+    )
+    what.add_argument(
+        "--joined",
+        type=int,
+        metavar="N",
+        help="of a file: each dialogue also stands N times among others as one long dialogue (3 where all are single "
+        "exchanges, at most 10,000; else 0)",
+    )
     what.add_argument("--reverse", action="store_true", help="a backward (MMI) model, of a file")
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=int, metavar="N", help="of the optimiser (1000)")
@@ -135,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     import jax
 
-    from dialogpt_jax.data.formats import read_dialogues
+    from dialogpt_jax.data.formats import held_out
     from dialogpt_jax.evaluation.validation import make_evaluation, make_sampling
     from dialogpt_jax.parallel.distributed import gather
     from dialogpt_jax.parallel.mesh import make_mesh, parse_mesh
@@ -151,7 +165,9 @@ def _train(args: argparse.Namespace) -> int:
     examples = read_examples(args, config, tokenizer, source, report)
     evaluate = sample = None
     if args.valid is not None:
-        dialogues = [turns for _, turns in zip(range(args.valid_dialogues), read_dialogues(args.valid), strict=False)]
+        dialogues, dropped = held_out(args.valid, args.valid_dialogues)
+        if dropped:
+            report(dropped)
         if examples.info["reverse"]:
             dialogues = [turns[::-1] for turns in dialogues]
         evaluate = make_evaluation(config, tokenizer, dialogues)

@@ -72,33 +72,31 @@ def read_examples(args, config, tokenizer, source: Path, report) -> Any:
     """The prepared data, or that of a file, prepared once into RUN/data."""
     import jax
 
-    from dialogpt_jax.data.example_options import ExampleOptions, tokenizer_sha256
+    from dialogpt_jax.data.example_options import tokenizer_sha256
+    from dialogpt_jax.data.prepare import options_for_file
     from dialogpt_jax.data.shards import open_shards
     from dialogpt_jax.parallel.distributed import any_process
 
-    folder, wanted = Path(args.data), {"train_on": args.train_on, "reverse": args.reverse}
-    if folder.is_dir():
-        wanted = {name: value for name, value in wanted.items() if value not in (False, "all")}
-    else:
-        length = args.max_length or min(128, config.n_positions)
-        if length > config.n_positions:
-            raise ValueError(f"--max-length is {length}; the model's context is {config.n_positions}")
-        options = ExampleOptions(config.eos_token_id, length, args.train_on, args.reverse)
-        wanted |= {"max_length": length}
+    folder = Path(args.data)
+    wanted = {"train_on": args.train_on, "reverse": args.reverse or None, "joined": args.joined}
+    if not folder.is_dir():
         folder, failure = Path(args.out) / "data", None
+        chosen = {**wanted, "max_length": args.max_length, "reverse": args.reverse}
         if jax.process_index() == 0 and not (args.resume and (folder / "data.json").exists()):
             try:
+                options = options_for_file(args.data, config.eos_token_id, config.n_positions, **chosen)
                 _prepare(args.data, folder, source, options, report)
             except (ValueError, OSError) as error:
                 failure = error
         if any_process(failure is not None):  # or the others would wait for it
             raise failure or ValueError("process 0 could not prepare the data; its own line says why")
+        wanted = chosen
     data = open_shards(folder)
     if data.info["tokenizer_sha256"] != tokenizer_sha256(tokenizer):
         raise ValueError(f"{folder} was prepared with another tokenizer; prepare it again with this model's")
     for name, value in wanted.items():
-        if data.info[name] != value:
-            raise ValueError(f"{folder} was prepared with {name} {data.info[name]}, and {value} is asked for now")
+        if value is not None and data.info.get(name) != value:
+            raise ValueError(f"{folder} was prepared with {name} {data.info.get(name)}, and {value} is asked for now")
     (size, *_) = [source["bytes"] for source in data.info["sources"]]
     if folder != Path(args.data) and Path(args.data).exists() and Path(args.data).stat().st_size != size:
         raise ValueError(

@@ -6,6 +6,7 @@ dim, a target green, a weight under 1 yellow and over 1 bold.
 Letters: T tokens.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Shown(NamedTuple):
 
 def first_examples(files: Sequence, tokenizer: Tokenizer, options: ExampleOptions, count: int = 3) -> Iterator[Shown]:
     """The first example of each of the first dialogues that give one."""
-    options = ExampleOptions(options.eos, options.max_length, options.train_on, options.reverse)  # not packed
+    options = dataclasses.replace(options, pack=False, joined=0)
     for chunk in read_chunks(files):
         for line in chunk.lines:
             examples, _ = encode_chunk(chunk._replace(lines=[line]), tokenizer, options)
@@ -110,16 +111,22 @@ def summary(report: DataCounts, options: ExampleOptions) -> list[str]:
     if not counts["examples"]:
         return lines
     split = f"; {counts['split']:,} longer dialogues were split" if counts["split"] else ""
+    split += f"; {counts['joined']:,} of them are several dialogues joined" if counts["joined"] else ""
     share = counts["targets"] / counts["tokens"]
     cut = counts["turns"] - counts["eos_targets"]
     ends = f"EOS is a target after {counts['eos_targets']:,} of {counts['turns']:,} trained turns"
     one, bucketed, packed = padding(report.lengths, options.max_length)
+    alone = not (counts["longer"] or options.joined or options.reverse)
+    advice = (
+        "every dialogue is one exchange: a bot that learns them alone derails later in a chat; join them (--joined 3)"
+    )
     return [
         *lines,
         f"{counts['examples']:,} examples of at most {options.max_length} tokens{split}",
         f"{counts['tokens']:,} tokens, {counts['targets']:,} of them targets ({share:.1%})",
         ends + (f"; {cut:,} longer than {options.max_length} tokens lost their end" if cut else ""),
         f"padding: {bucketed:.1%} in the trainer's buckets, {one:.1%} in rows of one length, {packed:.1%} with --pack",
+        *([advice] if alone else []),
     ]
 
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dialogpt_jax.data.dialogue_line import FORMS_IN_SHORT
 from dialogpt_jax.data.example_options import ExampleOptions
-from dialogpt_jax.data.examples import ALL, LAST
+from dialogpt_jax.data.examples import WHICH_TURNS
 from dialogpt_jax.data.formats import DataError, Dropped
 from dialogpt_jax.data.shards import Columns
 
@@ -31,8 +32,9 @@ class DataCounts:
     """What became of the lines; sums of chunks.
 
     Attributes:
-      counts: lines, dialogues, split (dialogues of more than one example), examples, tokens, targets (tokens that weigh
-        something), turns (trained), eos_targets (their EOS; a turn that was cut has none), rows (after packing).
+      counts: lines, dialogues, longer (dialogues of more than two turns), split (dialogues of more than one example),
+        examples, joined (those of several dialogues), tokens, targets (tokens that weigh something), turns (trained),
+        eos_targets (their EOS; a turn that was cut has none), rows (after packing).
       lengths: how many examples have n tokens, at place n.
       dropped: by kind: how many lines, and the first five as (file, line, reason).
       speakers: who said a turn; only collected where `train_on` is a name.
@@ -67,8 +69,8 @@ def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *
     """
     counts, where = report.counts, ", ".join(map(str, files))
     if not counts["lines"]:
-        raise DataError(f"{where}: no line; expected a dialogue a line")
-    if options.train_on not in (ALL, LAST) and options.train_on not in report.speakers:
+        raise DataError(f"{where}: no line; {FORMS_IN_SHORT}")
+    if options.train_on not in WHICH_TURNS and options.train_on not in report.speakers:
         names = sorted(report.speakers)
         known = (
             f"the speakers are {', '.join(names[:20])}{' …' * (len(names) > 20)}" if names else "no turn has a speaker"
@@ -78,7 +80,7 @@ def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *
         kind, (count, first) = max(report.dropped.items(), key=lambda item: item[1][0])
         file, line, reason = first[0]
         of = f"none of {counts['lines']:,} lines is an example"
-        raise DataError(f"{where}: {of}; {kind}: {count:,}, such as {file}, line {line}: {reason}")
+        raise DataError(f"{where}: {of}; {kind}: {count:,}, such as {file}, line {line}: {reason}; {FORMS_IN_SHORT}")
     if not counts["eos_targets"] and not allow_no_eos:
         raise DataError(
             f"{where}: no EOS is a target, so that a model would never learn to stop: each of {counts['turns']:,} trained "

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dialogpt_jax.data.examples import ALL
+from dialogpt_jax.data.examples import REPLIES
 from dialogpt_jax.data.formats import DataError
 from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 
@@ -20,29 +20,35 @@ class ExampleOptions:
     Attributes:
       eos: the id that ends a turn.
       max_length: tokens of an example, at most.
-      train_on: "all" turns after the first, the "last", or the name of a speaker; see `order_and_weigh`.
+      train_on: "replies", "all" turns after the first, the "last", or the name of a speaker; see `order_and_weigh`.
       reverse: whether the turns stand in reversed order, for a backward model.
       pack: whether rows hold several examples.
+      joined: how many times each dialogue stands, beside alone, among others as one long dialogue; see
+        `joined_dialogues`.
     """
 
     eos: int
     max_length: int = MAX_LENGTH
-    train_on: str = ALL
+    train_on: str = REPLIES
     reverse: bool = False
     pack: bool = False
+    joined: int = 0
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
             raise DataError(f"max_length is {self.max_length}; an example has at least 2 tokens")
+        if self.joined < 0:
+            raise DataError(f"joined is {self.joined}; it is a number of times, from 0")
 
 
 def make_example_options(
     tokenizer: str | os.PathLike[str],
     *,
     max_length: int = MAX_LENGTH,
-    train_on: str = ALL,
+    train_on: str = REPLIES,
     reverse: bool = False,
     pack: bool = False,
+    joined: int = 0,
 ) -> ExampleOptions:
     """The options for a tokenizer's directory: EOS is the one of its `config.json`, or else `<|endoftext|>`.
 
@@ -63,7 +69,7 @@ def make_example_options(
             )
     if eos is None:
         raise DataError(f"{tokenizer}: no config.json, and no <|endoftext|> in the vocabulary, which ends each turn")
-    return ExampleOptions(eos, max_length, train_on, reverse, pack)
+    return ExampleOptions(eos, max_length, train_on, reverse, pack, joined)
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:

@@ -28,11 +28,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogpt_jax.arguments import as_plain, as_whole_number, shown
-from dialogpt_jax.data.formats import DataError, Dialogue
+from dialogpt_jax.data.dialogue_line import ASSISTANT, DataError, Dialogue
 from dialogpt_jax.text.dialogue import TurnList
 from dialogpt_jax.text.tokenizer import MOST_ID, Tokenizer
 
-ALL, LAST = "all", "last"
+REPLIES, ALL, LAST = "replies", "all", "last"
+WHICH_TURNS = (REPLIES, ALL, LAST)  # what is no speaker's name
+MOST_JOINED = 5  # dialogues in one
 
 
 class _Fields(NamedTuple):
@@ -126,10 +128,12 @@ def examples(dialogues: Iterable[Sequence[Sequence[int]]], *, eos: int, max_leng
     return [e for turns in dialogues for e in windows(turns, eos=eos, max_length=max_length)]
 
 
-def order_and_weigh(dialogue: Dialogue, *, train_on: str = ALL, reverse: bool = False) -> Dialogue:
+def order_and_weigh(dialogue: Dialogue, *, train_on: str = REPLIES, reverse: bool = False) -> Dialogue:
     """The turns in the order in which they are trained, each with its weight as a target.
 
         turns          A: "Hi!"   B: "Hello."   A: "Bye."       no weights given
+        replies        0          1             1               what "assistant" says, where somebody is called so and
+                                                                      the turns are not reversed; else all
         all            0          1             1               every turn after the first
         last           0          0             1
         "B"            0          1             0               a speaker's turns, but for the first of the dialogue
@@ -147,13 +151,15 @@ def order_and_weigh(dialogue: Dialogue, *, train_on: str = ALL, reverse: bool = 
 
     Args:
       dialogue: what was said.
-      train_on: "all", "last", or the name of a speaker.
+      train_on: "replies", "all", "last", or the name of a speaker.
       reverse: whether the last turn comes first.
     """
     turns, speakers, weights = dialogue.turns, dialogue.speakers, dialogue.weights or (1.0,) * len(dialogue.turns)
     if reverse:
         turns, weights = turns[::-1], weights[::-1]
         speakers = None if speakers is None else speakers[::-1]
+    if train_on == REPLIES:
+        train_on = ASSISTANT if ASSISTANT in (dialogue.speakers or ()) and not reverse else ALL
     if train_on == LAST:
         chosen = [number == len(turns) - 1 for number in range(len(turns))]
     else:
@@ -190,14 +196,45 @@ def dialogue_examples(
     return list(windows(turns, eos=eos, max_length=max_length, weights=weights))
 
 
+def joined_dialogues(
+    dialogues: Sequence[tuple[Sequence[Sequence[int]], Sequence[float]]], *, max_length: int, rng: np.random.Generator
+) -> Iterator[tuple[list[Sequence[int]], list[float]]]:
+    """The dialogues in a drawn order, two to five of them joined to one, as far as `max_length` tokens go.
+
+    A model that has learned single exchanges only has never seen a reply deep in a chat, and derails there. Joined, it
+    has: what was said before stays in sight, and is about something else. The first turn of each is context, as it was:
+
+        [1] [2 3]   and   [4] [5]         →     [1] [2 3] [4] [5]
+         0    1            0   1                 0    1    0   1
+
+    Args:
+      dialogues: turns of token ids, without EOS, and the weight of each turn as a target; of what `order_and_weigh` gives.
+      max_length: of an example, in tokens. A dialogue that has no room beside another is left out here.
+      rng: of the order, and of how many are joined.
+    """
+    order = rng.permutation(len(dialogues)).tolist()
+    while order:
+        most, turns, weights, used, size = int(rng.integers(2, MOST_JOINED + 1)), [], [], 0, 0
+        while order and used < most:
+            more, weighed = dialogues[order[-1]]
+            size += sum(len(turn) + 1 for turn in more)
+            if used and size > max_length:
+                break
+            order.pop()
+            turns, weights, used = [*turns, *more], [*weights, *weighed], used + 1
+        if used > 1 and any(weights):
+            yield turns, weights
+
+
 def make_examples(
     dialogues: Iterable[Dialogue | TurnList],
     tokenizer: Tokenizer,
     *,
     eos: int | None = None,
     max_length: int = 128,
-    train_on: str = ALL,
+    train_on: str = REPLIES,
     reverse: bool = False,
+    joined: int = 0,
 ) -> list[Example]:
     """The examples of dialogues that are at hand, in memory; `dialogpt data prepare` does it with files.
 
@@ -208,6 +245,8 @@ def make_examples(
       eos: ends each turn; the tokenizer's own by default.
       max_length: of an example in tokens; at most the model's context.
       train_on, reverse: see `order_and_weigh`.
+      joined: how many times each dialogue stands, beside alone, among others as one long dialogue: see
+        `joined_dialogues`. Single exchanges want some 3, and all else 0.
 
     Raises:
       ValueError: the tokenizer has no end of text and no `eos` is given; something is no dialogue; a turn is empty; nobody
@@ -225,19 +264,24 @@ def make_examples(
         raise ValueError("the tokenizer has no <|endoftext|>; say which id ends a turn (eos=)")
     max_length = as_whole_number("max_length", max_length, least=2)
     if not isinstance(train_on, str):
-        raise TypeError(f"train_on is {shown(train_on)}; give {ALL!r}, {LAST!r} or the name of a speaker")
+        raise TypeError(f"train_on is {shown(train_on)}; give {', '.join(map(repr, WHICH_TURNS))} or the name of a speaker")
+    joined = as_whole_number("joined", joined, least=0)
     if not isinstance(reverse, bool | np.bool_):
         raise TypeError(f"reverse is {shown(reverse)}; give True or False")
     checked = _as_dialogues(dialogues)
     speakers = {speaker for dialogue in checked for speaker in dialogue.speakers or () if speaker is not None}
-    if checked and train_on not in (ALL, LAST, *speakers):
+    if checked and train_on not in (*WHICH_TURNS, *speakers):
         names = ", ".join(map(repr, sorted(speakers))) or "no speaker"
-        raise DataError(f"train_on is {train_on!r}; give {ALL!r}, {LAST!r} or a speaker; the dialogues name {names}")
-    found: list[Example] = []
-    for dialogue in checked:
-        dialogue = order_and_weigh(dialogue, train_on=train_on, reverse=bool(reverse))
-        ids = tokenizer.encode_batch(dialogue.turns)
-        found += dialogue_examples(ids, dialogue.weights or (), eos=eos, max_length=max_length)
+        raise DataError(f"train_on is {train_on!r}; give {', '.join(map(repr, WHICH_TURNS))} or a speaker; the dialogues name {names}")
+    ordered = [order_and_weigh(dialogue, train_on=train_on, reverse=bool(reverse)) for dialogue in checked]
+    weighed = [(tokenizer.encode_batch(dialogue.turns), dialogue.weights or ()) for dialogue in ordered]
+    rng = np.random.default_rng(0)
+    several = [pair for _ in range(joined) for pair in joined_dialogues(weighed, max_length=max_length, rng=rng)]
+    found = [
+        example
+        for turns, weights in [*weighed, *several]
+        for example in dialogue_examples(turns, weights, eos=eos, max_length=max_length)
+    ]
     if checked and not found:
         raise DataError(
             f"no example: of {len(checked)} dialogues none has a turn to learn; the first turn is only context, so give "

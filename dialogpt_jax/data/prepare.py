@@ -17,9 +17,17 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from dialogpt_jax.data.counts import DataCounts, Encoded, check_counts
-from dialogpt_jax.data.example_options import ExampleOptions, tokenizer_sha256
-from dialogpt_jax.data.examples import ALL, LAST, Example, dialogue_examples, order_and_weigh
-from dialogpt_jax.data.formats import Dialogue, Dropped, form_of, parse_line, read_lines, unzipped
+from dialogpt_jax.data.dialogue_line import Form
+from dialogpt_jax.data.example_options import MAX_LENGTH, ExampleOptions, tokenizer_sha256
+from dialogpt_jax.data.examples import (
+    REPLIES,
+    WHICH_TURNS,
+    Example,
+    dialogue_examples,
+    joined_dialogues,
+    order_and_weigh,
+)
+from dialogpt_jax.data.formats import DataError, Dialogue, Dropped, form_of, parse_line, read_lines, unzipped
 from dialogpt_jax.data.packing import pack
 from dialogpt_jax.data.shards import DROPPED_FILE, Shards, Writer, check_folder, open_shards, to_columns
 from dialogpt_jax.data.workers import map_in_order
@@ -34,7 +42,7 @@ class Chunk(NamedTuple):
     """Lines of one file, and how many bytes of all files are read after them."""
 
     file: str
-    form: str
+    form: Form
     lines: list[tuple[int, bytes] | Dropped]
     position: int
 
@@ -53,7 +61,7 @@ def prepare(
     """Writes the examples of files as a folder of shards, whole or not at all.
 
     Args:
-      files: `.jsonl`, `.tsv`, each plain or `.gz`; see `formats.py`.
+      files: `.jsonl`, `.json`, `.csv` or `.tsv`, each plain or `.gz`; see `dialogue_line.py`.
       folder: does not exist, or is empty; with `replace` it may be prepared data, which is then replaced.
       tokenizer: the directory with its files.
       options: how.
@@ -128,6 +136,61 @@ def survey(
     return report
 
 
+def options_for_file(
+    file: str | os.PathLike[str],
+    eos: int,
+    n_positions: int,
+    *,
+    max_length: int | None = None,
+    train_on: str | None = None,
+    reverse: bool = False,
+    joined: int | None = None,
+) -> ExampleOptions:
+    """How `dialogpt train` makes examples of a file where it is told nothing else.
+
+    Args:
+      file: with its dialogues.
+      eos, n_positions: of the model.
+      max_length: 128 tokens, or the model's positions if fewer.
+      train_on: "replies".
+      reverse: see `order_and_weigh`.
+      joined: 3 where all that the file holds are single exchanges, and not too many; else 0.
+
+    Raises:
+      DataError: a number is out of range, or the columns of a table do not say which are the turns.
+      OSError: the file cannot be read.
+    """
+    length = min(MAX_LENGTH, n_positions) if max_length is None else max_length
+    if length > n_positions:
+        raise DataError(f"--max-length is {length}; the model's context is {n_positions}")
+    if joined is None:
+        joined = JOINED if not reverse and are_single_exchanges([file]) else 0
+    return ExampleOptions(eos, length, REPLIES if train_on is None else train_on, reverse, joined=joined)
+
+
+JOINED = 3  # how many times a single exchange also stands among others: one example in two then is a longer chat
+MOST_SHORT = 10_000  # dialogues of one exchange each: a corpus beyond them is no fine-tune of a few chats
+
+
+def are_single_exchanges(files: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether all dialogues of files, at most `MOST_SHORT` of them, have two turns; reads until one has more.
+
+    Raises:
+      OSError: a file cannot be read.
+      DataError: the columns of a table do not say which are the turns.
+    """
+    lines = (
+        parse_line(*line, form=chunk.form) for chunk in read_chunks(files) for line in chunk.lines if len(line) == 2
+    )
+    count = 0
+    for line in lines:
+        if isinstance(line, Dialogue):
+            count += 1
+            if len(line.turns) > 2 or count > MOST_SHORT:
+                return False
+    return count > 0
+
+
 def read_chunks(files: Iterable[str | os.PathLike[str]]) -> Iterator[Chunk]:
     """The lines of files, in order, some thousands at a time."""
     before = 0
@@ -136,7 +199,7 @@ def read_chunks(files: Iterable[str | os.PathLike[str]]) -> Iterator[Chunk]:
         with Path(path).open("rb") as raw:
             lines: list[tuple[int, bytes] | Dropped] = []
             size = 0
-            for line in read_lines(unzipped(raw, path)):
+            for line in read_lines(unzipped(raw, path), form):
                 lines.append(line)
                 size += 0 if isinstance(line, Dropped) else len(line[1])
                 if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
@@ -163,20 +226,28 @@ def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, options: ExampleOptions) ->
         dialogue = order_and_weigh(parsed, train_on=options.train_on, reverse=options.reverse)
         assert not isinstance(line, Dropped)
         numbered.append((line[0], dialogue))
-    named = options.train_on not in (ALL, LAST)
+    named = options.train_on not in WHICH_TURNS
     speakers = {name for _, dialogue in numbered for name in dialogue.speakers or () if name} if named else set()
     ids = iter(tokenizer.encode_batch([turn for _, dialogue in numbered for turn in dialogue.turns]))
     examples: list[Example] = []
     counts = Counter(lines=len(chunk.lines))
-    for number, dialogue in numbered:
-        turns, weights = [next(ids) for _ in dialogue.turns], dialogue.weights or ()
+    weighed = [([next(ids) for _ in dialogue.turns], dialogue.weights or ()) for _, dialogue in numbered]
+    for (number, _), (turns, weights) in zip(numbered, weighed, strict=True):
         new = dialogue_examples(turns, weights, eos=options.eos, max_length=options.max_length)
         if not new:
             reason = f"no turn of {options.train_on!r}" if named else "no turn that weighs anything"
             dropped.append(Dropped(number, f"{reason} after the first", "nothing to train on"))
             continue
         examples += new
-        counts.update(dialogues=1, split=len(new) > 1, turns=sum(weight > 0 for weight in weights))
+        counts.update(
+            dialogues=1, split=len(new) > 1, turns=sum(weight > 0 for weight in weights), longer=len(turns) > 2
+        )
+    rng = np.random.default_rng(numbered[0][0] if numbered else 0)  # another in each chunk, the same in each run
+    for _ in range(options.joined):
+        for turns, weights in joined_dialogues(weighed, max_length=options.max_length, rng=rng):
+            new = dialogue_examples(turns, weights, eos=options.eos, max_length=options.max_length)
+            examples += new
+            counts.update(joined=len(new), turns=sum(weight > 0 for weight in weights))
     lengths = np.bincount([len(e.tokens_T) for e in examples], minlength=1)
     counts.update(examples=len(examples))
     rows = list(pack(examples, options.max_length)) if options.pack else examples
@@ -222,6 +293,7 @@ def _info(report: DataCounts, files: Sequence, tokenizer: Tokenizer, options: Ex
         "train_on": options.train_on,
         "reverse": options.reverse,
         "pack": options.pack,
+        "joined": options.joined,
         "counts": {name: report.counts[name] for name in sorted(report.counts)},
         "dropped": {kind: report.dropped[kind][0] for kind in sorted(report.dropped)},
         "sources": [{"file": os.fspath(file), "bytes": Path(file).stat().st_size} for file in files],

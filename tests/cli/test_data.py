@@ -8,6 +8,8 @@ from dialogpt_jax.cli.main import main
 from dialogpt_jax.data.shards import open_shards
 from dialogpt_jax.text.tokenizer import Tokenizer
 
+UNKNOWN = "no `turns`, `messages`, `conversations`, or `prompt` and `response`"
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
@@ -70,9 +72,9 @@ def test_check_shows_everything(command, talk):
         "33 tokens, 18 of them targets (54.5%)",
         "EOS is a target after 3 of 3 trained turns",
         "padding: 31.2% in the trainer's buckets, 87.1% in rows of one length, 74.2% with --pack",
-        "dropped because               lines  first  such as",
-        "no `turns` and no `messages`      1  2      no `turns` and no `messages`",
-        "fewer than two turns              1  3      one turn; a dialogue has at least two",
+        "dropped because       lines  first  such as",
+        f'no known form             1  2      {UNKNOWN}, but "broken"',
+        "fewer than two turns      1  3      one turn; a dialogue has at least two",
     ]
     assert "tokens/s" in err
 
@@ -147,7 +149,9 @@ def test_what_goes_wrong_is_told(command, talk, words, status, said):
 
 
 def test_help_teaches(command):
-    _, out, _ = command("--help", own=False)
+    assert "dialogpt data check talk.jsonl" in command("--help", own=False)[1]
+    out = command("check", "--help", own=False)[1]
     for part in ('{"turns": ["Hi!", "Hello."]}', '"weight": 0.3', '"role": "user"', "EOS 1.0 Hello. ⇥ 1.0 Bye."):
         assert part in out
+    assert all(part in out for part in ('"from": "gpt"', '"prompt": "Hi!"', "prompt,response", "turn 1,turn 2"))
     assert "--train-on" in command("prepare", "--help", own=False)[1]

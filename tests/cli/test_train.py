@@ -314,7 +314,10 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
         (["ALL", "--data", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
         (["ALL", "--data", "MODEL"], "model"),
         (["ALL", "--valid", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
-        (["ALL", "--valid", "TALK"], "talk.jsonl, line 2: not a dialogue"),
+        (
+            ["ALL", "--valid", "NOBODY"],
+            "nobody.jsonl: none of 2 lines is a dialogue; line 1: one turn; a dialogue has at",
+        ),
         (["ALL", "--valid", "TALK", "--valid-dialogues", "0"], "--valid-dialogues is 0; it must be at least 1"),
         (["ALL", "--max-length", "97"], "--max-length is 97; the model's context is 96"),
         (["ALL", "--max-length", "1"], "max_length is 1; it must be"),
@@ -326,13 +329,13 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
             "a batch of 12 examples is not divided by 1 parts on 8 devices; take a multiple",
         ),
         (["ALL", "--accumulate", "3"], "a batch of 8 examples is not divided by 3 parts on 1 devices"),
-        (["ALL", "--batch-size", "0"], "batch_size is 0; it must be a whole number, from 1"),
+        (["ALL", "--batch-size", "0"], "batch_size is 0; it must be a whole number from 1"),
         (["ALL", "--steps", "0"], "steps is 0"),
         (["ALL", "--keep", "0"], "keep is 0"),
         (["ALL", "--save-every", "-1"], "save_every is -1"),
-        (["ALL", "--seed", "-1"], "seed is -1; it must be a whole number, from 0"),
-        (["ALL", "--seed", str(2**40)], f"seed is {2**40}; it must be a whole number, from 0"),
-        (["ALL", "--learning-rate", "nan"], "learning_rate is nan; it must be a finite number, from 0"),
+        (["ALL", "--seed", "-1"], "seed is -1; it must be a whole number from 0"),
+        (["ALL", "--seed", str(2**40)], f"seed is {2**40}; it must be a whole number from 0"),
+        (["ALL", "--learning-rate", "nan"], "learning_rate is nan; it must be a finite number from 0"),
         (["ALL", "--learning-rate", "inf"], "learning_rate is inf"),
         (["ALL", "--learning-rate", "-1"], "learning_rate is -1.0"),
         (["ALL", "--clip", "nan"], "clip is nan"),
@@ -351,7 +354,7 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
         (["ALL", "--export", "TALK"], "talk.jsonl"),
         (["ALL", "--export", "OUT"], "run, the folder of the run; choose another, such as "),
         (["ALL", "--out", ""], "--out is missing"),
-        (["ALL", "--steps", str(10**30)], f"steps is {10**30}; it must be a whole number, from 1"),
+        (["ALL", "--steps", str(10**30)], f"steps is {10**30}; it must be a whole number from 1"),
     ],
 )
 def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_path, words, said):
@@ -361,7 +364,8 @@ def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_pa
     whole = ["--init", place / "model", "--data", place / "talk.jsonl", "--out", tmp_path / "run", *SIZES]
     named = {"ALL": whole, "FRESH": whole[2:], "TALK": [place / "talk.jsonl"], "MODEL": [place / "model"]}
     endless = write(tmp_path / "endless.jsonl", [["Hi", "What is this and how are you and the rain " * 3]] * 9)
-    named |= {"ENDLESS": [endless], "HERE": [here], "OUT": [tmp_path / "run"]}
+    nobody = write(tmp_path / "nobody.jsonl", [["Hi"], ["Hello"]])
+    named |= {"ENDLESS": [endless], "NOBODY": [nobody], "HERE": [here], "OUT": [tmp_path / "run"]}
     status, _, err, fitted = call(capfd, *itertools.chain(*(named.get(word, [word]) for word in words)))
     lines = [line for line in err.splitlines() if " tokens in " not in line]  # how long the data took
     assert (status, len(lines)) == (1, 1), err
@@ -416,7 +420,7 @@ def test_a_run_that_is_there_is_left_as_it_is(good, train, place, tmp_path):
         ((), "is not the file that "),
         (("--max-length", "24"), "was prepared with max_length 32, and 24 is asked for now"),
         (("--reverse",), "was prepared with reverse False, and True is asked for now"),
-        (("--train-on", "last"), "was prepared with train_on all, and last is asked for now"),
+        (("--train-on", "last"), "was prepared with train_on replies, and last is asked for now"),
     ):
         status, _, err, _ = train("--out", tmp_path / "run", "--resume", *words, data="talk.jsonl" if words else other)
         assert (status, err.count("\n")) == (1, 1)

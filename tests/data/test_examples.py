@@ -2,10 +2,18 @@
 
 import random
 
+import fakes
 import numpy as np
 import pytest
 
-from dialogpt_jax.data.examples import dialogue_examples, examples, order_and_weigh, windows
+from dialogpt_jax.data.examples import (
+    dialogue_examples,
+    examples,
+    joined_dialogues,
+    make_examples,
+    order_and_weigh,
+    windows,
+)
 from dialogpt_jax.data.formats import Dialogue
 
 EOS = 0
@@ -174,3 +182,44 @@ def test_the_last_turn_alone_gets_as_many_whole_turns_of_context_as_fit():
         assert example.tokens_T.tolist() == tokens
         kept = 2 if max_length == 3 else 3
         assert example.weights_T.tolist() == [0] * (len(tokens) - kept) + [0.5] * kept
+
+
+def test_what_an_assistant_says_is_trained_unless_all_is_asked_for():
+    turns = ("Hi!", "Hello.", "Bye.", "See you.")
+    chat = Dialogue(turns, ("user", "assistant", "user", "assistant"))
+    assert order_and_weigh(chat).weights == (0.0, 1.0, 0.0, 1.0)
+    assert order_and_weigh(chat, train_on="all").weights == (0.0, 1.0, 1.0, 1.0)
+    assert order_and_weigh(chat, train_on="user").weights == (0.0, 0.0, 1.0, 0.0)
+    for nobody in (Dialogue(turns), Dialogue(turns, ("Ann", None, "Bob", "Ann"))):
+        assert order_and_weigh(nobody).weights == (0.0, 1.0, 1.0, 1.0)
+    assert order_and_weigh(chat, reverse=True).weights == (0.0, 1.0, 1.0, 1.0)  # what was said before a reply
+    weighed = Dialogue(turns, chat.speakers, (1.0, 0.3, 1.0, 0.5))
+    assert order_and_weigh(weighed).weights == (0.0, 0.3, 0.0, 0.5)
+
+
+def test_joined_dialogues_stand_once_among_others_and_what_was_context_is():
+    rng = np.random.default_rng(0)
+    weights = [0.0, 1.0, 0.5]
+    dialogues = [([[10 * i] * int(rng.integers(1, 5)), [10 * i + 1], [10 * i + 2, 7]], weights) for i in range(1, 50)]
+    found = list(joined_dialogues(dialogues, max_length=30, rng=np.random.default_rng(1)))
+    members = [[turn[0] // 10 for turn in turns[::3]] for turns, _ in found]
+    everyone = [i for one in members for i in one]
+    assert len(set(everyone)) == len(everyone) > 40  # a last one alone is left out
+    assert {len(one) for one in members} == {2, 3, 4}  # as many as fit
+    for turns, joined in found:
+        assert sum(len(turn) + 1 for turn in turns) <= 30
+        assert joined == weights * (len(turns) // 3)
+    again = list(joined_dialogues(dialogues, max_length=30, rng=np.random.default_rng(2)))
+    assert again != found  # another draw, other neighbours
+    assert list(joined_dialogues(dialogues[:1], max_length=30, rng=rng)) == []
+    assert list(joined_dialogues(dialogues, max_length=5, rng=rng)) == []  # no room beside another
+
+
+def test_examples_in_memory_are_joined_too():
+    tokenizer = fakes.tiny_tokenizer()
+    pairs = [["Hi!", "Hello."], ["Who?", "I."], ["Why?", "So."]]
+    alone, joined = (make_examples(pairs, tokenizer, joined=times, max_length=64) for times in (0, 2))
+    assert as_lists(joined[:3]) == as_lists(alone)
+    assert len(joined) > 3
+    assert all(len(e.tokens_T) > max(len(e.tokens_T) for e in alone) for e in joined[3:])
+    assert as_lists(make_examples(pairs, tokenizer, joined=2, max_length=64)) == as_lists(joined)

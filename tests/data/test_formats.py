@@ -6,8 +6,16 @@ import tracemalloc
 
 import pytest
 
-from dialogpt_jax.data import formats
-from dialogpt_jax.data.formats import Dialogue, Dropped, form_of, lenient_dialogues
+from dialogpt_jax.data import dialogue_line, formats
+from dialogpt_jax.data.formats import (
+    DataError,
+    Dialogue,
+    Dropped,
+    form_of,
+    held_out,
+    lenient_dialogues,
+    read_dialogues,
+)
 
 TURNS = ("Hi ☕!", "Hello.", "Bye.")
 SPEAKERS, WEIGHTS = ("Ann", "Bob", "Ann"), (0.0, 0.3, 1.0)
@@ -55,14 +63,14 @@ def test_microsofts_lines(tmp_path, name):
         Dialogue(("hi", "EOS is a word"), None, (1.0, 0.3)),
         Dialogue(("a", "b", "c"), None, (0.0, 0.0, 0.5)),
     ]
-    assert form_of(tmp_path / name) == formats.WEIGHTED_TSV
+    assert form_of(tmp_path / name) == dialogue_line.WEIGHTED_TSV
     plain = [b"2 of us ?\tyes", b"how many ? EOS 2 of us .\t2 ?", b"nan\t1 2 3"]
     assert read(tmp_path, *plain, name=name) == [  # a number at the start of some turns is no weight
         Dialogue(("2 of us ?", "yes")),
         Dialogue(("how many ?", "2 of us .", "2 ?")),
         Dialogue(("nan", "1 2 3")),
     ]
-    assert form_of(tmp_path / name) == formats.TSV
+    assert form_of(tmp_path / name) == dialogue_line.TSV
 
 
 def test_the_dummy_corpus(shared):
@@ -72,13 +80,113 @@ def test_the_dummy_corpus(shared):
     assert not any(isinstance(line, Dropped) for line in found)
 
 
+MESSAGES = [{"role": "user", "content": "Hi ☕!"}, {"role": "assistant", "content": "Hello."}]
+CHAT = Dialogue(("Hi ☕!", "Hello."), ("user", "assistant"))
+
+
+def test_sharegpt_s_conversations_and_prompts_with_responses(tmp_path):
+    conversation = [{"from": "human", "value": "Hi ☕!"}, {"from": "gpt", "value": "Hello."}]
+    found = read(
+        tmp_path,
+        {"conversations": conversation, "id": 7},
+        {"messages": MESSAGES},
+        conversation,
+        *(
+            {first: "Hi ☕!", second: "Hello.", "id": 7}
+            for first, second in (("prompt", "response"), ("question", "answer"))
+        ),
+        {"prompt": "Hi ☕!", "completion": "Hello."},
+    )
+    assert found == [CHAT] * 3 + [Dialogue(CHAT.turns)] * 3
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["talk.json", "talk.json.gz"])
+def test_a_file_that_is_one_list(tmp_path, name, indent):
+    items = [{"messages": MESSAGES}, ["one"], CHAT.turns]
+    raw = b"\xef\xbb\xbf" + json.dumps(items, indent=indent).replace("\n", "\r\n").encode()
+    found = read(tmp_path, raw, name=name)
+    assert found == [
+        CHAT,
+        Dropped(2, "one turn; a dialogue has at least two", "fewer than two turns"),
+        Dialogue(CHAT.turns),
+    ]
+    (broken,) = read(tmp_path, b'[{"turns": ["a",\n "b"]}, oops]', name=name)
+    assert broken.reason.startswith("not JSON (")
+    assert read(tmp_path, list(CHAT.turns), MESSAGES, name=name) == [Dialogue(CHAT.turns), CHAT]  # a dialogue a line
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_tables(tmp_path, mark, end):
+    def table(*lines):
+        return read(tmp_path, mark + end.join(line.encode() for line in lines) + end, name="talk.csv")
+
+    assert table("id,Prompt,response", '1,"Hi, ☕!",Hello.', '2,"say ""two\nlines""",  ', "3,a", '4,"""a""",b') == [
+        Dialogue(("Hi, ☕!", "Hello.")),
+        Dropped(3, "one turn; a dialogue has at least two", "fewer than two turns"),
+        Dropped(4, "2 columns; the turns go up to column 3", "not as many columns as the first line"),
+        Dialogue(('"a"', "b")),
+    ]
+    assert table("prompt;response", '"say ""two\nlines""";b') == [Dialogue(('say "two\nlines"', "b"))]
+    assert table("turn 2,turn 1,turn 3", "b,a,c", "b,a,") == [Dialogue(("a", "b", "c")), Dialogue(("a", "b"))]
+    assert table("response,context,context/0", "c,b,a", "c,b,") == [Dialogue(("a", "b", "c")), Dialogue(("b", "c"))]
+    with pytest.raises(
+        DataError, match=r"talk.csv: the columns are id, text; name them prompt and response, or turn 1"
+    ):
+        table("id,text", "1,a")
+
+
+def test_byte_order_marks_and_line_ends_are_no_part_of_turns(tmp_path):
+    line = json.dumps({"turns": ["a", "b"]}).encode()
+    joined = b"\xef\xbb\xbf" + line + b"\r\n" + b"\xef\xbb\xbf" + line + b"\r\n"  # two files, one behind the other
+    assert read(tmp_path, joined) == [Dialogue(("a", "b"))] * 2
+    assert read(tmp_path, b"\xef\xbb\xbf1.0 a\t0.5 b\r\n", name="talk.tsv") == [Dialogue(("a", "b"), None, (1.0, 0.5))]
+
+
+def test_the_strict_reader_stops_where_the_held_out_reader_goes_on(tmp_path):
+    file = tmp_path / "talk.jsonl"
+    file.write_text('["a", "b"]\n["c"]\n{"prompt": "d", "response": "e"}\n["f", "g"]\n')
+    assert held_out(file) == (
+        [["a", "b"], ["d", "e"], ["f", "g"]],
+        f"{file}: dropped 1 of 4 lines, the first line 2: one turn; a dialogue has at least two",
+    )
+    assert held_out(file, most=1) == ([["a", "b"]], "")
+    strict = read_dialogues(file)
+    assert next(strict) == ["a", "b"]
+    with pytest.raises(DataError, match=r"talk\.jsonl, line 2: one turn; a dialogue has at least two"):
+        next(strict)
+    file.write_text('{"a": 1}\n')
+    with pytest.raises(
+        DataError, match=r"none of 1 lines is a dialogue; line 1: no `turns`, .*; read are lines of JSON with"
+    ):
+        held_out(file)
+    file.write_text("")
+    with pytest.raises(DataError, match="none of 0 lines is a dialogue; the file is empty; read are"):
+        held_out(file)
+
+
 BROKEN = [
     (b"{oops", "not JSON (Expecting property name", "not JSON"),
     (b"[" * 100_000, "not JSON (maximum recursion depth", "not JSON"),
     (b'{"turns": ["a", "b\xff"]}', "byte 19 (0xff) is not UTF-8", "not UTF-8"),
     (b"", "the line is blank", "the line is blank"),
-    (b"7", "no `turns` and no `messages`", "no `turns` and no `messages`"),
-    ({"text": "a"}, "no `turns` and no `messages`", "no `turns` and no `messages`"),
+    (b"7", "no `turns`, `messages`, `conversations`, or `prompt` and `response`, but 7", "no known form"),
+    ({"text": "a"}, "no `turns`, `messages`, `conversations`, or `prompt`", "no known form"),
+    ({"prompt": "a"}, "no `turns`, `messages`, `conversations`, or `prompt`", "no known form"),
+    ({"prompt": "a", "response": ["b"]}, "`response` is no text", "turn 2 has no text"),
+    ({"conversations": "ab"}, "`conversations` is no list", "`conversations` is no list"),
+    (
+        {"messages": [{"role": "system", "content": "x"}, *MESSAGES]},
+        "message 1: a system message is no turn of the dialogue; leave it out, or put its text into a user message",
+        "a system message",
+    ),
+    (
+        {"conversations": [{"from": "system", "value": "x"}]},
+        "message 1: a system message is no turn",
+        "a system message",
+    ),
+    ([*MESSAGES, {"role": "tool", "content": "x"}], "message 3: a tool message is no turn", "a tool message"),
     ({"turns": "ab"}, "`turns` is no list", "`turns` is no list"),
     ({"messages": {"a": 1}}, "`messages` is no list", "`messages` is no list"),
     ({"turns": []}, "no turn; a dialogue has at least two", "fewer than two turns"),

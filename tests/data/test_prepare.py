@@ -13,10 +13,11 @@ import pytest
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data import prepare as module
+from dialogpt_jax.data.check import summary
 from dialogpt_jax.data.example_options import ExampleOptions, make_example_options, tokenizer_sha256
-from dialogpt_jax.data.examples import windows
+from dialogpt_jax.data.examples import examples, windows
 from dialogpt_jax.data.formats import DataError
-from dialogpt_jax.data.prepare import encode_files, prepare, survey
+from dialogpt_jax.data.prepare import encode_files, options_for_file, prepare, survey
 from dialogpt_jax.data.shards import open_shards
 from dialogpt_jax.text.tokenizer import Tokenizer
 
@@ -88,7 +89,7 @@ def test_the_examples_are_those_of_the_dialogues(tmp_path, tokenizer):
         "dialogues": 1,
         "split": 1,
     }
-    assert report.counts == {**counts, "rows": 3, "lines": 1}
+    assert report.counts == {**counts, "rows": 3, "lines": 1, "longer": 1}
     assert report.lengths.tolist() == [*[0] * 49, 1, *[0] * 14, 2]
     assert data.info["counts"] == report.counts
     expected = {
@@ -96,9 +97,10 @@ def test_the_examples_are_those_of_the_dialogues(tmp_path, tokenizer):
         "eos_token_id": EOS,
         "vocab_size": 257,
         "tokenizer_sha256": tokenizer_sha256(Tokenizer.load(tokenizer)),
-        "train_on": "all",
+        "train_on": "replies",
         "reverse": False,
         "pack": False,
+        "joined": 0,
         "dropped": {},
     }
     assert {name: data.info[name] for name in expected} == expected
@@ -142,7 +144,7 @@ def test_what_teaches_nothing_is_refused_and_leaves_nothing(tmp_path, tokenizer)
         assert "\n" not in str(caught.value)
         assert [entry.name for entry in tmp_path.iterdir()] == ["talk.jsonl"]
 
-    refused("no line; expected a dialogue a line")
+    refused("no line; read are lines of JSON with turns, messages, ShareGPT's conversations")
     refused(r"none of 3 lines is an example; fewer than two turns: 2, such as .*line 1: one turn", ["a"], ["b"], 5)
     refused("nothing to train on: 1, such as", {"turns": ["a", "b"], "weights": [1, 0]}, allow_no_eos=True)
     spoken = {"turns": ["a", "b"], "speakers": ["Ann", "Bob"]}
@@ -165,6 +167,36 @@ def test_what_teaches_nothing_is_refused_and_leaves_nothing(tmp_path, tokenizer)
     assert len(data) == 2
 
 
+def test_a_file_of_single_exchanges_is_joined_and_any_other_is_not(tmp_path, tokenizer):
+    def chosen(*lines, **said):
+        file = tmp_path / "talk.jsonl"
+        file.write_text("\n".join(map(json.dumps, lines)))
+        return options_for_file(file, EOS, 96, **said)
+
+    pairs = [[f"{i}?", f"{i}!"] for i in range(20)]
+    assert chosen(*pairs, 5) == ExampleOptions(EOS, 96, joined=3)
+    assert chosen(*pairs, ["a", "b", "c"]).joined == chosen(*pairs, reverse=True).joined == chosen(5).joined == 0
+    assert chosen(*pairs, joined=1, max_length=64, train_on="last") == ExampleOptions(EOS, 64, "last", joined=1)
+    with pytest.raises(DataError, match="--max-length is 97; the model's context is 96"):
+        chosen(*pairs, max_length=97)
+
+    options, file = chosen(*pairs), tmp_path / "talk.jsonl"
+    for workers in (1, 2):
+        data, report = prepare([file], tmp_path / f"data{workers}", tokenizer, options, workers=workers)
+        ids = Tokenizer.load(tokenizer).encode_batch
+        alone = examples([ids(pair) for pair in pairs], eos=EOS, max_length=96)
+        assert as_lists(data[:20]) == as_lists(alone)
+        joined = [e for e in data[20:] if (e.tokens_T == EOS).sum() > 2]
+        assert len(joined) == len(data) - 20 == report.counts["joined"] > 10
+        assert data.info["joined"] == 3
+    assert contents(tmp_path / "data1") == contents(tmp_path / "data2")
+    assert f"{report.counts['joined']} of them are several dialogues joined" in summary(report, options)[1]
+    alone = survey([file], tokenizer, ExampleOptions(EOS, 96))
+    assert summary(alone, ExampleOptions(EOS, 96))[-1].startswith(
+        "every dialogue is one exchange: a bot that learns them"
+    )
+
+
 def test_data_that_is_there_is_replaced_only_by_whole_data(tmp_path, tokenizer):
     good, bad = write_corpus(tmp_path / "good.jsonl", 20), tmp_path / "bad.jsonl"
     prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS))
@@ -180,7 +212,7 @@ def test_data_that_is_there_is_replaced_only_by_whole_data(tmp_path, tokenizer):
 
 
 def test_a_recipe_knows_the_end_and_the_context_of_its_model(tmp_path, tokenizer):
-    assert make_example_options(tokenizer) == ExampleOptions(EOS, 128, "all", False, False)
+    assert make_example_options(tokenizer) == ExampleOptions(EOS, 128, "replies", False, False, 0)
     folder = tmp_path / "model"
     folder.mkdir()
     Tokenizer.load(tokenizer).save(folder)

@@ -299,7 +299,7 @@ def test_what_does_not_fit_is_one_line():
         run(data=[])
     with pytest.raises(ValueError, match="a batch of 8 examples is not divided by 3 parts"):
         run(dataclasses.replace(OPTIONS, accumulate=3))
-    with pytest.raises(ValueError, match="steps is 0; it must be a whole number, from 1"):
+    with pytest.raises(ValueError, match="steps is 0; it must be a whole number from 1"):
         TrainOptions(steps=0)
     with pytest.raises(ValueError, match="no optimiser is called 'sgd'; there are adamw, muon"):
         run(dataclasses.replace(OPTIONS, optimizer="sgd"))

@@ -1,0 +1,335 @@
+"""One line of a file, or a row of a table, to a dialogue: bytes and their form in; turns, or why there are none, out."""
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dialogpt_jax.arguments import as_plain, shown
+from dialogpt_jax.text.dialogue import DialogueError, said_by, why_not_a_turn
+
+# What `dialogpt data check --help` shows, and in short what an error says.
+FORMS = """\
+    {"turns": ["Hi!", "Hello."]}                                      optional: "weights": [0, 0.3], "speakers": […]
+    {"turns": [{"text": "Hi!", "speaker": "Ann"}, {"text": "Hello.", "speaker": "Bob", "weight": 0.3}]}
+    {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]}
+    {"conversations": [{"from": "human", "value": "Hi!"}, {"from": "gpt", "value": "Hello."}]}          ShareGPT's
+    {"prompt": "Hi!", "response": "Hello."}                           or "completion" or "answer"
+    prompt,response                                                   a .csv: names of columns, then a dialogue a row;
+                                                                      also question,answer  turn 1,turn 2,turn 3
+    0.0 Hi! EOS 1.0 Hello. ⇥ 1.0 Bye.                                 Microsoft's, in a .tsv; the weights may be absent
+"""
+FORMS_IN_SHORT = (
+    "read are lines of JSON with turns, messages, ShareGPT's conversations, or prompt and response; a .csv with such "
+    "columns; Microsoft's .tsv (`dialogpt data check --help` shows them)"
+)
+MAX_TURN_CHARACTERS = 100_000  # far beyond every model's context; such a turn is a pasted file
+MAX_WEIGHT = 3.4e38  # float32's end
+ASSISTANT, USER = "assistant", "user"
+# What a pair of turns is called, the first before the second.
+PROMPTS, RESPONSES = ("prompt", "question", "input", "source"), ("response", "completion", "answer", "output", "target")
+_SHAREGPT = {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bing": ASSISTANT, "bard": ASSISTANT}
+
+
+class Form(NamedTuple):
+    """How the lines of a file are to be read.
+
+    Attributes:
+      name: of the form.
+      columns: of a table, the places of its turns in a row, in the order in which they were said.
+      delimiter: of a table.
+    """
+
+    name: str
+    columns: tuple[int, ...] = ()
+    delimiter: str = ","
+
+
+JSON, JSON_LIST = Form("JSON lines"), Form("a list in JSON")
+TSV, WEIGHTED_TSV = Form("TSV"), Form("TSV with weights")
+
+
+class DataError(ValueError):
+    """A line that is not a dialogue, or data that nothing can be trained on; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """What was said, in order.
+
+    Attributes:
+      turns: the texts; none is empty.
+      speakers: who said each, where the file says so.
+      weights: how much each counts as a target, where the file says so; elsewhere 1.
+
+    Any sequence may be given for each, and is kept as a tuple; chat messages for `turns`, whose roles are speakers.
+
+    Raises:
+      DataError: a turn is no text, or there is not one speaker and one weight, finite and from 0, for each turn.
+
+    Example:
+      >>> dg.Dialogue(("Hi!", "Hello, I am Pip."), weights=(0.0, 1.0)).turns
+      ('Hi!', 'Hello, I am Pip.')
+    """
+
+    turns: tuple[str, ...]
+    speakers: tuple[str | None, ...] | None = None
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.turns, str):
+            raise DataError(f"turns is one text, {shown(self.turns)}; give a list of texts")
+        try:
+            said = said_by(self.turns)
+        except DialogueError as error:
+            raise DataError(str(error)) from None
+        object.__setattr__(self, "turns", tuple(text for text, _ in said))
+        if self.speakers is None and any(role is not None for _, role in said):
+            object.__setattr__(self, "speakers", tuple(role for _, role in said))
+        for name in ("speakers", "weights"):
+            values = as_plain(getattr(self, name))
+            if values is None:
+                continue
+            if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != len(said):
+                raise DataError(f"{name} is {shown(values)}; give a list of {len(said)}, one for each turn")
+            object.__setattr__(self, name, tuple(values))
+        for speaker in self.speakers or ():
+            if speaker is not None and not isinstance(speaker, str):
+                raise DataError(f"a speaker is {shown(speaker)}; give a name, or None")
+            if refusal := why_not_a_turn(speaker):
+                raise DataError(refusal)
+        for weight in self.weights or ():
+            number = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
+            if not number or not 0 <= weight <= MAX_WEIGHT:
+                raise DataError(f"a weight is {shown(weight)}; it must be a finite number from 0")
+
+
+class Dropped(NamedTuple):
+    """A line that gives no dialogue.
+
+    Attributes:
+      line: its number in the file, from 1.
+      reason: what is wrong, with its numbers.
+      kind: the same without them, to count by.
+    """
+
+    line: int
+    reason: str
+    kind: str
+
+
+class _Refused(Exception):
+    """A reason and its kind, on their way to `Dropped`."""
+
+    def __init__(self, reason: str, kind: str | None = None):
+        self.reason, self.kind = reason, kind or reason
+
+
+def parse_line(number: int, line: bytes, *, form: Form) -> Dialogue | Dropped:
+    """The dialogue of a line, or why there is none."""
+    try:
+        try:
+            text = line.decode("utf-8").removeprefix("\ufeff")  # a byte-order mark, within files that were joined too
+        except UnicodeDecodeError as error:
+            where = f"byte {error.start + 1} (0x{line[error.start]:02x})"
+            raise _Refused(f"{where} is not UTF-8; convert the file to UTF-8", "not UTF-8") from None
+        if not text.strip():
+            raise _Refused("the line is blank")
+        if form.columns:
+            return _check(_parse_row(text, form))
+        if form in (TSV, WEIGHTED_TSV):
+            return _check(_parse_tsv(text, weighted=form == WEIGHTED_TSV))
+        return _check(_parse_json(text))
+    except _Refused as refused:
+        return Dropped(number, refused.reason, refused.kind)
+    except DataError as error:
+        return Dropped(number, str(error), "not a dialogue")
+
+
+def _check(dialogue: Dialogue) -> Dialogue:
+    for number, turn in enumerate(dialogue.turns, start=1):
+        if not turn.strip():
+            raise _Refused(f"turn {number} is empty", "a turn is empty")
+        if len(turn) > MAX_TURN_CHARACTERS:
+            limit = f"the most is {MAX_TURN_CHARACTERS:,}"
+            raise _Refused(f"turn {number} has {len(turn):,} characters; {limit}", "a turn is too long")
+        if not turn.isascii() and any("\ud800" <= character <= "\udfff" for character in turn):
+            raise _Refused(f"turn {number} holds a lone surrogate, which is no character", "a lone surrogate")
+    if len(dialogue.turns) < 2:
+        count = "one turn" if dialogue.turns else "no turn"
+        raise _Refused(f"{count}; a dialogue has at least two", "fewer than two turns")
+    return dialogue
+
+
+def _parse_json(text: str) -> Dialogue:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Refused(f"not JSON ({error})", "not JSON") from None
+    if isinstance(found, list):
+        found = {"turns": found}
+    if not isinstance(found, dict):
+        raise _Refused(f"{_UNKNOWN}, but {text.strip()[:40]}", "no known form")
+    name = next((name for name in ("turns", "messages", "conversations") if name in found), "")
+    if not name:
+        return Dialogue(_pair(found))
+    items = found[name]
+    if not isinstance(items, list):
+        raise _Refused(f"`{name}` is no list")
+    parsed = list(itertools.starmap(_parse_turn, enumerate(items, start=1)))
+    turns, speakers, weights = zip(*parsed, strict=True) if parsed else ((), (), ())
+    return Dialogue(
+        turns,
+        _one_of("speakers", found.get("speakers"), speakers, len(turns), _speaker),
+        _one_of("weights", found.get("weights"), weights, len(turns), _weight, default=1.0),
+    )
+
+
+_UNKNOWN = "no `turns`, `messages`, `conversations`, or `prompt` and `response`"
+
+
+def _pair(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """The two turns of a prompt and its response."""
+    names = [next((name for name in known if name in found), None) for known in (PROMPTS, RESPONSES)]
+    if None in names:
+        raise _Refused(_UNKNOWN, "no known form")
+    for number, name in enumerate(names, start=1):
+        if not isinstance(found[str(name)], str):
+            raise _Refused(f"`{name}` is no text", f"turn {number} has no text")
+    return tuple(found[str(name)] for name in names)
+
+
+def columns_of(names: Sequence[str]) -> tuple[int, ...]:
+    """The places of a table's turns, in the order in which they were said, by the names of its columns.
+
+        id, prompt, response                    1 2
+        response, context, context/0            2 1 0          as fine-tuning notebooks write them, the newest first
+        turn 1, turn 2, turn 3                  0 1 2          any number
+
+    Raises:
+      DataError: the names do not tell it.
+    """
+    known = {name.strip().lower(): place for place, name in reversed(list(enumerate(names)))}
+    numbered = sorted(
+        (int(m[1]), place) for name, place in known.items() if (m := re.fullmatch(r"turn[ _-]?(\d+)", name))
+    )
+    if len(numbered) > 1:
+        return tuple(place for _, place in numbered)
+    response = next((known[name] for name in RESPONSES if name in known), None)
+    if response is not None and "context" in known:
+        older = sorted(
+            (int(m[1]), place) for name, place in known.items() if (m := re.fullmatch(r"context/(\d+)", name))
+        )
+        return (*(place for _, place in reversed(older)), known["context"], response)
+    prompt = next((known[name] for name in PROMPTS if name in known), None)
+    if prompt is None or response is None:
+        shown = ", ".join(name.strip()[:20] for name in names[:8])
+        raise DataError(
+            f"the columns are {shown}; name them prompt and response, or turn 1, turn 2, …; {FORMS_IN_SHORT}"
+        )
+    return prompt, response
+
+
+def _parse_row(text: str, form: Form) -> Dialogue:
+    """The turns of a table's row; cells with nothing in them, before the first turn or after the last, are none."""
+    try:
+        (cells,) = csv.reader([text.rstrip("\r\n")], delimiter=form.delimiter, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise _Refused(f"not a row of CSV ({error})", "not CSV") from None
+    if len(cells) <= max(form.columns):
+        wanted = max(form.columns) + 1
+        raise _Refused(
+            f"{len(cells)} columns; the turns go up to column {wanted}", "not as many columns as the first line"
+        )
+    turns = [cells[place] for place in form.columns]
+    while turns and not turns[-1].strip():
+        turns.pop()
+    return Dialogue(tuple(itertools.dropwhile(lambda turn: not turn.strip(), turns)))
+
+
+def _parse_turn(number: int, turn: Any) -> tuple[str, str | None, float | None]:
+    """One turn's text, speaker and weight; a message's `content` is its text and its `role` the speaker."""
+    if isinstance(turn, str):
+        return turn, None, None
+    fields: Mapping[str, Any] = turn if isinstance(turn, dict) else {}
+    role = fields.get("role", fields.get("from"))
+    if refusal := why_not_a_turn(role):
+        raise _Refused(f"message {number}: {refusal}", f"a {str(role).strip()} message")
+    speaker = fields.get("speaker", role)
+    text = fields.get("text", fields.get("content", fields.get("value")))
+    if not isinstance(text, str):
+        raise _Refused(f"turn {number} has no text", "a turn has no text")
+    if speaker is role and "role" not in fields and isinstance(speaker, str):
+        speaker = _SHAREGPT.get(speaker.lower(), speaker)
+    weight = fields.get("weight", fields.get("loss"))
+    if isinstance(weight, bool) and "weight" not in fields:  # `"loss": false` is said like this elsewhere
+        weight = float(weight)
+    weight = None if weight is None else _weight(number, weight)
+    return text, _speaker(number, speaker), weight
+
+
+def _one_of(name: str, listed: Any, single: tuple, count: int, check: Any, *, default: Any = None) -> tuple | None:
+    """A value per turn: from the line's list, or from the turns themselves, or `None` if neither has any."""
+    here = any(value is not None for value in single)
+    if listed is None:
+        return tuple(default if value is None else value for value in single) if here else None
+    if here:
+        raise _Refused(f"{name} stand both in the turns and in a list")
+    if not isinstance(listed, list):
+        raise _Refused(f"`{name}` is no list")
+    if len(listed) != count:
+        raise _Refused(f"{len(listed)} {name} for {count} turns", f"not as many {name} as turns")
+    return tuple(check(number, value) for number, value in enumerate(listed, start=1))
+
+
+def _speaker(number: int, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise _Refused(f"the speaker of turn {number} is no text", "a speaker is no text")
+    return value
+
+
+def _weight(number: int, value: Any) -> float:
+    """A finite float of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _Refused(f"weight {number} is {json.dumps(value)[:40]}, not a number", "a weight is not a number")
+    if not 0 <= value <= MAX_WEIGHT:  # NaN too
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)[:40]
+        raise _Refused(f"weight {number} is {shown}; it must be a finite number from 0", "a weight is out of range")
+    return float(value)
+
+
+def split_tsv(text: str) -> list[str]:
+    """The turns of a line of Microsoft's with its one tab."""
+    source, target = text.rstrip("\r\n").split("\t")
+    return [*source.split(" EOS "), target]
+
+
+def _parse_tsv(text: str, *, weighted: bool) -> Dialogue:
+    tabs = text.count("\t")
+    if tabs != 1:
+        what = "no tab" if not tabs else f"{tabs + 1} columns"
+        raise _Refused(f"{what}; expected source ⇥ target", "not two columns")
+    turns = [turn.strip() for turn in split_tsv(text)]
+    if not weighted:
+        return Dialogue(tuple(turns))
+    texts, weights = [], []
+    for number, turn in enumerate(turns, start=1):
+        first, _, rest = turn.partition(" ")
+        if not is_number([first]):
+            raise _Refused(f"turn {number} begins with {first[:40]!r}, not a weight", "a weight is not a number")
+        weights.append(_weight(number, float(first)))
+        texts.append(rest.strip())
+    return Dialogue(tuple(texts), None, tuple(weights))
+
+
+def is_number(words: list[str]) -> bool:
+    """Whether the first of some words is a number."""
+    try:
+        return bool(words) and "_" not in words[0] and float(words[0]) is not None
+    except ValueError:
+        return False
