@@ -264,7 +264,9 @@ def make_examples(
         raise ValueError("the tokenizer has no <|endoftext|>; say which id ends a turn (eos=)")
     max_length = as_whole_number("max_length", max_length, least=2)
     if not isinstance(train_on, str):
-        raise TypeError(f"train_on is {shown(train_on)}; give {', '.join(map(repr, WHICH_TURNS))} or the name of a speaker")
+        raise TypeError(
+            f"train_on is {shown(train_on)}; give {', '.join(map(repr, WHICH_TURNS))} or the name of a speaker"
+        )
     joined = as_whole_number("joined", joined, least=0)
     if not isinstance(reverse, bool | np.bool_):
         raise TypeError(f"reverse is {shown(reverse)}; give True or False")
@@ -272,7 +274,8 @@ def make_examples(
     speakers = {speaker for dialogue in checked for speaker in dialogue.speakers or () if speaker is not None}
     if checked and train_on not in (*WHICH_TURNS, *speakers):
         names = ", ".join(map(repr, sorted(speakers))) or "no speaker"
-        raise DataError(f"train_on is {train_on!r}; give {', '.join(map(repr, WHICH_TURNS))} or a speaker; the dialogues name {names}")
+        known = ", ".join(map(repr, WHICH_TURNS))
+        raise DataError(f"train_on is {train_on!r}; give {known} or a speaker; the dialogues name {names}")
     ordered = [order_and_weigh(dialogue, train_on=train_on, reverse=bool(reverse)) for dialogue in checked]
     weighed = [(tokenizer.encode_batch(dialogue.turns), dialogue.weights or ()) for dialogue in ordered]
     rng = np.random.default_rng(0)
