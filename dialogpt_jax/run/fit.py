@@ -68,6 +68,12 @@ class Fitted(NamedTuple):
     history: list[dict[str, Any]]
     stopped: str
 
+    def __repr__(self) -> str:
+        last = {name: value for entry in self.history for name, value in entry.items() if name.endswith("loss")}
+        losses = "".join(f", {name} {value:.4g}" for name, value in last.items())
+        stopped = f", stopped by {self.stopped}" if self.stopped else ""
+        return f"Fitted({self.config.num_parameters:,} parameters, {int(self.state.step)} steps{losses}{stopped})"
+
 
 def fit(
     params: Params,

@@ -35,6 +35,10 @@ class TrainState:
     opt_state: Any
     key: jax.Array
 
+    def __repr__(self) -> str:  # it may hold arrays, their shapes or their shardings
+        sizes = [sum(getattr(x, "size", 0) for x in jax.tree.leaves(tree)) for tree in (self.params, self.opt_state)]
+        return f"TrainState(step {self.step}, {sizes[0]:,} parameters, {sizes[1]:,} numbers in opt_state)"
+
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """The state before the first step.
