@@ -11,7 +11,7 @@ those that have a name of their own stand at the end.
 """
 
 try:
-    from dialogpt_jax.convert.mapping import NonFiniteWeights
+    from dialogpt_jax.convert.mapping import NonFiniteWeights, UntiedHead
 except (
     ModuleNotFoundError
 ) as error:  # in a checkout `dialogpt_jax/convert` is a link, which some systems and archives drop
@@ -44,6 +44,7 @@ from dialogpt_jax.training.loss import loss
 from dialogpt_jax.training.step import TrainState, init_state, train_step
 from dialogpt_jax.weights.directory import ModelDirectoryError, load_params, write_directory
 from dialogpt_jax.weights.hub import HubError
+from dialogpt_jax.weights.other_programs import ExportWarning
 
 __version__ = "0.1.0"  # its only place: pyproject.toml reads it here
 
@@ -99,8 +100,10 @@ __all__ = [
     "TrainingError",
     # Warnings: each is a UserWarning
     "DamagedCheckpoint",
+    "ExportWarning",
     "NonFiniteWeights",
     "TruncationWarning",
+    "UntiedHead",
     "__version__",
 ]
 

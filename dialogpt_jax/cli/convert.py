@@ -3,6 +3,7 @@
   dialogpt convert microsoft/DialoGPT-small DIR
   dialogpt convert medium_ft.pkl DIR --tokenizer microsoft/DialoGPT-medium
   dialogpt convert DIR model.pkl --to pkl
+  dialogpt convert DIR model.gguf --to gguf
 
 SRC may be a PyTorch file (.bin, .pt, .pkl, either format), safetensors, Flax's msgpack, the index of a sharded one, a
 model directory, or a name on the Hub. What is renamed, dropped or transposed is printed. Nothing is half-written.
@@ -19,13 +20,13 @@ from dialogpt_jax.weights.dtypes import DTYPES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a weight file, a model directory, or a name on the Hub")
-    parser.add_argument("target", metavar="DST", help="the directory, or with --to pkl the file, to write")
+    parser.add_argument("target", metavar="DST", help="the directory, or with another --to the file, to write")
     parser.add_argument("--dtype", choices=(*DTYPES, "keep"), help="of what is written; keep, or float16 for a .pkl")
     parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="where the tokenizer is, if SRC has none")
     parser.add_argument("--config", metavar="FILE", help="a config.json, if SRC has none and the shapes do not do")
     parser.add_argument("--heads", type=int, metavar="N", help="attention heads, if SRC has no config: no shape tells")
     parser.add_argument("--revision", help="a branch, tag or commit on the Hub")
-    parser.add_argument("--to", choices=("directory", "pkl"), default="directory", help="what to write")
+    parser.add_argument("--to", choices=("directory", "pkl", "gguf"), default="directory", help="what to write")
     parser.add_argument("--force", action="store_true", help="replace the model, or the file, that is at DST")
 
 

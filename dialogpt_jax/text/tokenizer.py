@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -136,6 +137,11 @@ class Tokenizer:
         """The id of the token that ends a turn, `<|endoftext|>` in GPT-2's vocabulary; `None` where there is none."""
         return self._end_of_text_id
 
+    @property
+    def end_of_text(self) -> str | None:
+        """That token as the vocabulary writes it."""
+        return None if self._end_of_text_id is None else self._backend.id_to_token(self._end_of_text_id)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text; every text has some, and the end of text is none of them.
 
@@ -181,11 +187,15 @@ class Tokenizer:
         text = self.decode([id])
         return text if text and "\ufffd" not in text else (self._backend.id_to_token(int(id)) or f"<{id}>")
 
+    def to_json(self) -> dict[str, Any]:
+        """What `tokenizer.json` holds."""
+        return json.loads(self._backend.to_str())
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, and `vocab.json` and `merges.txt` for readers of those (CTranslate2, older tools)."""
         folder = as_path("directory", directory)
         (folder / JSON_FILE).write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        state = json.loads(self._backend.to_str())
+        state = self.to_json()
         vocab = self._backend.get_vocab(with_added_tokens=True)
         ordered = dict(sorted(vocab.items(), key=lambda item: item[1]))
         (folder / VOCAB_FILE).write_text(json.dumps(ordered, ensure_ascii=False), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A conversion from end to end: what `open_source` finds in, a model directory or Microsoft's `.pkl` out.
+"""A conversion from end to end: what `open_source` finds in; a model directory, Microsoft's `.pkl` or a GGUF file out.
 
 Whatever is wrong is found before anything is written, and a target is written whole or not at all.
 """
@@ -9,12 +9,14 @@ import numpy as np
 
 from dialogpt_jax.convert.mapping import from_params
 from dialogpt_jax.convert.names import to_microsoft
+from dialogpt_jax.convert.write_gguf import write_gguf
 from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.weights.directory import check_new_file, check_target, write_directory
 from dialogpt_jax.weights.dtypes import cast, parse_dtype
+from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE
 from dialogpt_jax.weights.source import AnyPath, need_tokenizer, open_source
 
-Form = Literal["directory", "pkl"]
+Form = Literal["directory", "pkl", "gguf"]
 
 
 def convert(
@@ -34,7 +36,7 @@ def convert(
     Args:
       source: a weight file, a model directory, or a name on the Hub.
       target: the directory, or with another form the file, to write.
-      to: "directory" is Hugging Face's layout, "pkl" Microsoft's own file.
+      to: "directory" is Hugging Face's layout, "pkl" Microsoft's own file, "gguf" the file that llama.cpp reads.
       dtype: "float32", "bfloat16" or "float16" of what is written, or "keep" for that of the source; by default "keep",
         and for a "pkl" "float16", as Microsoft's are.
       config, heads, tokenizer, revision: what the source lacks, as for `open_source`.
@@ -44,10 +46,11 @@ def convert(
       What was read, renamed, dropped, transposed and written, for a person: a line each.
 
     Warns:
-      WeightsWarning: guessed heads, an untied head, NaN or infinity.
+      WeightsWarning: guessed heads, an untied head, NaN or infinity, options that a program which reads the target ignores.
 
     Raises:
-      ValueError: as for `open_source`; no tokenizer (`ConvertError`); something else is at `target`.
+      ValueError: as for `open_source`; no tokenizer (`ConvertError`); something else is at `target`; a model that GGUF
+        cannot hold (`ExportError`).
       OSError: it cannot be read or written. What was at `target` is still there.
     """
     check = check_target if to == "directory" else check_new_file
@@ -57,6 +60,9 @@ def convert(
     params = found.params if dtype == "keep" else cast(found.params, parse_dtype(dtype), to=np.asarray)
     if to == "directory":
         write_directory(target, params, found.config, need_tokenizer(found, source))
+    elif to == "gguf":
+        text = need_tokenizer(found, source)
+        write_gguf(target, from_params(params, found.config), found.config, text, chat_template=CHAT_TEMPLATE)
     else:
         write_torch(target, to_microsoft(from_params(params, found.config), found.config))
     wrote = f"wrote {target}: {found.config.num_parameters:,} parameters, {params['wte']['embedding'].dtype}"

@@ -23,9 +23,10 @@ from dialogpt_jax.arguments import as_path, as_whole_number, shown
 from dialogpt_jax.config import ConfigError, GPT2Config
 from dialogpt_jax.convert.mapping import MappingError, MappingReport, from_params, to_params
 from dialogpt_jax.convert.read import read
-from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
+from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights import hub
 from dialogpt_jax.weights.dtypes import cast, parse_dtype
+from dialogpt_jax.weights.other_programs import tokenizer_config, warn_of_ignored
 
 CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
 SAFETENSORS_FILE = "model.safetensors"
@@ -64,6 +65,7 @@ def load_params(
 
     Warns:
       NonFiniteWeights: NaN or infinity among the weights.
+      UntiedHead: the config says that the head is the token embedding, and the file has another one.
 
     Raises:
       ValueError: an unknown dtype; a broken or missing file (`ModelDirectoryError`, `ReadError`); a config that no
@@ -168,6 +170,9 @@ def write_directory(
       dtype: of the weights in the file, as for `load_params`; `None` keeps the parameters' own.
       max_shard_bytes: the size over which weights are split into several files.
 
+    Warns:
+      ExportWarning: CTranslate2 would compute another model from it.
+
     Raises:
       ModelDirectoryError: `path` holds something else.
       MappingError: the parameters are not the config's.
@@ -187,6 +192,7 @@ def write_directory(
         raise TypeError(f"tokenizer is {shown(tokenizer)}; give the model's Tokenizer")
     max_shard_bytes = as_whole_number("max_shard_bytes", max_shard_bytes, least=1)
     check_target(target)
+    warn_of_ignored(config)
     if dtype is not None:
         params = cast(params, parse_dtype(dtype), to=np.asarray)
     tensors = from_params(params, config)
@@ -249,21 +255,8 @@ def _write_files(folder: Path, tensors, config: GPT2Config, tokenizer: Tokenizer
     ends = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
     _write_json(folder / GENERATION_FILE, ends)
     tokenizer.save(folder)
-    _write_json(folder / TOKENIZER_CONFIG_FILE, _tokenizer_config(config, tokenizer))
+    _write_json(folder / TOKENIZER_CONFIG_FILE, tokenizer_config(config, tokenizer))
     _write_weights(folder, tensors, max_shard_bytes)
-
-
-def _tokenizer_config(config: GPT2Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # runs tokenizer.json as it stands
-        "model_max_length": config.n_positions,
-        "clean_up_tokenization_spaces": False,
-        # Without this the class makes token types, whose zeros GPT-2 would add as embeddings of the token `!`.
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    if tokenizer.end_of_text_id is not None:
-        fields |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    return fields
 
 
 def _write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fakes import ODD, TINY
+from fakes import ODD, TINY, tiny_tokenizer
 
 from dialogpt_jax.config import ConfigError
 from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, from_params
@@ -20,6 +20,7 @@ from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights import directory
 from dialogpt_jax.weights.directory import ModelDirectoryError, load_params, write_directory
 from dialogpt_jax.weights.dtypes import parse_dtype
+from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE, ExportWarning
 
 HALF = 2.0**-8  # relative rounding of bfloat16, the coarsest dtype here
 
@@ -261,3 +262,21 @@ def test_params_that_are_not_the_config_s_write_nothing(tmp_path, tokenizer):
     with pytest.raises(MappingError):
         write_directory(tmp_path / "m", draw(TINY), dataclasses.replace(TINY, n_layer=2), tokenizer)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"scale_attn_weights": False}, "scale_attn_weights False"),
+        (
+            {"layer_norm_epsilon": 1e-6, "scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_.* True, layer_.* 1e-06",
+        ),
+    ],
+)
+def test_what_ctranslate2_ignores_is_named_when_it_is_written(tmp_path, changes, named):
+    config = dataclasses.replace(TINY, **changes, vocab_size=320, eos_token_id=319)
+    params = draw(config)
+    with pytest.warns(ExportWarning, match=f"CTranslate2 ignores {named} of this model"):
+        write_directory(tmp_path / "m", params, config, tiny_tokenizer())
+    assert json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())["chat_template"] == CHAT_TEMPLATE

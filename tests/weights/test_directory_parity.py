@@ -1,5 +1,8 @@
 """A directory of ours in transformers and CTranslate2, and theirs in ours: the same logits, the same token ids."""
 
+import dataclasses
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ from reference import relative_error
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert.mapping import from_params, to_params
 from dialogpt_jax.convert.names import same_bits, to_microsoft
+from dialogpt_jax.convert.write_gguf import write_gguf
 from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.model import forward, init_params
 from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
 from dialogpt_jax.weights.directory import load_params, write_directory
+from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE, ExportWarning
 
 pytestmark = [
     pytest.mark.parity,
@@ -32,6 +37,8 @@ UNTIED = GPT2Config(
     eos_token_id=339,
     tie_word_embeddings=False,
 )
+# llama.cpp on a CPU takes GELU from a table of float16.
+LLAMA_TOLERANCE = 5e-3
 TEXTS = ["Does money buy happiness?", "  two  spaces, don't they'll\nnew line\t", "naïve ☕ 漢字 🙂", "a . b", "x" * 30]
 
 
@@ -163,6 +170,85 @@ def test_their_tokenizer_directory_is_read_by_us(tmp_path, tokenizer):
     assert [ours.encode(text) for text in TEXTS] == [theirs(text)["input_ids"] for text in TEXTS]
 
 
+def greedy(params, config, tokenizer, turns):
+    """The reply, and the ids that it is made of: the context first."""
+    import dialogpt_jax as dg
+
+    bot = dg.Bot(jax.tree.map(jax.numpy.asarray, params), config, tokenizer)
+    return bot.reply(turns, sampling=dg.Sampling(temperature=0), max_new_tokens=12)
+
+
+MESSAGES = [
+    {"role": "user", "content": "Does money buy happiness?"},
+    {"role": "assistant", "content": "  the lazy dog;"},
+    {"role": "user", "content": "a . b"},
+]
+DIALOGUES = [MESSAGES, MESSAGES[:1], [{"role": "user", "content": "naïve ☕"}]]  # of several lengths
+
+
+def test_transformers_chats_with_a_directory_of_ours(tmp_path, tokenizer):
+    from transformers import AutoTokenizer, pipeline
+
+    params = draw(MODEL)
+    folder = write_directory(tmp_path / "m", params, MODEL, tokenizer)
+    text = AutoTokenizer.from_pretrained(folder)
+    for messages in DIALOGUES:
+        turns = [message["content"] for message in messages]
+        ids = [i for turn in turns for i in (*tokenizer.encode(turn), MODEL.eos_token_id)]
+        for prompt in (False, True):
+            found = text.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=True)["input_ids"]
+            assert found == ids
+        parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        assert text.apply_chat_template(parts, tokenize=False) == "".join(f"{turn}{END_OF_TEXT}" for turn in turns)
+    speak = pipeline("text-generation", model=str(folder), device="cpu", dtype="float32")
+    for messages in DIALOGUES:
+        said = speak(messages, max_new_tokens=12, do_sample=False)[0]["generated_text"]
+        assert said[:-1] == messages
+        reply = greedy(params, MODEL, tokenizer, [message["content"] for message in messages])
+        assert said[-1] == {"role": "assistant", "content": reply}
+
+
+def test_a_message_that_nobody_said_is_an_error_in_transformers_too(tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    text = AutoTokenizer.from_pretrained(write_directory(tmp_path / "m", draw(MODEL), MODEL, tokenizer))
+    with pytest.raises(Exception, match="a system message is no turn of a dialogue; leave it out"):
+        text.apply_chat_template([{"role": "system", "content": "Be brief."}, *MESSAGES])
+
+
+@pytest.mark.parametrize("config", [MODEL, UNTIED], ids=["tied", "untied"])
+def test_llama_cpp_replies_as_we_do(tmp_path, tokenizer, config):
+    reason = "llama.cpp's Python package, which is built from C++: pip install llama-cpp-python"
+    llama_cpp = pytest.importorskip("llama_cpp", reason=reason)
+    jinja2 = pytest.importorskip("jinja2", reason="comes with llama-cpp-python")
+    pytest.importorskip("gguf", reason="the extra `gguf`")
+    params = draw(config)
+    write_gguf(tmp_path / "m.gguf", from_params(params, config), config, tokenizer, chat_template=CHAT_TEMPLATE)
+    n = config.n_positions
+    exact = {"type_k": 0, "type_v": 0}  # the cache in float32
+    llama = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=n, n_threads=1, logits_all=True, verbose=False, **exact)
+    assert llama.n_vocab() == config.vocab_size
+    for text in [*TEXTS, END_OF_TEXT]:
+        assert llama.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
+    tokens_BT = tokens(config)
+    ours_BTV = our_logits(params, config, tokens_BT)
+    for row, ours_TV in zip(tokens_BT, ours_BTV, strict=True):
+        llama.reset()
+        llama.eval(row.tolist())
+        assert relative_error(ours_TV, np.asarray(llama.scores[: len(row)])) < LLAMA_TOLERANCE
+    render = jinja2.Environment().from_string(llama.metadata["tokenizer.chat_template"]).render
+    replies = []
+    for messages in DIALOGUES:
+        prompt = render(messages=messages, eos_token=END_OF_TEXT)
+        ids = llama.tokenize(prompt.encode(), add_bos=False, special=True)
+        # Its create_chat_completion ends before it begins, since the prompt's last token is the one it stops at.
+        generated = itertools.islice(llama.generate(ids, temp=0.0, repeat_penalty=1.0), 12)
+        tokens_T = list(itertools.takewhile(lambda token: token != config.eos_token_id, generated))
+        replies.append(greedy(params, config, tokenizer, [message["content"] for message in messages]))
+        assert tokenizer.decode(tokens_T) == replies[-1]
+    assert len(set(replies)) == len(replies)
+
+
 def test_ctranslate2_converts_a_directory_of_ours(tmp_path, tokenizer):
     import ctranslate2
 
@@ -174,4 +260,26 @@ def test_ctranslate2_converts_a_directory_of_ours(tmp_path, tokenizer):
     ids = ctranslate2.StorageView.from_array(tokens_BT.astype(np.int32))
     lengths = ctranslate2.StorageView.from_array(np.full(len(tokens_BT), tokens_BT.shape[1], np.int32))
     theirs = np.asarray(generator.forward_batch(ids, lengths))
+    assert relative_error(our_logits(params, MODEL, tokens_BT), theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "changes", [{"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True}, {"layer_norm_epsilon": 0.1}]
+)
+def test_what_ctranslate2_ignores_is_named(tmp_path, tokenizer, changes):
+    import ctranslate2
+
+    config = dataclasses.replace(MODEL, **changes)
+    params = draw(config)
+    with pytest.warns(ExportWarning, match=f"CTranslate2 ignores {next(iter(changes))} .* computes another"):
+        folder = write_directory(tmp_path / "m", params, config, tokenizer)
+    ctranslate2.converters.TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
+    generator = ctranslate2.Generator(str(tmp_path / "ct2"), device="cpu", compute_type="float32")
+    tokens_BT = tokens(config)
+    ids = ctranslate2.StorageView.from_array(tokens_BT.astype(np.int32))
+    lengths = ctranslate2.StorageView.from_array(np.full(len(tokens_BT), tokens_BT.shape[1], np.int32))
+    theirs = np.asarray(generator.forward_batch(ids, lengths))
+    assert (
+        relative_error(our_logits(params, config, tokens_BT), theirs) > 10 * TOLERANCE
+    )  # or this is to be told no more
     assert relative_error(our_logits(params, MODEL, tokens_BT), theirs) < TOLERANCE
