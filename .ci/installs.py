@@ -27,7 +27,7 @@ def talk(bot: dg.Bot) -> list[str]:
 
 
 def wrong(bot: dg.Bot) -> None:
-    bot.replies(3)  # wrong
+    bot.replies(["Hi!"])  # wrong: a dialogue is a list
     bot.reply("Hi!", seed="one")  # wrong
     dg.load().config.n_layers  # wrong: the field is n_layer
     read("weights.bin").tensor  # wrong: the field is tensors
@@ -103,7 +103,8 @@ def check(
     assert str(found_in.resolve()) in said, f"{name}: {said}, not in {found_in}"
     mypy = [sys.executable, "-m", "mypy", "--python-executable", python, "--cache-dir", cache]
     mypy += ["--strict"] if strict else []
-    *lines, _summary = call(*mypy, program.name, cwd=cwd, path=path, may_fail=True).splitlines()
+    said_by_mypy = call(*mypy, program.name, cwd=cwd, path=path, may_fail=True).splitlines()
+    lines = [line for line in said_by_mypy if ": error: " in line]  # and not its notes
     wrong = sorted({int(line.split(":")[1]) for line in lines if line.startswith(f"{program.name}:")})
     assert wrong == WRONG, f"{name}, mypy:\n" + "\n".join(lines)
     assert len(lines) == len(wrong), f"{name}, mypy:\n" + "\n".join(lines)
