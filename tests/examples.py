@@ -1,7 +1,8 @@
 """Runs the code that people read: the examples in the docstrings of what is public, or the Python blocks of Markdown files.
 
 python examples.py                       # the docstrings; in an empty folder, since some examples write files
-python examples.py FILE.md [FILE.md …]   # the blocks of each file, one after the other, as one program
+python examples.py FILE.md           # the file's blocks, one after the other, as one program
+python examples.py --torch FILE.md   # those that are marked `python torch` too
 
 A process of its own, since the examples are for one device and without the strict settings of the tests.
 """
@@ -51,16 +52,17 @@ def run_docstrings() -> int:
     return failed
 
 
-def run_markdown(file: Path) -> None:
-    """Runs the blocks of a file that are marked as Python, with the file's lines in a traceback."""
+def run_markdown(file: Path, marks: str) -> None:
+    """Runs the blocks of a file whose mark is among `marks`, with the file's lines in a traceback."""
     text = file.read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": "__main__"}
-    for block in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+    for block in re.finditer(rf"^```(?:{marks})\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
         before = text[: block.start(1)].count("\n")
         exec(compile("\n" * before + block.group(1), str(file), "exec"), names)
 
 
 if __name__ == "__main__":
-    for file in map(Path, sys.argv[1:]):
-        run_markdown(file)
-    sys.exit(bool(run_docstrings()) if len(sys.argv) == 1 else 0)
+    words = sys.argv[1:]
+    if not words:
+        sys.exit(bool(run_docstrings()))
+    run_markdown(Path(words[-1]), "python|python torch" if "--torch" in words else "python")

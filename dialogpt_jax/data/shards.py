@@ -254,7 +254,7 @@ def open_shards(path: str | os.PathLike[str]) -> Shards:
       DataError: it is no data folder, or not a whole one; the message says what to do.
 
     Example:
-      >>> examples = dg.open_shards("prepared")  # after `dialogpt data prepare talk.jsonl --out prepared`
+      >>> examples = dg.open_shards("prepared")  # written by `dialogpt data prepare talk.jsonl prepared`
       >>> len(examples)
       2
     """
