@@ -29,7 +29,7 @@ def diversity(lines: Sequence[Sequence[str]], *, orders: int = ORDERS) -> tuple[
 
 
 def leave_one_out(lines: Sequence[Sequence[str]], *, orders: int = ORDERS) -> tuple[np.ndarray, np.ndarray]:
-    """Ent-n and Dist-n of the replies without line b, for every b: two float64 (B, N); NaN as in `diversity`.
+    """Ent-n and Dist-n of all replies but one, for each one left out: two float64 (B, N); NaN as in `diversity`.
 
     A line takes Σ c ln c − Σ (c − k) ln (c − k) out of the sum, where one of its n-grams stands k times in the line and
     c times in all, and as many different n-grams as have k = c.

@@ -104,7 +104,7 @@ def answer(
     batches = group_by_length([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
     run = describe_run(lm, contexts, settings)
     found = {} if out is None else read_replies(out, run)
-    # Only whole batches count: the rows of a batch round together.
+    # Only whole batches count: a batch that is made again in part could round differently.
     whole = [all(i in found for i in batch) for batch in batches]
     done = {i: found[i] for batch, kept in zip(batches, whole, strict=True) if kept for i in batch}
     left = [batch for batch, kept in zip(batches, whole, strict=True) if not kept]
@@ -166,7 +166,7 @@ def generate_batches(
     mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
     params = jax.device_put(lm.params, NamedSharding(mesh, PartitionSpec()))
     for members in rounds(batches, buckets, len(devices)):
-        # What a batch or a round lacks is filled with what is there: one shape, one program.
+        # A batch or round that is not full is filled up with its own rows: every one has the same shape, so one program.
         filled = list(members) + [members[0]] * (len(devices) - len(members))
         places = [i for batch in filled for i in [*batch, *[batch[0]] * (rows - len(batch))]]
         lengths_B = np.array([len(prompts[i]) for i in places], np.int32)

@@ -35,7 +35,7 @@ def ranks(
 ) -> Ranks:
     """Where the true next turn stands among turns of other dialogues; chance is k / candidates.
 
-    Another turn that scores the same stands before the true one.
+    Where another turn scores the same as the true one, it counts as better.
 
     Args:
       lm: the model.
@@ -64,7 +64,7 @@ def ranks(
     order = sorted(range(len(contexts)), key=lambda i: len(prompts[i]))
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
-        filled = chosen + [chosen[0]] * (rows - len(chosen))  # one shape, one program
+        filled = chosen + [chosen[0]] * (rows - len(chosen))  # every batch has the same shape, so there is one program
         lengths_B = np.array([len(prompts[i]) for i in filled], np.int32)
         context_BT = np.zeros((rows, bucket_of(int(lengths_B.max()), lm.config.n_positions)), np.int32)
         counts_BN = np.array([[len(truths[j]) for j in sets_BN[i]] for i in filled], np.int32)

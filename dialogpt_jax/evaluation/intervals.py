@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 LEVEL = 0.95
-_NORMAL = 1.959963984540054  # 97.5 % of a normal distribution lie below it
+_NORMAL = 1.959963984540054  # standard deviations: 97.5 % of a normal distribution lie below
 _CHUNK = 50  # resamples at a time: 50 × 6,000 weights are 2.4 MB, which a cache holds
 
 

@@ -1,4 +1,4 @@
-"""Replies and references flow in, through Java and the jar of METEOR 1.5 out comes its score, or one error.
+"""Replies and references flow in; METEOR 1.5's score comes out, computed by its own jar in Java, or one error.
 
 There are many METEORs (nltk's, the one of `evaluate`, 1.0 to 1.4), with other numbers. Only what names itself version
 1.5 is reported under that name, run as the DialoGPT evaluation runs it: English, `-norm`.

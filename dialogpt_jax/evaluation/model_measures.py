@@ -14,7 +14,7 @@ from dialogpt_jax.evaluation.intervals import Estimate, estimates
 from dialogpt_jax.evaluation.perplexity import measure_dialogues
 
 PLACES = (1, 2, 5)  # the k of hits@k
-MOST_RANKED = 1000  # contexts: nine scored replies each cost more than the one that was drawn
+MOST_RANKED = 1000  # contexts for hits@k: scoring ten turns for each costs more than drawing one reply
 
 
 class Answer(Protocol):

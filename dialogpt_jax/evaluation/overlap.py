@@ -13,7 +13,7 @@ rows. So a resampled corpus costs one product of matrices. What the script does,
   weighed as a single word would be, against the number of all words. The scores are kept comparable: so it is here.
 
 The script wants the same number of references for every line. Here a line may have any number from one up: the mean
-length is each line's own. `files.repeat_references` fills up to one number, as the DSTC-7 evaluation does.
+length is each line's own. `reply_files.repeat_references` fills up to one number, as the DSTC-7 evaluation does.
 
 Letters: B lines, R reference texts of all lines together, N orders, G n-grams, K different n-grams; … any leading axes.
 """
@@ -89,7 +89,8 @@ def count_overlap(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
         above_K = np.bincount(codes_G[~is_reply_G], minlength=len(prefixes_K))
         whole_K = np.full(len(above_K), words) if order == 1 else counts_K[prefixes_K]
         if order == 2 and "0" in tokens.vocabulary:
-            whole_K[prefixes_K == tokens.vocabulary["0"]] = words  # the script's slip, see the top of this file
+            # The script takes the word `0` for no word at all: see NIST at the top of this file.
+            whole_K[prefixes_K == tokens.vocabulary["0"]] = words
         bits_K = np.log2(np.maximum(whole_K, 1) / np.maximum(above_K, 1))  # not used where an n-gram is in no reference
         lines, codes, matched = _match(codes_G, lines_G, is_reply_G, owners_R, num)
         columns.append(

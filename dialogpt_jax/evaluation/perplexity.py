@@ -1,4 +1,4 @@
-"""How well a model predicts dialogues: parameters and turns in, nats and what they were spent on out.
+"""How well a model predicts dialogues: parameters and turns in; nats, and the tokens and bytes they were spent on, out.
 
 Letters: D dialogues, B rows, T tokens.
 """
@@ -24,7 +24,7 @@ from dialogpt_jax.text.tokenizer import Tokenizer
 
 @functools.cache
 def _losses_on(mesh: Mesh | None):
-    """The program for parameters that lie on a mesh; what comes out is whole in every process."""
+    """The compiled `token_losses` for parameters on a mesh; every process gets the whole result."""
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return jax.jit(token_losses, static_argnames="config", out_shardings=everywhere)
 
@@ -33,7 +33,7 @@ def _losses(params: Params, config: GPT2Config, tokens_BT: np.ndarray) -> np.nda
     sharding = params["wte"]["embedding"].sharding if isinstance(params["wte"]["embedding"], jax.Array) else None
     if not isinstance(sharding, NamedSharding):
         return np.asarray(_losses_on(None)(params, config, jnp.asarray(tokens_BT)))
-    mesh = cast(Mesh, sharding.mesh)  # of an array, so not an abstract one
+    mesh = cast(Mesh, sharding.mesh)  # an array lies on a real mesh; the type also allows an abstract one
     divides = len(tokens_BT) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
     rows = batch_sharding(mesh) if divides else NamedSharding(mesh, PartitionSpec())
     placed = global_batch(lambda here_B: tokens_BT[here_B], len(tokens_BT), rows)

@@ -1,12 +1,12 @@
-"""Replies to contexts flow in and a file of them comes out, that an interrupted run goes on with: JSON lines.
+"""Replies to contexts flow in; a file of JSON lines comes out, from which an interrupted run goes on.
 
     {"run": {"model": …, "contexts": …, "decode": "greedy", …}}               what decides the replies
     {"context": 0, "dialogue": 0, "turn": 3, "seed": 0, "text": …, "truth": …, "finished": true, "tokens": 9, "logprob": …}
     …
 
-Lines stand as they came while the run goes on, and in the order of the contexts when it is done. A last line without
-its end was being written when the run died, and counts for nothing. The first line may stand again further down: files
-of the same run made in several parts are one file when they are put one behind the other.
+While the run goes on, lines stand in the order in which they came; when it is done, in the order of the contexts. A last
+line without a line end was being written when the run died, and is ignored. The first line may stand again further down:
+the files of a run made in several parts may be put one behind the other.
 """
 
 import json

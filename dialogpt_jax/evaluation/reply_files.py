@@ -79,7 +79,7 @@ def read_hypotheses(path: str | os.PathLike[str]) -> Lines:
 def read_references(
     paths: Sequence[str | os.PathLike[str]], *, human: int | None = -1, sets: int | None = None
 ) -> References:
-    """One reference a line in each of several files (an empty line: none here), or one file of all references.
+    """The references: several files with one a line (an empty line is none), or one file that holds all of each line.
 
     Args:
       paths: several files of as many lines each, or one.
@@ -125,8 +125,9 @@ def read_references(
 def repeat_references(references: Sequence[str], sets: int | None, *, human: int | None = None) -> list[str]:
     """The references without the human reply; with `sets`, exactly so many, as the DSTC-7 evaluation chooses them.
 
-    That is: the first ones, again from the first where there are fewer; and where the human reply's turn would come,
-    the next one in its place, once more. So with human = 1 and sets = 5 the references a b c d become a c c d a.
+    That is: the first `sets` of them, starting over where there are fewer; where the human reply would be chosen, the
+    one after it is taken instead, and then once more in its own place. So with human = 1 and sets = 5 the references
+    a b c d become a c c d a.
     Repeated references change NIST, through the mean length and the information of n-grams, but not BLEU.
     """
     if sets is None:

@@ -1,4 +1,4 @@
-"""How a run looks at its model: held-out dialogues and prompts in; functions of the parameters, for `fit`, out."""
+"""What a training run measures and shows of its model: held-out dialogues and prompts in; functions for `fit` out."""
 
 from collections.abc import Callable, Sequence
 
