@@ -281,7 +281,7 @@ def from_params(params: Mapping[str, Any], config: GPT2Config) -> dict[str, np.n
       MappingError: parameters that are not this config's.
     """
     table = rows(config)
-    ours = {".".join(path): np.asarray(leaf) for path, leaf in _leaves(params)}
+    ours = {".".join(path): np.asarray(leaf) for path, leaf in _flatten(params)}
     expected = {".".join(row.path): f"{row.our_shape(config.padded_vocab_size)}" for row in table}
     _compare(expected, {name: _described(array) for name, array in ours.items()}, config)
     return {row.name: row.to_theirs(ours[".".join(row.path)]) for row in table}
@@ -317,9 +317,9 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], leaf: np.ndarray) -> None:
     tree[path[-1]] = leaf
 
 
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+def _flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
     for name, child in tree.items():
         if isinstance(child, Mapping):
-            yield from _leaves(child, (*path, name))
+            yield from _flatten(child, (*path, name))
         else:
             yield (*path, name), child

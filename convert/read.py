@@ -2,7 +2,7 @@
 
 What flows in: the path of a safetensors file, a torch file (zip or older format), Flax's msgpack, or the index of a
 sharded one. What flows out: a `WeightFile` of mapped arrays, or one `ReadError`. The format is decided by the
-content: a suffix says what somebody hoped for. Torch is not needed and nothing in a file can run.
+content, whatever the suffix says. Torch is not needed and nothing in a file can run.
 """
 
 import re

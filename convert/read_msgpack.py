@@ -16,16 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt_jax.convert.weight_file import BFLOAT16, ReadError, WeightFile, count_elements, show, view
+from dialogpt_jax.convert.weight_file import NUMPY_DTYPES, ReadError, WeightFile, count_elements, show, view
 
-DTYPES = {
-    name: np.dtype(name)
-    for name in (
-        *("float64", "float32", "float16", "bool"),
-        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
-    )
-}
-DTYPES["bfloat16"] = BFLOAT16
 CHUNKED = "__msgpack_chunked_array__"
 MAX_DEPTH = 64  # GPT-2's names have six parts
 # Names, numbers, arrays and what holds them: some 6,000 in GPT-2 XL, three times as many with an optimizer's moments.
@@ -197,10 +189,10 @@ class _Decoder:
 
 
 def _build_array(code: int, shape: list[Any], dtype: str, numbers: np.ndarray) -> Any:
-    if dtype not in DTYPES:
-        raise ReadError(f"holds an array of dtype {show(dtype)}; known: {', '.join(DTYPES)}")
-    size = count_elements("in msgpack", shape) * DTYPES[dtype].itemsize
+    if dtype not in NUMPY_DTYPES:
+        raise ReadError(f"holds an array of dtype {show(dtype)}; known: {', '.join(NUMPY_DTYPES)}")
+    size = count_elements("in msgpack", shape) * NUMPY_DTYPES[dtype].itemsize
     if size != len(numbers):
         raise ReadError(f"holds an array of shape {show(shape)} in {dtype}, {size} bytes, in {len(numbers)}")
-    array = view(numbers, DTYPES[dtype], "in msgpack", shape=shape)
+    array = view(numbers, NUMPY_DTYPES[dtype], "in msgpack", shape=shape)
     return array if code == ARRAY else array[()].item() if array.ndim == 0 else array

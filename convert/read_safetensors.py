@@ -12,23 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt_jax.convert.weight_file import BFLOAT16, ReadError, WeightFile, count_elements, show, view
+from dialogpt_jax.convert.weight_file import NUMPY_DTYPES, ReadError, WeightFile, count_elements, show, view
 
-DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": BFLOAT16,
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
+_CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+_CODES |= {
+    f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (64, 32, 16, 8)
 }
+SAFETENSORS_DTYPES = {code: NUMPY_DTYPES[name] for code, name in _CODES.items()}
 # The format allows ten times as much, of which Python would make gigabytes; GPT-2 XL's header has 60 KB.
 MAX_HEADER = 10_000_000
 
@@ -86,7 +76,7 @@ def read_safetensors(data: np.ndarray) -> WeightFile:
     if position != len(body):
         raise ReadError(f"has {len(body)} bytes of numbers, and its header describes {position}; truncated or damaged")
     tensors = {
-        name: view(body[begin:end], DTYPES[header[name]["dtype"]], name, shape=header[name]["shape"])
+        name: view(body[begin:end], SAFETENSORS_DTYPES[header[name]["dtype"]], name, shape=header[name]["shape"])
         for name, (begin, end) in spans.items()
     }
     return WeightFile(tensors, "safetensors", metadata)
@@ -96,9 +86,11 @@ def _check_entry(name: str, entry: Any) -> tuple[int, int]:
     """The two offsets of a tensor, once its dtype, shape and size agree with each other."""
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(begin), int(end)], **rest} if not rest:
-            if kind not in DTYPES:
-                raise ReadError(f"tensor {show(name)} has the dtype {show(kind)}; known: {', '.join(DTYPES)}")
-            size = count_elements(name, shape) * DTYPES[kind].itemsize
+            if kind not in SAFETENSORS_DTYPES:
+                raise ReadError(
+                    f"tensor {show(name)} has the dtype {show(kind)}; known: {', '.join(SAFETENSORS_DTYPES)}"
+                )
+            size = count_elements(name, shape) * SAFETENSORS_DTYPES[kind].itemsize
             if type(begin) is not int or type(end) is not int or not 0 <= begin <= end or end - begin != size:
                 raise ReadError(
                     f"tensor {show(name)} has the offsets {show([begin, end])}, and its shape {show(shape)} in {kind} "

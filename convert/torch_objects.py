@@ -11,41 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogpt_jax.convert.unpickle import Allowed, Builder, Global
-from dialogpt_jax.convert.weight_file import BFLOAT16, ReadError, show
+from dialogpt_jax.convert.weight_file import NUMPY_DTYPES, ReadError, show
 
-STORAGES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": BFLOAT16,
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
-DTYPES = {
-    "float64": np.dtype("<f8"),
-    "double": np.dtype("<f8"),
-    "float32": np.dtype("<f4"),
-    "float": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "half": np.dtype("<f2"),
-    "bfloat16": BFLOAT16,
-    "int64": np.dtype("<i8"),
-    "long": np.dtype("<i8"),
-    "int32": np.dtype("<i4"),
-    "int": np.dtype("<i4"),
-    "int16": np.dtype("<i2"),
-    "short": np.dtype("<i2"),
-    "int8": np.dtype("i1"),
-    "uint8": np.dtype("u1"),
-    "uint16": np.dtype("<u2"),
-    "uint32": np.dtype("<u4"),
-    "uint64": np.dtype("<u8"),
-    "bool": np.dtype("?"),
-}
+# torch's names of its storage classes, and of its dtypes.
+_STORAGE_NAMES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
+_STORAGE_NAMES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+STORAGES = {f"{name}Storage": NUMPY_DTYPES[numpy] for name, numpy in _STORAGE_NAMES.items()}
+_SHORT = {"double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32", "short": "int16"}
+TORCH_DTYPES = NUMPY_DTYPES | {short: NUMPY_DTYPES[name] for short, name in _SHORT.items()}
 # What people name the state dict when they save it beside an epoch and an optimizer; "module" is DeepSpeed's.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 MAX_NESTING = 4
@@ -141,8 +114,8 @@ def _rebuild_tensor_v3(arguments: tuple) -> Tensor:
     # The storage is bytes, and the dtype is the seventh argument: torch's form for dtypes without a storage class.
     match arguments:
         case (Storage(dtype=None) as storage, offset, tuple(shape), tuple(strides), _, _, Global(name=name), *rest):
-            if name in DTYPES and not any(rest):
-                return Tensor(storage, DTYPES[name], offset, shape, strides)
+            if name in TORCH_DTYPES and not any(rest):
+                return Tensor(storage, TORCH_DTYPES[name], offset, shape, strides)
     raise _misuse("_rebuild_tensor_v3", arguments)
 
 
@@ -155,8 +128,10 @@ def _rebuild_parameter(arguments: tuple) -> Tensor:
 def _rebuild_from_type(arguments: tuple) -> Tensor:
     # (function, class, arguments, attributes): a Parameter or a tensor with attributes; those are dropped.
     match arguments:
-        case (Global(build=build), Global(build=None), tuple(inner), _) if build in _REBUILDERS.values():
-            return build(inner)  # type: ignore[misc]  # one of the rebuilders: the case's guard says so
+        case (Global(name=name, build=build), Global(build=None), tuple(inner), _):
+            rebuild = _REBUILDERS.get(name)
+            if rebuild is not None and rebuild is build:
+                return rebuild(inner)
     raise _misuse("_rebuild_from_type", arguments)
 
 
@@ -199,7 +174,7 @@ def _list_allowed() -> Allowed:
     allowed |= dict.fromkeys([("torch", "Tensor"), ("torch.nn.parameter", "Parameter")])
     allowed |= dict.fromkeys([("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage")])
     allowed |= dict.fromkeys((module, name) for module in ("torch", "torch.cuda") for name in STORAGES)
-    allowed |= dict.fromkeys(("torch", name) for name in DTYPES)
+    allowed |= dict.fromkeys(("torch", name) for name in TORCH_DTYPES)
     return allowed
 
 

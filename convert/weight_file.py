@@ -21,6 +21,9 @@ ALWAYS_ALLOWED = 64 * 2**20  # bytes, however small the file
 
 _SCALARS = (str, bytes, int, float, bool, type(None))
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# The dtypes that a tensor may have, by NumPy's names. Every format stores numbers with the low byte first.
+_NUMPY_NAMES = "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
+NUMPY_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in _NUMPY_NAMES.split()} | {"bfloat16": BFLOAT16}
 
 
 class ReadError(ValueError):

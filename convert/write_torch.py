@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from dialogpt_jax.convert.torch_objects import STORAGES
+from dialogpt_jax.convert.zip_records import LOCAL_HEADER
 
 ALIGNMENT = 64  # of each storage in the file, so that torch can map it
 _ROOT = "archive"
-_LOCAL_HEADER = 30  # bytes, before the name
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
 
 
@@ -77,7 +77,7 @@ def _prepare(name: str, array: np.ndarray) -> np.ndarray:
 def _put(archive: zipfile.ZipFile, tell: Callable[[], int], name: str, content: bytes | memoryview) -> None:
     """One stored record whose bytes begin at a multiple of 64: torch pads with an extra field named FB."""
     record = zipfile.ZipInfo(f"{_ROOT}/{name}")  # dated 1980, always: the same arrays make the same bytes
-    begin = tell() + _LOCAL_HEADER + len(record.filename) + 4
+    begin = tell() + LOCAL_HEADER.size + len(record.filename) + 4
     pad = -begin % ALIGNMENT
     record.extra = b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
     archive.writestr(record, content)

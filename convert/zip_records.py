@@ -4,7 +4,7 @@ What flows in: the mapped bytes of a zip file. What flows out: its directory, an
 against its CRC: a view where it is stored (as torch writes it), a decompressed copy where it is deflated.
 
 The standard library reads the directory. It cannot say where a record's bytes lie, so the local header, 30 bytes and
-two lengths, is read here (APPNOTE.TXT 4.3.7).
+two lengths, is read here.
 """
 
 import io
@@ -17,7 +17,8 @@ import numpy as np
 
 from dialogpt_jax.convert.weight_file import ReadError, most_in_memory, show
 
-_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+# What stands before a record's name: APPNOTE.TXT 4.3.7.
+LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _ENCRYPTED = 1
 
 
@@ -56,7 +57,7 @@ def list_records(data: np.ndarray) -> Mapping[str, zipfile.ZipInfo]:
       ReadError: the directory is damaged, cut off, or has a name twice.
     """
     try:
-        records = zipfile.ZipFile(_MappedFile(data)).infolist()  # type: ignore[arg-type]
+        records = zipfile.ZipFile(_MappedFile(data)).infolist()  # type: ignore[arg-type]  # it reads, seeks and tells, which is all that is asked of it
     except Exception as error:  # what zipfile raises on hostile bytes has no common class: struct, unicode, EOF, …
         raise ReadError(f"is a zip file that is damaged or truncated ({error}); download or copy it again") from None
     found: dict[str, zipfile.ZipInfo] = {}
@@ -90,10 +91,10 @@ def read_record(data: np.ndarray, record: zipfile.ZipInfo, *, max_size: int | No
     if max_size is not None and record.file_size > max_size:
         raise ReadError(f"record {name} has {record.file_size} bytes; at most {max_size} make sense there")
     start = record.header_offset
-    if start < 0 or start + _LOCAL_HEADER.size > len(data):
+    if start < 0 or start + LOCAL_HEADER.size > len(data):
         raise ReadError(f"record {name} begins at byte {start} of {len(data)}; the file is damaged or truncated")
-    magic, _, flags, method, *_, name_length, extra_length = _LOCAL_HEADER.unpack_from(data.data, start)
-    start += _LOCAL_HEADER.size + name_length + extra_length
+    magic, _, flags, method, *_, name_length, extra_length = LOCAL_HEADER.unpack_from(data.data, start)
+    start += LOCAL_HEADER.size + name_length + extra_length
     end = start + record.compress_size
     written = bytes(data[start - name_length - extra_length : start - extra_length])
     if magic != b"PK\x03\x04" or method != record.compress_type or written != _encode(record):

@@ -18,11 +18,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dialogpt_jax.arguments import as_path, as_plain, as_whole_number, shown
+from dialogpt_jax.config import CONFIG_FILE
 from dialogpt_jax.errors import escape_controls
 
 END_OF_TEXT = "<|endoftext|>"
 JSON_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
-CONFIG_FILE = "config.json"
 MOST_ID = 2**31 - 1  # ids are int32
 
 

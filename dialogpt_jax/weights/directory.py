@@ -20,30 +20,37 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from dialogpt_jax.arguments import as_path, as_whole_number, shown
-from dialogpt_jax.config import ConfigError, GPT2Config
+from dialogpt_jax.config import CONFIG_FILE, ConfigError, GPT2Config
 from dialogpt_jax.convert.mapping import MappingError, MappingReport, from_params, to_params
 from dialogpt_jax.convert.read import read
-from dialogpt_jax.text.tokenizer import Tokenizer
+from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 from dialogpt_jax.weights import hub
 from dialogpt_jax.weights.dtypes import cast, parse_dtype
 from dialogpt_jax.weights.other_programs import tokenizer_config, warn_of_ignored
 
-CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
+GENERATION_FILE, TOKENIZER_CONFIG_FILE = "generation_config.json", "tokenizer_config.json"
 SAFETENSORS_FILE = "model.safetensors"
 # The order in which weights are looked for: the safest and fastest to read first.
 WEIGHT_FILES = tuple(file for file, _ in hub.WEIGHT_FORMS)
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pkl", "*.pt", "*.pth", "*.msgpack")
 NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt")
 # What one write replaces in a directory that is already a model's; anything else in it is the user's and stays.
-OURS: tuple[str, ...] = (
+REPLACED_FILES: tuple[str, ...] = (
     CONFIG_FILE,
     GENERATION_FILE,
     "tokenizer*",
-    "vocab.json",
-    "merges.txt",
+    VOCAB_FILE,
+    MERGES_FILE,
     "special_tokens_map.json",
 )
-OURS += ("added_tokens.json", "model*.safetensors*", "pytorch_model*.bin*", "flax_model*.msgpack*", "tf_model.h5")
+REPLACED_FILES += (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "model*.safetensors*",
+    "pytorch_model*.bin*",
+    "flax_model*.msgpack*",
+    "tf_model.h5",
+)
 MAX_SHARD_BYTES = 5_000_000_000  # transformers' own limit for a long time; larger files trouble some stores
 
 
@@ -248,7 +255,9 @@ def check_new_file(path: str | os.PathLike[str], *, replace: bool = False) -> No
         raise ModelDirectoryError(f"{path}: {target.parent} is no directory")
 
 
-def _write_files(folder: Path, tensors, config: GPT2Config, tokenizer: Tokenizer, max_shard_bytes: int) -> None:
+def _write_files(
+    folder: Path, tensors: Mapping[str, np.ndarray], config: GPT2Config, tokenizer: Tokenizer, max_shard_bytes: int
+) -> None:
     dtype = tensors["transformer.wte.weight"].dtype.name
     # transformers 5 reads `dtype`, earlier ones `torch_dtype`.
     _write_json(folder / CONFIG_FILE, config.to_hf() | {"dtype": dtype, "torch_dtype": dtype})
@@ -283,7 +292,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_by
 def _save(file: Path, tensors: dict[str, np.ndarray]) -> None:
     try:
         save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without the format
-        file.chmod(file.with_name(CONFIG_FILE).stat().st_mode)  # it is made for its owner alone
+        file.chmod(file.with_name(CONFIG_FILE).stat().st_mode)  # as it is made, its owner alone may read it
     except SafetensorError as error:
         raise OSError(None, str(error), str(file)) from None
 
@@ -305,7 +314,7 @@ def _move(new: Path, target: Path) -> None:
         old.rename(target)
         raise
     for file in old.iterdir():
-        if not any(file.match(pattern) for pattern in OURS):
+        if not any(file.match(pattern) for pattern in REPLACED_FILES):
             with contextlib.suppress(OSError):
                 file.rename(target / file.name)
     shutil.rmtree(old, ignore_errors=True)

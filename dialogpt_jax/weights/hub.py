@@ -1,7 +1,7 @@
 """A model's name in, a local directory out: the Hub through `huggingface_hub`, which caches and works offline.
 
 Only the files of one model are fetched: config, tokenizer, and one form of the weights: safetensors where there are
-any, `.bin` otherwise (what microsoft/DialoGPT-* have beside Flax's and TensorFlow's), Flax's msgpack at last. A large file
+any, `.bin` otherwise (what microsoft/DialoGPT-* have beside Flax's and TensorFlow's), else Flax's msgpack. A large file
 that has just arrived is held once against its SHA-256, by which the cache names it.
 `huggingface_hub` is imported when a name is asked for, and reads its environment then: `HF_HOME` (where the cache is),
 `HF_ENDPOINT` (another server), `HF_HUB_OFFLINE=1` (the cache only), `HF_TOKEN`.
@@ -15,11 +15,12 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from dialogpt_jax.config import CONFIG_FILE
 from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.text.tokenizer import JSON_FILE, MERGES_FILE, VOCAB_FILE
 
-CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-SMALL_FILES = (CONFIG_FILE, "generation_config.json", "added_tokens.json", *TOKENIZER_FILES)
+TOKENIZER_FILES = (JSON_FILE, "tokenizer_config.json", VOCAB_FILE, MERGES_FILE, "special_tokens_map.json")
+FILES_BESIDE_WEIGHTS = (CONFIG_FILE, "generation_config.json", "added_tokens.json", *TOKENIZER_FILES)
 # What to look for, in order: (the file, and a pattern of the shards that it lists).
 WEIGHT_FORMS = (
     ("model.safetensors", None),
@@ -199,7 +200,7 @@ def choose_files(files: Iterable[str], name: str) -> list[str]:
     files = sorted(files)
     if CONFIG_FILE not in files:
         raise HubError(f"{name}: has no {CONFIG_FILE}, so it is not a transformers model; convert its file by hand")
-    small = [file for file in files if file in SMALL_FILES]
+    small = [file for file in files if file in FILES_BESIDE_WEIGHTS]
     for weights, shards in WEIGHT_FORMS:
         if weights in files:
             return [*small, weights, *(file for file in files if shards and re.fullmatch(shards, file))]
@@ -210,7 +211,7 @@ def choose_files(files: Iterable[str], name: str) -> list[str]:
 def choose_tokenizer_files(files: Iterable[str], name: str) -> list[str]:
     """The files of a repository that make its tokenizer; arguments and error as for `choose_files`."""
     chosen = [file for file in sorted(files) if file in (CONFIG_FILE, *TOKENIZER_FILES)]
-    if CONFIG_FILE in chosen and ("tokenizer.json" in chosen or {"vocab.json", "merges.txt"} <= set(chosen)):
+    if CONFIG_FILE in chosen and (JSON_FILE in chosen or {VOCAB_FILE, MERGES_FILE} <= set(chosen)):
         return chosen
     raise HubError(f"{name}: has no tokenizer that this package reads: tokenizer.json, or vocab.json and merges.txt")
 

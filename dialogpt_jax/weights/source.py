@@ -10,13 +10,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.config import CONFIG_FILE, GPT2Config
 from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, MappingReport, infer_config, to_params
 from dialogpt_jax.convert.names import MappingError, Tensors
 from dialogpt_jax.convert.read import read
-from dialogpt_jax.text.tokenizer import Tokenizer, TokenizerError
+from dialogpt_jax.text.tokenizer import JSON_FILE, MERGES_FILE, VOCAB_FILE, Tokenizer, TokenizerError
 from dialogpt_jax.weights import hub
-from dialogpt_jax.weights.directory import CONFIG_FILE, find_weights, read_config_file
+from dialogpt_jax.weights.directory import find_weights, read_config_file
 
 AnyPath = str | PathLike[str]
 
@@ -156,6 +156,6 @@ def _find_tokenizer(folder: Path) -> Tokenizer | None:
     try:
         return Tokenizer.load(folder)
     except TokenizerError:
-        if any((folder / name).exists() for name in hub.TOKENIZER_FILES[:3]):
+        if any((folder / name).exists() for name in (JSON_FILE, VOCAB_FILE, MERGES_FILE)):
             raise  # it is there and broken
         return None
