@@ -1,6 +1,7 @@
 """A dtype as a user names it in, a NumPy dtype out; a tree of arrays in, the same in another dtype out."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,15 +28,20 @@ def parse_dtype(dtype: Any) -> np.dtype:
     return parsed
 
 
-def cast(params: Any, dtype: np.dtype, *, to=lambda x: jnp.array(x, copy=True)) -> Any:
-    """Every array in `dtype`, made by `to`: jax arrays by default, copied, for the file may be mapped into memory.
+def copy_to_jax(array: np.ndarray) -> jax.Array:
+    """A copy: the file that the array lies in may be mapped, and may change."""
+    return jnp.array(array, copy=True)
+
+
+def cast(params: Any, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = copy_to_jax) -> Any:
+    """Every array in `dtype`, made by `to`: jax arrays by default.
 
     Warns:
       NonFiniteWeights: a finite weight is out of the new dtype's range.
     """
     lost = 0
 
-    def one(leaf):
+    def cast_one(leaf: Any) -> Any:
         nonlocal lost
         old = np.asarray(leaf)
         if old.dtype == dtype:
@@ -46,7 +52,7 @@ def cast(params: Any, dtype: np.dtype, *, to=lambda x: jnp.array(x, copy=True)) 
             lost += int(np.count_nonzero(np.isfinite(old) & ~np.isfinite(new)))
         return to(new)
 
-    out = jax.tree.map(one, params)
+    out = jax.tree.map(cast_one, params)
     if lost:
         warnings.warn(f"{lost} weights are out of {dtype}'s range and became infinite", NonFiniteWeights, stacklevel=2)
     return out
