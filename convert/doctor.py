@@ -32,6 +32,7 @@ from dialogpt_jax.convert.names import (
     same_bits,
 )
 from dialogpt_jax.convert.read import read
+from dialogpt_jax.errors import escape_controls
 
 # Variant → its size in a name, and the words by which file names mean it.
 VARIANTS = {
@@ -293,6 +294,6 @@ def describe_findings(findings: Findings) -> str:
         lines.append(("direction", "forward or reverse: not in the shapes"))
     if findings.zero_rows:
         lines.append(("padding", f"{findings.zero_rows} zero rows at the end of the token embedding"))
-    lines += [("name", change) for change in findings.changes]
+    lines += [("name", escape_controls(change, keep="")) for change in findings.changes]
     lines += [("warning", warning) for warning in findings.warnings]
     return "\n".join(f"{label:<12}{text}" for label, text in lines)

@@ -131,7 +131,7 @@ class MappingReport:
         out += [f"not finite  {name}: {count} values" for name, count in self.nonfinite]
         if self.untied:
             out.append("head  lm_head.weight differs from the token embedding: kept, tie_word_embeddings is now false")
-        return out
+        return [escape_controls(line, keep="") for line in out]
 
 
 def rows(config: GPT2Config) -> list[Row]:

@@ -23,6 +23,7 @@ from dialogpt_jax.arguments import as_path, as_whole_number, shown
 from dialogpt_jax.config import CONFIG_FILE, ConfigError, GPT2Config
 from dialogpt_jax.convert.mapping import MappingError, MappingReport, from_params, to_params
 from dialogpt_jax.convert.read import read
+from dialogpt_jax.errors import escape_controls
 from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 from dialogpt_jax.weights import hub
 from dialogpt_jax.weights.dtypes import cast, parse_dtype
@@ -149,7 +150,7 @@ def find_weights(folder: str | os.PathLike[str]) -> Path:
     if len(others) == 1:
         return others[0]
     if others:
-        names = ", ".join(file.name for file in others)
+        names = escape_controls(", ".join(file.name for file in others), keep="")
         raise ModelDirectoryError(f"{folder}: which of these is the model? {names}; `dialogpt convert` takes one file")
     raise ModelDirectoryError(f"{folder}: no weights here; expected one of {', '.join(WEIGHT_FILES)}")
 

@@ -197,3 +197,10 @@ def test_a_guessed_number_of_heads_and_a_head_that_a_config_calls_tied_are_warni
     save_file(tensors, tmp_path / "model.safetensors")
     (warning,) = inspect(tmp_path / "model.safetensors", config=config).warnings
     assert "differs from the token embedding in 1 of 7808 values, though config.json says that they are one" in warning
+
+
+def test_names_are_escaped_for_a_person_and_true_in_json(claimed):
+    found = claimed("model.bin", {f"module.{name}": array for name, array in draw(TINY).items()})
+    found = dataclasses.replace(found, changes=("renamed  \x1b[2J -> x",))
+    assert r"renamed  \x1b[2J -> x" in describe_findings(found)
+    assert found.to_json()["changes"] == ("renamed  \x1b[2J -> x",)

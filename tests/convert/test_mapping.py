@@ -330,3 +330,8 @@ def test_names_are_shown_with_their_controls_escaped_and_a_long_difference_is_cu
     tensors["module.\x1b"], tensors["\x1b"] = np.zeros(3, np.float32), np.ones(3, np.float32)
     with pytest.raises(MappingError, match=r"^\\x1b and module\.\\x1b are both \\x1b and differ"):
         to_params(tensors, TINY)
+
+
+def test_a_report_for_a_person_has_its_names_escaped_and_keeps_them_as_they_are():
+    report = mapping.MappingReport(TINY, renamed=(("\x1b[2J\n", "transformer.h.0.ln_1.weight"),))
+    assert report.lines() == [r"renamed  \x1b[2J\n -> transformer.h.*.ln_1.weight"]

@@ -280,3 +280,10 @@ def test_what_ctranslate2_ignores_is_named_when_it_is_written(tmp_path, changes,
     with pytest.warns(ExportWarning, match=f"CTranslate2 ignores {named} of this model"):
         write_directory(tmp_path / "m", params, config, tiny_tokenizer())
     assert json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())["chat_template"] == CHAT_TEMPLATE
+
+
+def test_names_of_files_in_an_error_are_escaped(tmp_path):
+    for name in ("\x1b[2J.bin", "b\n.bin"):
+        (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(ModelDirectoryError, match=r"which of these is the model\? \\x1b\[2J\.bin, b\\n\.bin;"):
+        directory.find_weights(tmp_path)
