@@ -22,7 +22,8 @@ except (
         "or install with `pip install .`, which needs no link"
     ) from None
 
-from dialogpt_jax.chat.bot import Bot, Candidate, load
+from dialogpt_jax.chat.bot import Bot, load
+from dialogpt_jax.chat.candidates import Candidate
 from dialogpt_jax.chat.session import Chat, ChatError
 from dialogpt_jax.config import ConfigError, GPT2Config
 from dialogpt_jax.convert.names import MappingError
