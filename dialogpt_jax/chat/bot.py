@@ -28,6 +28,7 @@ from dialogpt_jax.chat.settings import (
     rows_of_sampling,
     seed_or_drawn,
 )
+from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates
 from dialogpt_jax.decoding.logits import Sampling
 from dialogpt_jax.text.dialogue import DialogueError, TurnList, Turns, as_turns
@@ -149,17 +150,13 @@ class Bot(LanguageModel):
             raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
         contexts = [self.encode(turns, max_new_tokens=longest_reply) for turns in checked]
         rows = batch_size or self._rows_that_fit(len(contexts), max(map(len, contexts), default=1), longest_reply)
-        # By bucket first: so the programs are one for each length there is, however many dialogues there are.
+        # A batch is of one bucket, so there is one program for each bucket, however many dialogues there are.
         buckets = [few_buckets(len(context), self.config.n_positions, SHORTEST_BATCH) for context in contexts]
         groups = [[i for i, of_i in enumerate(buckets) if of_i == bucket] for bucket in sorted(set(buckets))]
         found: dict[int, Candidate] = {}
         for chosen in (group[begin : begin + rows] for group in groups for begin in range(0, len(group), rows)):
-            # A last, smaller batch is filled with its own first row: one shape, one program.
-            filled = chosen + [chosen[0]] * (rows - len(chosen))
-            lengths_B = np.array([len(contexts[i]) for i in filled], np.int32)
-            tokens_BT = np.zeros((rows, buckets[chosen[0]]), np.int32)
-            for row, i in enumerate(filled):
-                tokens_BT[row, : len(contexts[i])] = contexts[i]
+            filled = fill_up(chosen, rows)
+            tokens_BT, lengths_B = pad_right([contexts[i] for i in filled], buckets[chosen[0]])
             out = generate(
                 self.params,
                 self.config,

@@ -13,12 +13,13 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from dialogpt_jax.data.examples import Example
 
+T = TypeVar("T")
 Rows = Any  # an array, NumPy's where it is read and jax's where it is used, or the shape of one
 
 
@@ -218,6 +219,24 @@ def collate(rows: Sequence[Example], length: int) -> Batch:
         if segments_BT is not None:
             segments_BT[row, :size] = 0 if example.segments is None else example.segments
     return Batch(tokens_BT, weights_BT, segments_BT)
+
+
+def fill_up(rows: Sequence[T], size: int) -> list[T]:
+    """A last, smaller batch with its first row repeated until it has `size`: one shape, so one program for all batches.
+
+    What comes out for the rows that were added is left out by the caller.
+
+        [a b], size 4:    [a b a a]
+    """
+    return [*rows, *[rows[0]] * (size - len(rows))]
+
+
+def pad_right(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids as one array, int32 (B, width), 0 behind each row's end; and the rows' lengths, int32 (B,)."""
+    tokens_BT = np.zeros((len(rows), width), np.int32)
+    for row, tokens in enumerate(rows):
+        tokens_BT[row, : len(tokens)] = tokens
+    return tokens_BT, np.array([len(tokens) for tokens in rows], np.int32)
 
 
 def rows_multiple(batch_size: int, *, accumulate: int, shards: int) -> int:

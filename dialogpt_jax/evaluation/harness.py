@@ -31,6 +31,7 @@ from dialogpt_jax.chat.settings import (
     checked_sampling,
     row_keys,
 )
+from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import bucket_of, generate
 from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe_sampling
 from dialogpt_jax.errors import naming
@@ -166,13 +167,9 @@ def generate_batches(
     mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
     params = jax.device_put(lm.params, NamedSharding(mesh, PartitionSpec()))
     for members in rounds(batches, buckets, len(devices)):
-        # A batch or round that is not full is filled up with its own rows: every one has the same shape, so one program.
-        filled = list(members) + [members[0]] * (len(devices) - len(members))
-        places = [i for batch in filled for i in [*batch, *[batch[0]] * (rows - len(batch))]]
-        lengths_B = np.array([len(prompts[i]) for i in places], np.int32)
-        tokens_BT = np.zeros((len(places), bucket_of(int(lengths_B.max()), config.n_positions)), np.int32)
-        for row, i in enumerate(places):
-            tokens_BT[row, : len(prompts[i])] = prompts[i]
+        places = [i for batch in fill_up(members, len(devices)) for i in fill_up(batch, rows)]
+        longest = max(len(prompts[i]) for i in places)
+        tokens_BT, lengths_B = pad_right([prompts[i] for i in places], bucket_of(longest, config.n_positions))
         keys = row_keys(settings.seed, places, [len(contexts[i].turns) for i in places])
         replies = generate(
             params,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dialogpt_jax.chat.language_model import LanguageModel
+from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import bucket_of
 from dialogpt_jax.decoding.score import score_candidates
 from dialogpt_jax.evaluation.contexts import Context
@@ -64,15 +65,14 @@ def ranks(
     order = sorted(range(len(contexts)), key=lambda i: len(prompts[i]))
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
-        filled = chosen + [chosen[0]] * (rows - len(chosen))  # every batch has the same shape, so there is one program
-        lengths_B = np.array([len(prompts[i]) for i in filled], np.int32)
-        context_BT = np.zeros((rows, bucket_of(int(lengths_B.max()), lm.config.n_positions)), np.int32)
-        counts_BN = np.array([[len(truths[j]) for j in sets_BN[i]] for i in filled], np.int32)
-        replies_BNR = np.zeros((rows, candidates, bucket_of(int(counts_BN.max()), longest)), np.int32)
-        for row, i in enumerate(filled):
-            context_BT[row, : len(prompts[i])] = prompts[i]
-            for place, j in enumerate(sets_BN[i]):
-                replies_BNR[row, place, : len(truths[j])] = truths[j]
+        filled = fill_up(chosen, rows)
+        longest_prompt = max(len(prompts[i]) for i in filled)
+        context_BT, lengths_B = pad_right(
+            [prompts[i] for i in filled], bucket_of(longest_prompt, lm.config.n_positions)
+        )
+        replies = [truths[j] for i in filled for j in sets_BN[i]]
+        replies_MR, counts_M = pad_right(replies, bucket_of(max(map(len, replies)), longest))
+        replies_BNR, counts_BN = replies_MR.reshape(rows, candidates, -1), counts_M.reshape(rows, candidates)
         scores = score_candidates(lm.params, lm.config, context_BT, lengths_B, replies_BNR, counts_BN)
         alone = score_candidates(lm.params, lm.config, nothing_BT, ones_B, replies_BNR, counts_BN)
         for ranks_B, scores_BN in zip(found, (scores.mean, np.asarray(scores.total) - alone.total), strict=True):

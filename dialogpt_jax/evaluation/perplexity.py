@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.data.batches import collate
+from dialogpt_jax.data.batches import collate, fill_up
 from dialogpt_jax.data.examples import windows
 from dialogpt_jax.likelihood import token_losses
 from dialogpt_jax.model import Params
@@ -77,8 +77,7 @@ def measure_dialogues(
     for start in range(0, len(owned), rows):
         chosen = owned[start : start + rows]
         owners_B = [dialogue for dialogue, _ in chosen]
-        filled = [example for _, example in chosen] + [chosen[0][1]] * (rows - len(chosen))  # one shape, one program
-        batch = collate(filled, longest)
+        batch = collate(fill_up([example for _, example in chosen], rows), longest)
         losses_BT = _losses(params, config, batch.tokens_BT).astype(np.float64)
         np.add.at(nats_D, owners_B, (losses_BT * batch.weights_BT).sum(axis=1)[: len(chosen)])
         np.add.at(tokens_D, owners_B, batch.weights_BT.sum(axis=1, dtype=np.float64)[: len(chosen)])

@@ -12,6 +12,8 @@ from dialogpt_jax.data.batches import (
     SortedWindows,
     collate,
     examples_hash,
+    fill_up,
+    pad_right,
     read_ahead,
     rows_multiple,
 )
@@ -221,3 +223,12 @@ def test_forty_five_short_chats_fill_no_batch_of_their_bucket():
 def test_no_example_is_an_error():
     with pytest.raises(ValueError, match="there are no examples to make batches of"):
         make([])
+
+
+def test_a_last_batch_is_filled_with_its_first_row_and_rows_are_padded_at_their_right():
+    assert fill_up(["a", "b"], 4) == ["a", "b", "a", "a"]
+    assert fill_up(["a", "b"], 2) == ["a", "b"]
+    tokens_BT, lengths_B = pad_right([[5, 6], [7, 8, 9]], 4)
+    assert tokens_BT.tolist() == [[5, 6, 0, 0], [7, 8, 9, 0]]
+    assert lengths_B.tolist() == [2, 3]
+    assert tokens_BT.dtype == lengths_B.dtype == np.int32
