@@ -6,14 +6,18 @@ of the candidates that share it.
 Letters: B rows, N candidates of a row, H heads, G = B·H or B·H·N merged, T queries, S slots, R reply slots, K head dim.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
 from dialogpt_jax.cache import KVCache, LayerCache, ReplyCache, write
 from dialogpt_jax.matmul import precision_of
 
+Part = tuple[jax.Array, jax.Array, jax.Array]  # k_GSK, v_GSK, visible
 
-def attend(q_BHNTK, parts, dropout):
+
+def attend(q_BHNTK: jax.Array, parts: Sequence[Part], dropout: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """One softmax over all parts' slots. A part is (k_GSK, v_GSK, visible), `visible` broadcasting to (B, H, N, T, S).
 
     A part of G = B·H rows is shared by the N candidates (their queries stand side by side); one of B·H·N is their own. A
@@ -40,7 +44,7 @@ def attend(q_BHNTK, parts, dropout):
     return y_BHNTK.astype(q_BHNTK.dtype)
 
 
-def causal(length: int, segments_BT):
+def causal(length: int, segments_BT: jax.Array | None) -> jax.Array:
     """Which index sees which: the earlier ones, of the same segment where texts are packed. (B or 1, 1, 1, T, T)."""
     index_T = jnp.arange(length)
     visible_BTS = (index_T[None, :] <= index_T[:, None])[None]
@@ -49,7 +53,9 @@ def causal(length: int, segments_BT):
     return visible_BTS[:, None, None]
 
 
-def prefix_part(cache, layer, k_BTHK, v_BTHK, positions_BT):
+def prefix_part(
+    cache: KVCache, layer: int, k_BTHK: jax.Array, v_BTHK: jax.Array, positions_BT: jax.Array
+) -> tuple[list[Part], KVCache]:
     """Writes into the rows' own cache; a query sees the slots up to its position."""
     rows, heads = k_BTHK.shape[0], k_BTHK.shape[2]
     slots_GT = jnp.repeat(positions_BT, heads, axis=0)
@@ -59,7 +65,9 @@ def prefix_part(cache, layer, k_BTHK, v_BTHK, positions_BT):
     return [(k_GSK, v_GSK, visible_BTS[:, None, None])], cache
 
 
-def reply_parts(cache, layer, k_BTHK, v_BTHK, positions_BT):
+def reply_parts(
+    cache: ReplyCache, layer: int, k_BTHK: jax.Array, v_BTHK: jax.Array, positions_BT: jax.Array
+) -> tuple[list[Part], ReplyCache]:
     """Writes into the replies; a query sees its row's whole prefix, and its own reply up to its position."""
     rows, heads = cache.lengths_B.shape[0], k_BTHK.shape[2]
     slots_BNT = positions_BT.reshape(rows, -1, positions_BT.shape[1]) - cache.lengths_B[:, None, None]
@@ -74,12 +82,12 @@ def reply_parts(cache, layer, k_BTHK, v_BTHK, positions_BT):
     return parts, ReplyCache(cache.prefix, cache.lengths_B, reply)
 
 
-def heads_first(x_BTHK, rows: int):
+def heads_first(x_BTHK: jax.Array, rows: int) -> jax.Array:
     """(B·N, T, H, K) → (B, H, N, T, K)."""
     return x_BTHK.reshape(rows, -1, *x_BTHK.shape[1:]).transpose(0, 3, 1, 2, 4)
 
 
-def merged(x_BTHK, rows: int):
+def merged(x_BTHK: jax.Array, rows: int) -> jax.Array:
     """(B·N, T, H, K) → (G, T, K), G = B·H·N: the cache's shape."""
     return heads_first(x_BTHK, rows).reshape(-1, x_BTHK.shape[1], x_BTHK.shape[3])
 

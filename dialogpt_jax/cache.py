@@ -74,19 +74,19 @@ def write(layer: LayerCache, k_GTK: jax.Array, v_GTK: jax.Array, slots_GT: jax.A
     The slots of a row are consecutive: `slots_GT[:, 0] + arange(T)`.
     """
 
-    def put(old_GSK, new_GTK):
+    def put(old_GSK: jax.Array, new_GTK: jax.Array) -> jax.Array:
         return jax.lax.platform_dependent(old_GSK, new_GTK, slots_GT, tpu=_select, default=_scatter)
 
     return put(layer[0], k_GTK), put(layer[1], v_GTK)
 
 
-def _scatter(old_GSK, new_GTK, slots_GT):
+def _scatter(old_GSK: jax.Array, new_GTK: jax.Array, slots_GT: jax.Array) -> jax.Array:
     rows_G1 = jnp.arange(old_GSK.shape[0])[:, None]
     # A negative slot would count from the end; it cannot occur (positions start at 0, replies at their length).
     return old_GSK.at[rows_G1, slots_GT].set(new_GTK, mode="drop", unique_indices=True)
 
 
-def _select(old_GSK, new_GTK, slots_GT):
+def _select(old_GSK: jax.Array, new_GTK: jax.Array, slots_GT: jax.Array) -> jax.Array:
     # XLA for TPU makes a slow or sequential loop of such a scatter (jax #21367, openxla/xla #12982).
     source_GS = jnp.arange(old_GSK.shape[1])[None, :] - slots_GT[:, :1]
     inside_GS = (source_GS >= 0) & (source_GS < new_GTK.shape[1])
@@ -107,7 +107,7 @@ def keep_reply(cache: ReplyCache, config: GPT2Config, chosen_B: jax.Array) -> KV
     rows, heads = chosen_B.shape[0], config.n_head
     chosen_G = jnp.repeat(chosen_B, heads)
 
-    def pick(reply_GRK):
+    def pick(reply_GRK: jax.Array) -> jax.Array:
         candidates_GNRK = reply_GRK.reshape(rows * heads, -1, *reply_GRK.shape[1:])
         return jnp.take_along_axis(candidates_GNRK, chosen_G[:, None, None, None], axis=1)[:, 0]
 

@@ -19,23 +19,28 @@ otherwise multiply in bfloat16). Statistics of LayerNorm, softmax and logits are
 Source: Radford et al. 2019; transformers' `modeling_gpt2.py` for the order of operations.
 """
 
+import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dialogpt_jax.attention import attend, causal, heads_first, prefix_part, reply_parts
+from dialogpt_jax.arguments import shown
+from dialogpt_jax.attention import Part, attend, causal, heads_first, prefix_part, reply_parts
 from dialogpt_jax.cache import KVCache, ReplyCache
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.matmul import matmul
+from dialogpt_jax.token_arrays import Array, as_tokens, check_width
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
 Cache = KVCache | ReplyCache
+CacheT = TypeVar("CacheT", KVCache, ReplyCache)
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -61,6 +66,20 @@ class Linear(nn.Module):
         return y_MO.astype(x_BTI.dtype).reshape(*x_BTI.shape[:-1], *self.out)
 
 
+class QueriesKeysValues(Linear):
+    """Three products in one, out as (3, B, T, H, K): W is (3, H, K, D).
+
+    H and K are merged before the product, or XLA for CPU would transpose the whole weight at every call; the 3 is not, so
+    that the merged axis can be divided among devices by heads.
+    """
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        kernel_3OD = self.kernel.reshape(3, -1, x_BTD.shape[-1])
+        y_3MO = matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), kernel_3OD)
+        y_3MO = y_3MO + self.bias.reshape(3, 1, -1).astype(jnp.float32)
+        return y_3MO.astype(x_BTD.dtype).reshape(3, *x_BTD.shape[:-1], *self.out[1:])
+
+
 class Attention(nn.Module):
     """Causal self-attention with or without a cache; `layer` is the block's index."""
 
@@ -69,17 +88,24 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         config, heads = self.config, (self.config.n_head, self.config.head_dim)
-        self.c_attn = Linear((3, *heads), (config.n_embd,), config.initializer_range)
+        self.c_attn = QueriesKeysValues((3, *heads), (config.n_embd,), config.initializer_range)
         self.c_proj = Linear((config.n_embd,), heads, _residual_stddev(config))
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def __call__(self, x_BTD, positions_BT, cache, segments_BT, dropout_key):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        cache: Cache | None,
+        segments_BT: jax.Array | None,
+        dropout_key: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
         probs_key, out_key = _split(dropout_key)
-        qkv_BT3HK = self.c_attn(x_BTD)
+        q_BTHK, k_BTHK, v_BTHK = self.c_attn(x_BTD)
         # Scaled before the product, so that scores do not overflow in float16.
-        q_BTHK = qkv_BT3HK[:, :, 0] * jnp.asarray(self._scale(), x_BTD.dtype)
-        k_BTHK, v_BTHK = qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
+        q_BTHK = q_BTHK * jnp.asarray(self._scale(), x_BTD.dtype)
+        parts: list[Part]
         if isinstance(cache, ReplyCache):
             rows = cache.lengths_B.shape[0]
             parts, cache = reply_parts(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
@@ -111,7 +137,7 @@ class MLP(nn.Module):
         self.c_proj = Linear((config.n_embd,), (config.mlp_dim,), _residual_stddev(config))
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def __call__(self, x_BTD, dropout_key):
+    def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         # In float32: XLA for CPU computes a bfloat16 activation and its gradient several times slower than a float32 one.
         y_BTF = _ACTIVATIONS[self.config.activation_function](self.c_fc(x_BTD).astype(jnp.float32))
         x_BTF = y_BTF.astype(x_BTD.dtype)
@@ -130,7 +156,14 @@ class Block(nn.Module):
         self.ln_2 = _layer_norm(self.config)
         self.mlp = MLP(self.config)
 
-    def __call__(self, x_BTD, positions_BT, cache, segments_BT, dropout_key):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        cache: Cache | None,
+        segments_BT: jax.Array | None,
+        dropout_key: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
         attn_key, mlp_key = _split(dropout_key)
         y_BTD, cache = self.attn(self.ln_1(x_BTD), positions_BT, cache, segments_BT, attn_key)
         x_BTD = x_BTD + y_BTD
@@ -152,8 +185,14 @@ class GPT2(nn.Module):
         self.ln_f = _layer_norm(config)
 
     def __call__(
-        self, tokens_BT, positions_BT, cache=None, segments_BT=None, dropout_key=None, checkpoint_blocks=False
-    ):
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        cache: Cache | None = None,
+        segments_BT: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        checkpoint_blocks: bool = False,
+    ) -> tuple[jax.Array, Cache | None]:
         keys = [None] * (len(self.h) + 1) if dropout_key is None else jax.random.split(dropout_key, len(self.h) + 1)
         with jax.named_scope("embed"):
             # A pad may stand past the last position: it reads some row of wpe, for `nn.Embed` gives NaN out of range.
@@ -167,7 +206,7 @@ class GPT2(nn.Module):
         return self.ln_f(x_BTD), cache
 
 
-def _checkpointed(block: Block):
+def _checkpointed(block: Block) -> Callable[..., tuple[jax.Array, Cache | None]]:
     """The block as a pure function of its parameters, whose inside is computed again for the gradient."""
     module, variables = block.unbind()
     return functools.partial(jax.checkpoint(module.apply), variables)
@@ -183,8 +222,11 @@ def _residual_stddev(config: GPT2Config) -> float:
     return config.initializer_range / math.sqrt(2 * config.n_layer)
 
 
-def _split(key):
-    return (None, None) if key is None else jax.random.split(key)
+def _split(key: jax.Array | None) -> tuple[jax.Array, jax.Array] | tuple[None, None]:
+    if key is None:
+        return None, None
+    one, other = jax.random.split(key)
+    return one, other
 
 
 def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
@@ -210,14 +252,91 @@ def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike 
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
+@functools.cache
+def _shapes(config: GPT2Config) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """The shapes of every parameter outside the blocks, by its path as `wte/embedding`, and of those of one block."""
+    params = jax.eval_shape(lambda: init_params(dataclasses.replace(config, n_layer=1), jax.random.key(0)))
+    block = params.pop("h_0")
+    return _shapes_of(params), _shapes_of(block)
+
+
+def _shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(str(entry.key) for entry in path): jnp.shape(leaf) for path, leaf in leaves}
+
+
+def check_params(params: Params, config: GPT2Config) -> None:
+    """Whether parameters are those of a config.
+
+    Raises:
+      TypeError: `config` is no `GPT2Config`, or `params` no tree of parameters.
+      ValueError: one is missing, surplus or has another shape; the message names the first.
+    """
+    if not isinstance(config, GPT2Config):
+        raise TypeError(f"config is {shown(config)}; give the GPT2Config that belongs to the parameters")
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params are {shown(params)}; give the tree that load_params and init_params return")
+    blocks = {name for name in params if str(name).startswith("h_")}
+    if len(blocks) != config.n_layer or f"h_{config.n_layer - 1}" not in blocks:
+        raise ValueError(f"the parameters have {len(blocks)} blocks; the config's n_layer is {config.n_layer}")
+    outside, block = _shapes(config)
+    _check_shapes("", {name: leaf for name, leaf in params.items() if name not in blocks}, outside)
+    for layer in range(config.n_layer):
+        _check_shapes(f"h_{layer}/", params[f"h_{layer}"], block)
+
+
+def _check_shapes(where: str, params: Params, wanted: dict[str, tuple[int, ...]]) -> None:
+    found = _shapes_of(params)
+    if found == wanted:
+        return
+    name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if name not in found or name not in wanted:
+        kind = "no" if name not in found else "a"
+        raise ValueError(f"the parameters have {kind} {where}{name}, against this config")
+    raise ValueError(f"the parameter {where}{name} has the shape {found[name]}; this config needs {wanted[name]}")
+
+
+def compute_dtype(params: Params) -> jnp.dtype:
+    """The dtype of the computation, which is the parameters'."""
+    return jnp.dtype(params["wte"]["embedding"].dtype)
+
+
+@overload
 def hidden(
     params: Params,
     config: GPT2Config,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
+    tokens_BT: Array,
+    positions_BT: Array,
+    cache: None = None,
+    *,
+    segments_BT: Array | None = None,
+    dropout_key: jax.Array | None = None,
+    checkpoint_blocks: bool = False,
+) -> tuple[jax.Array, None]: ...
+
+
+@overload
+def hidden(
+    params: Params,
+    config: GPT2Config,
+    tokens_BT: Array,
+    positions_BT: Array,
+    cache: CacheT,
+    *,
+    segments_BT: Array | None = None,
+    dropout_key: jax.Array | None = None,
+    checkpoint_blocks: bool = False,
+) -> tuple[jax.Array, CacheT]: ...
+
+
+def hidden(
+    params: Params,
+    config: GPT2Config,
+    tokens_BT: Array,
+    positions_BT: Array,
     cache: Cache | None = None,
     *,
-    segments_BT: jax.Array | None = None,
+    segments_BT: Array | None = None,
     dropout_key: jax.Array | None = None,
     checkpoint_blocks: bool = False,
 ) -> tuple[jax.Array, Cache | None]:
@@ -240,10 +359,18 @@ def hidden(
         turn 2, 2 tokens:   positions [5 6]                       → slots 5, 6, seeing 0..6
 
     Raises:
-      ValueError: `segments_BT` with a cache.
+      ValueError: the parameters are not those of the config; the shapes of tokens and positions differ; `segments_BT`
+        with a cache; without either, rows of more than `n_positions` tokens.
     """
+    check_params(params, config)
+    if tokens_BT.ndim != 2 or tokens_BT.shape != positions_BT.shape:
+        raise ValueError(
+            f"tokens have the shape {tokens_BT.shape} and positions {positions_BT.shape}; both must be (rows, tokens)"
+        )
     if cache is not None and segments_BT is not None:
         raise ValueError("segments_BT is for packed training; a cache knows its rows by their positions")
+    if cache is None and segments_BT is None:
+        check_width(config, tokens_BT)
     trunk: Any = GPT2(config)
     return trunk.apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key, checkpoint_blocks)
 
@@ -268,8 +395,15 @@ def logits(params: Params, config: GPT2Config, x: jax.Array) -> jax.Array:
         return logits_by(head_kernel(params, config), config, x)
 
 
-def forward(params: Params, config: GPT2Config, tokens_BT: jax.Array) -> jax.Array:
+def forward(params: Params, config: GPT2Config, tokens_BT: Any) -> jax.Array:
     """Float32 logits (B, T, vocab_size) of the token after each one: the plain language model, without a cache.
+
+    Args:
+      params, config: the model.
+      tokens_BT: int32 ids, an array or lists of one length, at most `n_positions`; pads must be ids too.
+
+    Raises:
+      ValueError: shape, dtype or ids do not fit (ids, where they are not traced); the message has the numbers.
 
     Example:
       >>> tokens_BT = np.array([bot.encode(["Hi!", "Hello.", "How are you?"])])
@@ -277,6 +411,8 @@ def forward(params: Params, config: GPT2Config, tokens_BT: jax.Array) -> jax.Arr
       >>> logits_BTV.shape == (*tokens_BT.shape, bot.config.vocab_size)
       True
     """
+    check_params(params, config)
+    tokens_BT = as_tokens(config, tokens_BT)
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
     x_BTD, _ = hidden(params, config, tokens_BT, positions_BT)
     return logits(params, config, x_BTD)[..., : config.vocab_size]

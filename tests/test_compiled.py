@@ -1,12 +1,15 @@
-"""The compiled decoding loop on CPU touches a cache in one way: it writes the new tokens' slots, in place.
+"""The compiled decoding loop on CPU reads weights as they lie, and touches a cache in one way: it writes, in place.
 
 A cache that is carried in another shape than the attention reads, or written by something that XLA cannot do in place,
 is copied whole at every step, and long replies become slow. So the compiled text is read here: every instruction of the
-loop's body whose result has the shape of a whole cache is counted by what it does.
+loop's body whose result has the shape of a whole cache is counted by what it does; and every one whose result has as many
+elements as a weight, for a weight that is transposed is a pass over all parameters at every token.
 
 Letters: B rows, N candidates, S cache slots.
 """
 
+import dataclasses
+import math
 import re
 from collections import Counter
 
@@ -40,23 +43,35 @@ def compiled_text(config, cache, rows, dtype):
     return program.lower(params, config, cache, ids_B, ids_B).compile().as_text()
 
 
-def work_on_whole_caches(text, shape):
-    """What the loop's body does to arrays of this shape: {operation: how often}; a fusion is its last operation."""
+def work_of_loops(text):
+    """What the loops' bodies make: (operation, shape) of each instruction that works; a fusion is its last operation."""
     blocks = dict(re.findall(r"^%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
     bodies = {
         name for name in re.findall(r"body=%?([\w.\-]+)", text) if "dot" in blocks[name] or "fusion" in blocks[name]
     }
     assert bodies, "the program has no loop"
-    wanted = re.compile(r"= \w+\[" + ",".join(map(str, shape)) + r"\]\S* ([\w\-]+)\(.*")
-    found = Counter()
     for body in bodies:
-        for line in wanted.finditer(blocks[body]):
-            operation, called = line.group(1), re.search(r"calls=%?([\w.\-]+)", line.group(0))
-            if called:
-                operation = re.search(r"ROOT \S+ = \S+ ([\w\-]+)\(", blocks[called.group(1)]).group(1)
-            if operation not in ("parameter", "get-tuple-element", "bitcast"):
-                found[operation] += 1
-    return dict(found)
+        for line in re.finditer(r"= \w+\[([\d,]*)\]\S* ([\w\-]+)\(.*", blocks[body]):
+            shape, operation = tuple(map(int, filter(None, line.group(1).split(",")))), line.group(2)
+            if operation in ("parameter", "get-tuple-element", "bitcast"):
+                continue
+            called = re.search(r"calls=%?([\w.\-]+)", line.group(0))
+            yield (last_operation(blocks[called.group(1)]) if called else operation), shape
+
+
+def last_operation(block):
+    """Of a fusion: what its root does, seen through bitcasts."""
+    made = {name: (operation, first) for name, operation, first in re.findall(
+        r"(%[\w.\-]+) = \S+ ([\w\-]+)\((%[\w.\-]+)?", block)}  # fmt: skip
+    operation, first = made[re.search(r"ROOT (%\S+)", block).group(1)]
+    while operation == "bitcast":
+        operation, first = made[first]
+    return operation
+
+
+def work_on_whole_caches(text, shape):
+    """{operation: how often} on arrays of this shape."""
+    return dict(Counter(operation for operation, found in work_of_loops(text) if found == shape))
 
 
 @pytest.mark.parametrize("config", [TINY, ODD], ids=["tiny", "odd"])
@@ -78,3 +93,31 @@ def test_a_step_of_candidates_leaves_the_prefix_alone(rows, candidates):
     heads, size = TINY.n_head, TINY.head_dim
     assert work_on_whole_caches(text, (rows * heads, SLOTS, size)) == {}
     assert work_on_whole_caches(text, (rows * candidates * heads, REPLY_SLOTS, size)) == {"scatter": 2 * TINY.n_layer}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_a_step_reads_every_weight_as_it_lies(rows, dtype):
+    """No copy, transpose or cast of a weight, whatever shape it is given on the way; sizes that nothing else has."""
+    config = dataclasses.replace(TINY, n_embd=36, n_inner=100, n_layer=2)
+    params = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0), dtype))
+    sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if math.prod(leaf.shape) > 1000}
+    assert len(sizes) == 5  # of c_attn, c_proj, the MLP's two, wte, wpe
+    cache = jax.eval_shape(lambda: init_cache(config, rows, SLOTS, dtype))
+    text = compiled_text(config, cache, rows, dtype)
+    found = Counter(operation for operation, shape in work_of_loops(text) if math.prod(shape) in sizes)
+    assert dict(found) == {}
+
+
+def test_the_weights_work_is_seen_where_there_is_some():
+    """The product that q, k and v had before: two output axes side by side, which XLA transposes at every step."""
+
+    def steps(x_MI, w_GOI):
+        def step(_, x_MI):
+            y_MGO = jax.lax.dot_general(x_MI, w_GOI, (((1,), (2,)), ((), ())))
+            return jnp.tanh(y_MGO[:, 0] + y_MGO[:, 1])
+
+        return jax.lax.fori_loop(0, STEPS, step, x_MI)
+
+    text = jax.jit(steps).lower(jnp.ones((2, 36)), jnp.ones((2, 36, 36))).compile().as_text()
+    assert [operation for operation, shape in work_of_loops(text) if math.prod(shape) == 2 * 36 * 36] == ["copy"]

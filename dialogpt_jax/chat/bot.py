@@ -29,8 +29,10 @@ from dialogpt_jax.chat.settings import (
     seed_or_drawn,
 )
 from dialogpt_jax.data.batches import fill_up, pad_right
-from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates
+from dialogpt_jax.decoding.generate import generate, generate_candidates
 from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.text.dialogue import DialogueError, TurnList, Turns, as_turns
 from dialogpt_jax.text.tokenizer import Tokenizer
 
@@ -210,7 +212,7 @@ class Bot(LanguageModel):
     def _rows_that_fit(self, dialogues: int, context: int, reply: int) -> int:
         config = self.config
         slots = few_buckets(context, config.n_positions, SHORTEST_BATCH) + bucket_of(reply, config.n_positions)
-        size = self.params["wte"]["embedding"].dtype.itemsize
+        size = compute_dtype(self.params).itemsize
         cache = 2 * config.n_layer * config.n_embd * size * slots
         logits = 4 * 4 * config.padded_vocab_size  # a few float32 copies of a row's logits are alive at once
         rows = min(DEFAULT_ROWS, 1 << (max(dialogues, 1) - 1).bit_length())

@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from dialogpt_jax.arguments import as_path, as_plain, shown
 from dialogpt_jax.chat.candidates import on_one_line
@@ -31,8 +30,9 @@ from dialogpt_jax.chat.settings import (
     seed_or_drawn,
 )
 from dialogpt_jax.decoding import stream as streaming
-from dialogpt_jax.decoding.generate import bucket_of
-from dialogpt_jax.decoding.logits import Sampling, as_arrays, describe_sampling, top_k_bucket
+from dialogpt_jax.decoding.logits import Sampling, describe_sampling
+from dialogpt_jax.decoding.request import assemble
+from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.text.dialogue import Turns, as_turns, texts_of
 
 FORMAT = "dialogpt_jax chat 1"
@@ -266,55 +266,36 @@ class Chat:
 
     def _tokens(self, context: list[int], keys_B: Any) -> Iterator[int]:
         """The reply's ids one by one. The cache is taken out, and put back when a call has returned it."""
-        params, config, sampling = self._model.params, self._model.config, as_arrays(self.sampling)
-        bucket = top_k_bucket(self.sampling, config.vocab_size)
+        params, config = self._model.params, self._model.config
         same = _shared_length(self._cached, context[:-1])
         cache, self._cache, self._cached = self._cache, None, []
         if cache is None:
-            dtype, same = params["wte"]["embedding"].dtype, 0
-            cache = streaming.empty_cache(config, 1, config.n_positions, dtype)
-        new = context[same:]
-        tokens_BT = np.zeros((1, few_buckets(len(new), config.n_positions)), np.int32)
-        tokens_BT[0, : len(new)] = new
-        lengths_B = np.array([len(context)], np.int32)
-        cache, state = streaming.start(
-            params,
+            same, cache = 0, streaming.empty_cache(config, 1, config.n_positions, compute_dtype(params))
+        request = assemble(
             config,
-            tokens_BT,
-            np.array([len(new)], np.int32),
-            np.array([same], np.int32),
-            cache,
-            np.array([min(self.max_new_tokens, config.n_positions - len(context))], np.int32),
-            keys_B,
-            sampling,
-            self._seen(context),
-            slots=bucket_of(self.max_new_tokens, config.n_positions),
-            bucket=bucket,
+            [context],
+            [len(context)],
+            sampling=self.sampling,
+            max_new_tokens=self.max_new_tokens,
+            keys=keys_B,
+            starts_B=[same],
+            width=few_buckets(len(context) - same, config.n_positions),
         )
+        state = streaming.start(params, config, request, cache)
         ids: list[int] = []
         done = False
         while not done:
-            last, finished, count, limit = jax.device_get(
-                (state.last_M, state.finished_M, state.counts_M, state.limits_M)
-            )
-            self._cache, self._cached = cache, context  # the prefill has come back sound
-            ids, done = [*ids, int(last[0])], bool(finished[0] or count[0] >= limit[0])
+            last, done_now = jax.device_get((state.last_M, state.done_M))
+            self._cache, self._cached = state.cache.prefix, context  # the prefill has come back sound
+            ids, done = [*ids, int(last[0])], bool(done_now[0])
             if not done:
                 yield ids[-1]
                 self._cache, self._cached = None, []  # an error in the step leaves nothing to trust
-                state = streaming.step(params, config, cache, lengths_B, state, keys_B, sampling, bucket=bucket)
+                state = streaming.step(params, config, state)
         self._cache, self._cached = None, []
-        self._cache = streaming.keep(config, cache, lengths_B, state.cache)
+        self._cache = streaming.keep(config, state)
         self._cached = context + ids[:-1]  # the last token drawn was never fed
         yield ids[-1]
-
-    def _seen(self, context: list[int]) -> np.ndarray | None:
-        if self.sampling.repetition_penalty is None:
-            return None
-        seen_BV = np.zeros((1, self._model.config.padded_vocab_size), bool)
-        if self.sampling.penalize_context:
-            seen_BV[0, context] = True
-        return seen_BV
 
 
 def _shared_length(one: Sequence[int], other: Sequence[int]) -> int:

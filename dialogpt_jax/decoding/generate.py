@@ -1,27 +1,25 @@
 """Prompts to replies: one prefill, one compiled loop.
 
-    tokens_BT, lengths_B ─prefill→ logits_BV, KVCache ─begin, decode→ DecodeState → Generated
+    Request ─prefill→ logits_BV, KVCache ─begin, decode→ DecodeState → Generated
 
-Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, V vocabulary (padded).
+Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, R reply slots, V vocabulary (padded).
 """
 
-import dataclasses
 import functools
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dialogpt_jax import model
 from dialogpt_jax.cache import KVCache, ReplyCache, init_cache
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.logits import Sampling, as_arrays, repeat_rows, top_k_bucket
-from dialogpt_jax.decoding.loop import StepFn, begin, decode
-
-SMALLEST_BUCKET = 16
+from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.loop import DecodeState, StepFn, begin, decode
+from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
+from dialogpt_jax.token_arrays import Array, array_library, is_traced
 
 
 @struct.dataclass
@@ -45,19 +43,13 @@ class Generated:
     logprobs: jax.Array
 
 
-def bucket_of(size: int, most: int | None = None) -> int:
-    """The next power of two from 16 on, at most `most`: few shapes, few programs."""
-    bucket = max(SMALLEST_BUCKET, 1 << (max(size, 1) - 1).bit_length())
-    return bucket if most is None else min(bucket, most)
-
-
 def prefill(
     params: model.Params,
     config: GPT2Config,
-    tokens_BT: jax.Array,
-    lengths_B: jax.Array,
+    tokens_BT: Array,
+    lengths_B: Array,
     cache: KVCache,
-    starts_B: jax.Array | None = None,
+    starts_B: Array | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Writes prompts into the cache; float32 logits_BV of the token after each row's last one.
 
@@ -68,71 +60,70 @@ def prefill(
     """
     starts_B = jnp.zeros_like(lengths_B) if starts_B is None else starts_B
     positions_BT = starts_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
-    x_BTD, written = model.hidden(params, config, tokens_BT, positions_BT, cache)
+    x_BTD, cache = model.hidden(params, config, tokens_BT, positions_BT, cache)
     last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-    return model.logits(params, config, last_BD), cast(KVCache, written)
+    return model.logits(params, config, last_BD), cache
 
 
-def model_step(params: model.Params, config: GPT2Config, prefix: KVCache, lengths_B: jax.Array) -> StepFn:
-    """The step function of a GPT-2 whose N candidates continue a shared prefix; its cache is the replies' part."""
+def begin_replies(params: model.Params, config: GPT2Config, request: Request, cache: KVCache) -> DecodeState:
+    """Prefills what the cache does not hold yet, and draws the first token of every candidate."""
+    lengths_B = request.settings.lengths_M
+    new_B = lengths_B - request.starts_B
+    logits_BV, prefix = prefill(params, config, request.tokens_BT, new_B, cache, request.starts_B)
+    settings = candidate_settings(request.settings, request.candidates)
+    rows = settings.lengths_M.shape[0]
+    reply = init_cache(config, rows, request.slots, model.compute_dtype(params))
 
-    def step(tokens_M, positions_M, reply):
-        cache = ReplyCache(prefix, lengths_B, reply)
-        x_MTD, cache = model.hidden(params, config, tokens_M[:, None], positions_M[:, None], cache)
-        return model.logits(params, config, x_MTD[:, 0]), cache.reply
+    def each(x_BV: jax.Array) -> jax.Array:
+        return jnp.repeat(x_BV, request.candidates, axis=0)
+
+    return begin(
+        each(logits_BV),
+        settings,
+        ReplyCache(prefix, lengths_B, reply),
+        slots=request.slots,
+        bucket=request.bucket,
+        eos=config.eos_token_id,
+        seen_MV=None if request.seen_BV is None else each(request.seen_BV),
+    )
+
+
+def model_step(params: model.Params, config: GPT2Config) -> StepFn:
+    """The step function of a GPT-2 whose N candidates continue a shared prefix; its cache is a `ReplyCache`."""
+
+    def step(tokens_MT: jax.Array, positions_MT: jax.Array, cache: ReplyCache) -> tuple[jax.Array, ReplyCache]:
+        x_MTD, cache = model.hidden(params, config, tokens_MT, positions_MT, cache)
+        return model.logits(params, config, x_MTD), cache
 
     return step
 
 
-def candidate_keys(keys_B: jax.Array, candidates: int) -> jax.Array:
-    """The keys of a row's candidates, M = B·N; the first is the same however many there are."""
-    fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
-    return fold(keys_B, jnp.arange(candidates)).reshape(-1)
-
-
-def seen_tokens(tokens_BT: jax.Array, lengths_B: jax.Array, vocab: int) -> jax.Array:
-    """bool (B, vocab): which ids a row holds, its pads left out."""
-    real_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
-    rows_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
-    ids_BT = jnp.where(real_BT, tokens_BT, vocab)
-    return jnp.zeros((tokens_BT.shape[0], vocab), bool).at[rows_B1, ids_BT].set(True, mode="drop")
-
-
-@functools.partial(jax.jit, static_argnames=("config", "candidates", "slots", "bucket"))
-def _generate(params, config, tokens_BT, lengths_B, limits_B, keys_B, sampling, *, candidates, slots, bucket):
-    rows = tokens_BT.shape[0]
-    dtype = params["wte"]["embedding"].dtype
-    cache = init_cache(config, rows, tokens_BT.shape[1], dtype)
-    logits_BV, prefix = prefill(params, config, tokens_BT, lengths_B, cache)
-
-    def each(x_B):
-        return jnp.repeat(x_B, candidates, axis=0)
-
-    seen_MV = None
-    if sampling.repetition_penalty is not None and sampling.penalize_context:
-        seen_MV = each(seen_tokens(tokens_BT, lengths_B, config.padded_vocab_size))
-    how = {"sampling": repeat_rows(sampling, candidates), "bucket": bucket, "eos": config.eos_token_id}
-    keys_M = candidate_keys(keys_B, candidates)
-    reply = init_cache(config, rows * candidates, slots, dtype)
-    state = begin(each(logits_BV), each(limits_B), keys_M, reply, slots=slots, seen_MV=seen_MV, **how)
-    state = decode(model_step(params, config, prefix, lengths_B), state, each(lengths_B), keys_M, **how)
+@functools.partial(jax.jit, static_argnames="config")
+def reply_program(params: model.Params, config: GPT2Config, request: Request) -> Generated:
+    """Every reply to a request; fields are (M, …), tokens and log-probabilities one bucket wide."""
+    rows, width = request.tokens_BT.shape
+    cache = init_cache(config, rows, width, model.compute_dtype(params))
+    state = begin_replies(params, config, request, cache)
+    state = decode(model_step(params, config), state)
     return Generated(state.tokens_MR, state.counts_M, state.finished_M, state.logprobs_MR)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rows_on", "candidates", "slots", "bucket"))
-def _generate_sharded(params, config, tokens_BT, lengths_B, limits_B, keys_B, sampling, *, rows_on, **static):
-    """`_generate` on each device of a mesh, for its own rows: it ends when they have.
+@functools.partial(jax.jit, static_argnames=("config", "rows_on"))
+def reply_program_on_mesh(
+    params: model.Params, config: GPT2Config, request: Request, *, rows_on: NamedSharding
+) -> Generated:
+    """`reply_program` on each device of a mesh, for its own rows: it ends when they have.
 
     The partitioner does not see that rows share nothing, and would gather all rows' keys and values at every cache write.
     """
-    every, rows = PartitionSpec(), rows_on.spec
-    specs = (every, rows, rows, rows, rows, jax.tree.map(lambda x: rows if x.ndim else every, sampling))
+    rows = rows_on.spec
 
-    def one_device(params, tokens_BT, lengths_B, limits_B, keys_B, sampling):
-        return _generate(params, config, tokens_BT, lengths_B, limits_B, keys_B, sampling, **static)
+    def one_device(params: model.Params, request: Request) -> Generated:
+        return reply_program(params, config, request)
 
+    specs = (PartitionSpec(), rows)
     run = jax.shard_map(one_device, mesh=rows_on.mesh, in_specs=specs, out_specs=rows, check_vma=False)
-    return run(params, tokens_BT, lengths_B, limits_B, keys_B, sampling)
+    return run(params, request)
 
 
 def generate_candidates(
@@ -160,40 +151,17 @@ def generate_candidates(
       >>> out.tokens.shape
       (1, 4, 8)
     """
-    out = _replies(params, config, tokens_BT, lengths_B, candidates, sampling, max_new_tokens, keys)
-    return jax.device_put(out)
-
-
-def _replies(params, config, tokens_BT, lengths_B, candidates, sampling, max_new_tokens, keys) -> Generated:
-    """As NumPy arrays (B, N, …): cut on the host, another `max_new_tokens` of the same bucket compiles nothing."""
-    _check_whole("candidates", candidates)
-    _check_whole("max_new_tokens", max_new_tokens)
-    tokens_BT, lengths_B = _checked(config, tokens_BT, lengths_B, keys)
-    rows, length = tokens_BT.shape
-    _check_sampling(sampling, rows)
-    padded = np.pad(tokens_BT, ((0, 0), (0, bucket_of(length, config.n_positions) - length)))
-    limits_B = np.minimum(max_new_tokens, config.n_positions - lengths_B).astype(np.int32)
-    arguments = (params, config, padded, lengths_B, limits_B, keys, as_arrays(sampling))
-    static = {
-        "candidates": candidates,
-        "slots": bucket_of(max_new_tokens, config.n_positions),
-        "bucket": top_k_bucket(sampling, config.vocab_size),
-    }
-    if isinstance(keys.sharding, NamedSharding):
-        out = _generate_sharded(*arguments, rows_on=keys.sharding, **static)
-    else:
-        out = _generate(*arguments, **static)
-
-    def shaped(x_MR, pad) -> Any:
-        x_BNR = np.asarray(x_MR).reshape(rows, candidates, -1)[..., :max_new_tokens]
-        return np.pad(x_BNR, ((0, 0), (0, 0), (0, max_new_tokens - x_BNR.shape[2])), constant_values=pad)
-
-    return Generated(
-        tokens=shaped(out.tokens, config.eos_token_id),
-        lengths=cast(jax.Array, np.asarray(out.lengths).reshape(rows, candidates)),
-        finished=cast(jax.Array, np.asarray(out.finished).reshape(rows, candidates)),
-        logprobs=shaped(out.logprobs, 0.0),
+    model.check_params(params, config)
+    request = assemble(
+        config,
+        tokens_BT,
+        lengths_B,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        keys=keys,
+        candidates=candidates,
     )
+    return _on_device(_run(params, config, request, int(max_new_tokens)))
 
 
 def generate(
@@ -209,7 +177,8 @@ def generate(
     """A reply to each prompt, in one compiled call.
 
     Compiled once for each number of rows, bucket of T (a power of two from 16 on) and bucket of `max_new_tokens`; numbers
-    in `sampling` are traced.
+    in `sampling` are traced. It may be called inside `jit` too, with `config` and `max_new_tokens` static; values that are
+    traced are not checked.
 
     Args:
       params, config: the model; it computes in the parameters' dtype.
@@ -218,7 +187,8 @@ def generate(
       sampling: how a token is chosen.
       max_new_tokens: the most tokens of a reply, its EOS included. A row also stops at the model's last position.
       keys: (B,) `jax.random.key`s, one a row. With a `NamedSharding` over their rows, each device of its mesh replies to
-        its rows; the parameters may lie on that mesh however they like, and are gathered once a call.
+        its rows; the parameters may lie on that mesh however they like, and are gathered once a call. (Keys that are
+        traced show no sharding: the partitioner then divides the program, more slowly.)
 
     Raises:
       ValueError: shapes, lengths, ids or keys do not fit; the message has the numbers.
@@ -232,44 +202,33 @@ def generate(
       >>> out.tokens.shape
       (2, 8)
     """
-    out = _replies(params, config, tokens_BT, lengths_B, 1, sampling, max_new_tokens, keys)
-    return jax.device_put(jax.tree.map(lambda x: x[:, 0], out))
+    model.check_params(params, config)
+    request = assemble(config, tokens_BT, lengths_B, sampling=sampling, max_new_tokens=max_new_tokens, keys=keys)
+    out = _run(params, config, request, int(max_new_tokens))
+    return _on_device(jax.tree.map(lambda x: x[:, 0], out))
 
 
-def _check_whole(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+def _run(params: model.Params, config: GPT2Config, request: Request, length: int) -> Generated:
+    """Fields (B, N, …), `length` tokens wide; NumPy's where nothing is traced."""
+    keys = request.settings.keys_M
+    if not is_traced(keys) and isinstance(keys.sharding, NamedSharding):
+        out = reply_program_on_mesh(params, config, request, rows_on=keys.sharding)
+    else:
+        out = reply_program(params, config, request)
+    library = array_library(out.tokens)  # NumPy: cut on the host, another length of the same bucket compiles nothing
+    leading = (request.tokens_BT.shape[0], request.candidates)
+
+    def shaped(x_MR: jax.Array, pad: Any) -> Any:
+        x_BNR = library.asarray(x_MR).reshape(*leading, -1)[..., :length]
+        return library.pad(x_BNR, ((0, 0), (0, 0), (0, length - x_BNR.shape[2])), constant_values=pad)
+
+    return Generated(
+        tokens=shaped(out.tokens, config.eos_token_id),
+        lengths=library.asarray(out.lengths).reshape(leading),
+        finished=library.asarray(out.finished).reshape(leading),
+        logprobs=shaped(out.logprobs, 0.0),
+    )
 
 
-def _check_sampling(sampling: Sampling, rows: int) -> None:
-    for field in dataclasses.fields(sampling):
-        shape = np.shape(getattr(sampling, field.name))
-        if shape not in ((), (rows,)):
-            raise ValueError(f"{field.name} has the shape {shape}; expected one number, or one for each of {rows} rows")
-
-
-def _checked(config, tokens_BT, lengths_B, keys) -> tuple[np.ndarray, np.ndarray]:
-    """The prompts on the host, as int32, found sound."""
-    tokens_BT, lengths_B = np.asarray(tokens_BT), np.asarray(lengths_B)
-    if tokens_BT.ndim != 2 or 0 in tokens_BT.shape:
-        raise ValueError(f"tokens have the shape {tokens_BT.shape}; expected (rows, tokens), neither of them 0")
-    for name, array in (("tokens", tokens_BT), ("lengths", lengths_B)):
-        if not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"{name} are {array.dtype}; expected integers")
-    rows, length = tokens_BT.shape
-    if not isinstance(keys, jax.Array) or not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        raise ValueError(
-            f"keys are {getattr(keys, 'dtype', type(keys).__name__)}; expected an array of `jax.random.key`s"
-        )
-    if lengths_B.shape != (rows,) or keys.shape != (rows,):
-        raise ValueError(f"{rows} rows of tokens, lengths of shape {lengths_B.shape} and keys of shape {keys.shape}")
-    if lengths_B.min() < 1 or lengths_B.max() > length:
-        raise ValueError(f"lengths run from {lengths_B.min()} to {lengths_B.max()}; each must be 1 to {length}")
-    if lengths_B.max() > config.n_positions:
-        raise ValueError(f"a prompt has {lengths_B.max()} tokens; n_positions is {config.n_positions}")
-    real_BT = np.arange(length)[None] < lengths_B[:, None]
-    wrong = tokens_BT[real_BT & ((tokens_BT < 0) | (tokens_BT >= config.vocab_size))]
-    if wrong.size:
-        raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {config.vocab_size}")
-    # A pad may hold anything, but the embedding gives NaN out of range, and 0 · NaN poisons a masked sum.
-    return np.where(real_BT, tokens_BT, 0)[:, : config.n_positions].astype(np.int32), lengths_B.astype(np.int32)
+def _on_device(out: Generated) -> Generated:
+    return out if is_traced(out.tokens) else jax.device_put(out)

@@ -17,13 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from dialogpt_jax.arguments import shown
+from dialogpt_jax.token_arrays import Array, array_library
+
 TOP_K_BUCKETS = (16, 64, 256, 1024)
 # Halvings of a log-probability interval 40 wide: the threshold is known to 4e-8, float32's own precision near 1.
 _BISECTIONS = 30
+# A set that holds all of `top_p` but this is enough: a few roundings of sums near 1, so that .5 + .3 is .8.
+_ENOUGH = 3e-7
 # A colder temperature is taken for this: no logit over it is beyond float32, and a lead of 1e-6 decides.
 _COLDEST = 1e-8
 
-Number = float | int | jax.Array | None
+Number = float | int | np.ndarray | np.number | jax.Array | None
 
 
 @struct.dataclass
@@ -32,8 +37,10 @@ class Sampling:
 
     Attributes:
       temperature: divides the logits; `None` (or 0, made `None`) takes the best token: greedy.
-      top_k: only the k best (ties with the last of them stay), 1 to 1024.
-      top_p: only the smallest set of best tokens that holds this probability, over 0 to 1 (Holtzman et al. 2019).
+      top_k: only the k best, 1 to 1024. Ties with the last of them stay, as far as they are among the best 16, 64, 256 or
+        1024: the first of these that is over k (at 1024 none stay).
+      top_p: only the smallest set of best tokens that holds this probability, over 0 to 1 (Holtzman et al. 2019), to
+        within 3e-7. Of ties with the last of them, as many stay as are needed, the last by id; without `top_k`, all.
       min_p: only tokens at least this fraction as probable as the best, 0 to 1 (Nguyen et al. 2024).
       repetition_penalty: logits of seen tokens are divided by it where positive, else multiplied (Keskar et al. 2019);
         over 0, 1 changes nothing.
@@ -43,7 +50,7 @@ class Sampling:
     Numbers may be scalars or arrays with one value a row.
 
     Raises:
-      ValueError: a number out of range (arrays are not checked).
+      ValueError: a number out of range (jax's arrays are not looked at).
 
     Example:
       >>> bot.reply("Hi!", sampling=dg.Sampling(temperature=0.8, top_k=50, top_p=0.9))
@@ -76,16 +83,25 @@ def _is_number(value: Any) -> bool:
 
 
 def _check(name: str, value: Any, *, low: float, high: float, open_low: bool = False, whole: bool = False) -> None:
-    if isinstance(value, str | bool):
+    if isinstance(value, str | bool | bytes | np.bool_):
         raise ValueError(f"{name} is {value!r}; it must be a number")
-    if isinstance(value, list | tuple):  # a pytree of its own, not one leaf
-        raise ValueError(f"{name} is {value!r}; for one number a row, give an array")
-    if not _is_number(value):  # None, or an array or tracer
-        return
-    inside = (low < value if open_low else low <= value) and value <= high
-    if not inside or (whole and value != int(value)):
+    if isinstance(value, list | tuple | dict):  # a pytree of its own, not one leaf
+        raise ValueError(f"{name} is {shown(value)}; for one number a row, give an array")
+    if value is None or isinstance(value, jax.Array) or not (hasattr(value, "__array__") or _is_number(value)):
+        return  # left out, not to be looked at, or what jax puts in a tree for a moment
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "iuf":
+        raise ValueError(f"{name} is {shown(value)}; it must be a number")
+    if numbers.ndim:
+        open_low = open_low and name != "temperature"  # 0 for some rows: they take their best token
+    inside = ((low < numbers) if open_low else (low <= numbers)) & (numbers <= high)
+    if whole:
+        inside &= numbers == np.floor(numbers)
+    if not inside.all():
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} is {value}; it must be {kind} {'over' if open_low else 'from'} {low:g} to {high:g}")
+        wrong = value if numbers.ndim == 0 else f"{shown(value)}, of which {numbers[~inside].flat[0]}"
+        limits = f"{'over' if open_low else 'from'} {low:g} to {high:g}"
+        raise ValueError(f"{name} is {wrong}; it must be {kind} {limits}")
 
 
 GREEDY = Sampling(temperature=None)
@@ -95,7 +111,7 @@ PAPER = Sampling(top_k=10)  # arXiv 1911.00536, section 3.3: top-k sampling, k =
 def top_k_bucket(sampling: Sampling, vocab_size: int) -> int | None:
     """How many of the best tokens a program takes: static, the next of `TOP_K_BUCKETS` above the largest `top_k`.
 
-    Above, not at: a tie with the last of the k is then seen, and stays, as in transformers.
+    Above, not at: a tie with the last of the k is then seen, and stays, as in transformers. Ties past the bucket go.
     """
     if sampling.temperature is None or sampling.top_k is None:
         return None
@@ -105,20 +121,22 @@ def top_k_bucket(sampling: Sampling, vocab_size: int) -> int | None:
     return min(next((b for b in TOP_K_BUCKETS if b > largest), TOP_K_BUCKETS[-1]), vocab_size)
 
 
-def as_arrays(sampling: Sampling) -> Sampling:
-    """The same with every number a float32 array, so that 1 and 1.0 are one program."""
+def by_row(sampling: Sampling, rows: int) -> Sampling:
+    """The same with every number float32 and once for each row, so that 1, 1.0 and one value a row are one program.
 
-    def as_array(x):
-        if isinstance(x, jax.Array):
-            return x.astype(jnp.float32)
-        return jax.device_put(np.asarray(x, np.float32))  # converted on the host, which compiles nothing
+    Raises:
+      ValueError: a number is given for more or fewer rows.
+    """
 
-    return jax.tree.map(as_array, sampling)
+    def each(path: Any, number: Any) -> Array:
+        library = array_library(number)
+        if np.shape(number) not in ((), (rows,)):
+            raise ValueError(
+                f"{path[0].name} has the shape {np.shape(number)}; expected one number, or one for each of {rows} rows"
+            )
+        return library.broadcast_to(library.asarray(number, library.float32), (rows,))
 
-
-def repeat_rows(sampling: Sampling, times: int) -> Sampling:
-    """The sampling of B rows as that of B·N: values given per row are repeated."""
-    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0) if jnp.ndim(x) else x, sampling)
+    return jax.tree_util.tree_map_with_path(each, sampling)
 
 
 def penalize(logits_MV: jax.Array, seen_MV: jax.Array, penalty: Number) -> jax.Array:
@@ -140,11 +158,23 @@ def keep_top_k(best_MK: jax.Array, top_k: Number) -> jax.Array:
 
 
 def keep_nucleus_sorted(best_MK: jax.Array, top_p: Number) -> jax.Array:
-    """Of logits in falling order, each whose better ones together hold less than `top_p`; the others −inf."""
+    """Of logits in falling order, each whose better ones together hold less than `top_p`; the others −inf.
+
+    Of equals, in order of their ids, the last stay: so transformers has it, which cuts a rising order at its other end.
+
+        probabilities [.5 .3 .1 .1], top_p .8 → [.5 .3]; top_p .85 → [.5 .3 – .1]
+    """
     probs_MK = jax.nn.softmax(best_MK, axis=-1)
     before_MK = jnp.cumsum(probs_MK, axis=-1) - probs_MK
-    first_K = jnp.arange(best_MK.shape[1])[None] == 0  # rounding may not take the best away
-    return jnp.where((before_MK < _column(top_p)) | (_column(top_p) >= 1) | first_K, best_MK, -jnp.inf)
+    place_K = jnp.arange(best_MK.shape[1])[None]
+    # The best stays, however the sums round.
+    short_MK = (before_MK < _column(top_p) - _ENOUGH) | (place_K == 0) | (_column(top_p) >= 1)
+    count_M1 = short_MK.sum(axis=-1, keepdims=True)
+    last_M1 = jnp.take_along_axis(best_MK, count_M1 - 1, axis=1)
+    better_M1 = (best_MK > last_M1).sum(axis=-1, keepdims=True)
+    upto_M1 = better_M1 + (best_MK == last_M1).sum(axis=-1, keepdims=True)  # the end of the equals
+    kept_MK = (place_K < better_M1) | ((place_K >= upto_M1 - (count_M1 - better_M1)) & (place_K < upto_M1))
+    return jnp.where(kept_MK, best_MK, -jnp.inf)
 
 
 def keep_nucleus(logits_MV: jax.Array, top_p: Number) -> jax.Array:
@@ -155,9 +185,9 @@ def keep_nucleus(logits_MV: jax.Array, top_p: Number) -> jax.Array:
     logprobs_MV = jax.nn.log_softmax(logits_MV, axis=-1)
     probs_MV = jnp.exp(logprobs_MV)
     best_M1 = logprobs_MV.max(axis=-1, keepdims=True)
-    goal_M1 = jnp.broadcast_to(_column(top_p), best_M1.shape)
+    goal_M1 = jnp.broadcast_to(_column(top_p), best_M1.shape) - _ENOUGH
 
-    def halve(_, bounds):
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_M1, high_M1 = bounds  # tokens over `low` hold top_p, those over `high` do not
         middle_M1 = (low_M1 + high_M1) / 2
         held_M1 = jnp.sum(jnp.where(logprobs_MV >= middle_M1, probs_MV, 0.0), axis=-1, keepdims=True)
@@ -165,7 +195,7 @@ def keep_nucleus(logits_MV: jax.Array, top_p: Number) -> jax.Array:
         return jnp.where(enough_M1, middle_M1, low_M1), jnp.where(enough_M1, high_M1, middle_M1)
 
     low_M1, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (best_M1 - 40.0, best_M1 + 1e-3))
-    return jnp.where((logprobs_MV >= jnp.minimum(low_M1, best_M1)) | (goal_M1 >= 1), logits_MV, -jnp.inf)
+    return jnp.where((logprobs_MV >= jnp.minimum(low_M1, best_M1)) | (_column(top_p) >= 1), logits_MV, -jnp.inf)
 
 
 def keep_min_p(logits_MX: jax.Array, min_p: Number) -> jax.Array:

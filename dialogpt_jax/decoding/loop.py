@@ -2,11 +2,12 @@
 
     logits_MV ─begin→ DecodeState ─advance→ DecodeState ─advance→ …            `decode` advances until every row is done
 
-Tests drive it with Markov chains; a stream calls the same `advance` one step at a time. Rows share nothing: each brings
-its key, and token t of a reply is drawn with `fold_in(key, t)`, t counting the reply's own tokens; so a row draws the same
-alone, in a batch, streamed or in one go.
+Tests drive it with Markov chains; a stream calls the same `advance` one step at a time. Rows share nothing: the state holds
+for each where it stands, its key and its sampling, and token t of a reply is drawn with `fold_in(key, t)`, t counting the
+reply's own tokens; so a row draws the same alone, in a batch, streamed or in one go, and another row may take its place.
 
-Letters: M rows (all candidates of all prompts), R reply slots, V vocabulary (padded).
+Letters: M rows (all candidates of all prompts), T tokens that a step feeds (1 for now), R reply slots, V vocabulary
+(padded).
 """
 
 import dataclasses
@@ -19,8 +20,25 @@ from flax import struct
 
 from dialogpt_jax.decoding.logits import Sampling, choose
 
-# tokens_M, positions_M, cache → logits_MV (float32) of the next token, cache
+# tokens_MT, positions_MT, cache → logits_MTV (float32) of the token after each, and the cache with these tokens in it
 StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+@struct.dataclass
+class RowSettings:
+    """What each row brings, and keeps while its reply lasts; every array has one value a row.
+
+    Attributes:
+      lengths_M: int32, tokens of the context that the reply continues.
+      limits_M: int32, the most tokens that the reply may get.
+      keys_M: one `jax.random.key` a row.
+      sampling: how its tokens are chosen; each number that is on is a float32 array (M,).
+    """
+
+    lengths_M: jax.Array
+    limits_M: jax.Array
+    keys_M: jax.Array
+    sampling: Sampling
 
 
 @struct.dataclass
@@ -28,108 +46,110 @@ class DecodeState:
     """What a decoding loop carries.
 
     Attributes:
+      settings: what each row brought.
       tokens_MR: int32, the reply so far; EOS where nothing is written.
       logprobs_MR: float32, log-probability of each by the model's own distribution; 0 where nothing is written.
       counts_M: int32, tokens of the reply, its EOS included.
       finished_M: bool, EOS was drawn.
-      limits_M: int32, the most tokens the row may get.
       last_M: int32, the last token drawn. It is not in the cache yet: a step begins by feeding it.
       seen_MV: bool, tokens that the repetition penalty looks at; `None` without one.
       cache: what the step function carries.
+      bucket: static, how many of the best tokens `top_k` chooses from (`top_k_bucket`).
+      eos: static, the id that ends a reply.
     """
 
+    settings: RowSettings
     tokens_MR: jax.Array
     logprobs_MR: jax.Array
     counts_M: jax.Array
     finished_M: jax.Array
-    limits_M: jax.Array
     last_M: jax.Array
     seen_MV: jax.Array | None
     cache: Any
+    bucket: int | None = struct.field(pytree_node=False)
+    eos: int = struct.field(pytree_node=False)
 
     @property
     def done_M(self) -> jax.Array:
         """A row is done when it has ended, or has all the tokens it may get."""
-        return self.finished_M | (self.counts_M >= self.limits_M)
+        return self.finished_M | (self.counts_M >= jnp.minimum(self.settings.limits_M, self.tokens_MR.shape[1]))
 
 
 def begin(
     logits_MV: jax.Array,
-    limits_M: jax.Array,
-    keys_M: jax.Array,
+    settings: RowSettings,
     cache: Any,
     *,
     slots: int,
-    sampling: Sampling,
     bucket: int | None,
     eos: int,
     seen_MV: jax.Array | None = None,
 ) -> DecodeState:
-    """The state after the first token of each reply, drawn from the prefill's logits."""
+    """The state after the first token of each reply, drawn from the prefill's logits.
+
+    Args:
+      logits_MV: of the token after each context.
+      settings, cache, bucket, eos: as in `DecodeState`.
+      slots: R, the most tokens that any reply may get.
+      seen_MV: tokens that count as seen from the start, for the repetition penalty.
+    """
     rows = logits_MV.shape[0]
-    if sampling.repetition_penalty is not None and seen_MV is None:
+    if settings.sampling.repetition_penalty is None:
+        seen_MV = None
+    elif seen_MV is None:
         seen_MV = jnp.zeros(logits_MV.shape, bool)
     state = DecodeState(
+        settings=settings,
         tokens_MR=jnp.full((rows, slots), eos, jnp.int32),
         logprobs_MR=jnp.zeros((rows, slots), jnp.float32),
         counts_M=jnp.zeros(rows, jnp.int32),
         finished_M=jnp.zeros(rows, bool),
-        limits_M=jnp.minimum(limits_M, slots),
         last_M=jnp.full(rows, eos, jnp.int32),
         seen_MV=seen_MV,
         cache=cache,
+        bucket=bucket,
+        eos=eos,
     )
-    return _record(state, logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos)
+    return _record(state, logits_MV)
 
 
-def advance(
-    step_fn: StepFn,
-    state: DecodeState,
-    lengths_M: jax.Array,
-    keys_M: jax.Array,
-    *,
-    sampling: Sampling,
-    bucket: int | None,
-    eos: int,
-) -> DecodeState:
+def advance(step_fn: StepFn, state: DecodeState) -> DecodeState:
     """One step: feeds each row's last token, draws the next. A row that is done stands still.
 
     The token that is fed is number `counts − 1` of the reply, so it stands at position `lengths + counts − 1`. A row that
     is done feeds its last token again, to the same slot.
+
+        context [a b c], reply so far [x y]:  lengths 3, counts 2 → feeds y at position 4, draws the third token
     """
-    positions_M = lengths_M + jnp.maximum(state.counts_M - 1, 0)
-    logits_MV, cache = step_fn(state.last_M, positions_M, state.cache)
-    return _record(
-        dataclasses.replace(state, cache=cache), logits_MV, keys_M, sampling=sampling, bucket=bucket, eos=eos
-    )
+    positions_M = state.settings.lengths_M + jnp.maximum(state.counts_M - 1, 0)
+    logits_MTV, cache = step_fn(state.last_M[:, None], positions_M[:, None], state.cache)
+    return _record(dataclasses.replace(state, cache=cache), logits_MTV[:, 0])
 
 
-def decode(
-    step_fn: StepFn,
-    state: DecodeState,
-    lengths_M: jax.Array,
-    keys_M: jax.Array,
-    *,
-    sampling: Sampling,
-    bucket: int | None,
-    eos: int,
-) -> DecodeState:
+def decode(step_fn: StepFn, state: DecodeState) -> DecodeState:
     """Steps until every row is done."""
     return jax.lax.while_loop(
         lambda state: ~jnp.all(state.done_M),
-        lambda state: advance(step_fn, state, lengths_M, keys_M, sampling=sampling, bucket=bucket, eos=eos),
+        lambda state: advance(step_fn, state),
         state,
     )
 
 
-def _record(state, logits_MV, keys_M, *, sampling, bucket, eos):
+def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
     """Draws a token for each row that is not done, and writes it down."""
+    settings = state.settings
     with jax.named_scope("sample"):
         uniforms_M = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
-            keys_M, state.counts_M
+            settings.keys_M, state.counts_M
         )
         drawn_M = choose(
-            logits_MV, uniforms_M, state.counts_M, state.seen_MV, sampling=sampling, bucket=bucket, eos=eos
+            logits_MV,
+            uniforms_M,
+            state.counts_M,
+            state.seen_MV,
+            sampling=settings.sampling,
+            bucket=state.bucket,
+            eos=state.eos,
         )
         chosen_M = jnp.take_along_axis(logits_MV, drawn_M[:, None], axis=1)[:, 0]
         logprob_M = chosen_M - jax.nn.logsumexp(logits_MV, axis=-1)
@@ -144,7 +164,7 @@ def _record(state, logits_MV, keys_M, *, sampling, bucket, eos):
         tokens_MR=state.tokens_MR.at[rows_M, slot_M].set(drawn_M, mode="drop"),
         logprobs_MR=state.logprobs_MR.at[rows_M, slot_M].set(logprob_M, mode="drop"),
         counts_M=state.counts_M + going_M,
-        finished_M=state.finished_M | (going_M & (drawn_M == eos)),
+        finished_M=state.finished_M | (going_M & (drawn_M == state.eos)),
         last_M=jnp.where(going_M, drawn_M, state.last_M),
         seen_MV=seen_MV,
     )

@@ -4,6 +4,7 @@ Letters: B rows, T tokens, N candidates of a row, R tokens of a reply, M = B·N,
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from dialogpt_jax.cache import init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import prefill
 from dialogpt_jax.likelihood import token_losses
-from dialogpt_jax.model import Params, hidden, logits
+from dialogpt_jax.model import Params, check_params, compute_dtype, hidden, logits
+from dialogpt_jax.token_arrays import array_library, as_integers, as_lengths, as_tokens, check_width
 
 
 @struct.dataclass
@@ -35,18 +37,20 @@ class Scores:
     mean: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def score(
-    params: Params, config: GPT2Config, tokens_BT: jax.Array, starts_B: jax.Array, lengths_B: jax.Array
-) -> Scores:
+def score(params: Params, config: GPT2Config, tokens_BT: Any, starts_B: Any, lengths_B: Any) -> Scores:
     """Log-probabilities of replies, equal to the `logprobs` that `generate` reports for them.
 
+    One compiled call; it may be called inside `jit` too, with `config` static.
+
     Args:
-      tokens_BT: int32, context and reply, right-padded.
-      starts_B: int32, where the reply begins, at least 1.
+      tokens_BT: int32, context and reply, right-padded; at most `n_positions` wide.
+      starts_B: int32, where the reply begins, up to the row's length; the first token of a row has no score.
       lengths_B: int32, real tokens of the row; what stands in the pads changes nothing.
 
         tokens [c c c r r pad], start 3, length 5:   logprobs [0 0 0 x x 0]
+
+    Raises:
+      ValueError: shapes, starts, lengths or ids do not fit, as far as they are at hand; the message has the numbers.
 
     Example:
       >>> context, reply = bot.encode(["Hi!"]), bot.encode(["Hello."])  # each ends in EOS
@@ -55,23 +59,28 @@ def score(
       >>> bool(scores.total[0] < 0)
       True
     """
+    check_params(params, config)
+    tokens_BT = as_integers("tokens", tokens_BT, ndim=2)
+    check_width(config, tokens_BT)
+    rows, length = tokens_BT.shape
+    lengths_B = as_lengths("lengths", lengths_B, rows, least=1, most=length)
+    starts_B = as_lengths("starts", starts_B, rows, least=0, most=lengths_B)
+    return _score(params, config, as_tokens(config, tokens_BT, lengths_B), starts_B, lengths_B)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _score(
+    params: Params, config: GPT2Config, tokens_BT: jax.Array, starts_B: jax.Array, lengths_B: jax.Array
+) -> Scores:
     index_T = jnp.arange(tokens_BT.shape[1])[None]
-    # A pad may hold anything, but the embedding gives NaN out of range, and 0 · NaN poisons a masked sum.
-    tokens_BT = jnp.where(index_T < lengths_B[:, None], tokens_BT, 0)
     reply_BT = (index_T >= jnp.maximum(starts_B, 1)[:, None]) & (index_T < lengths_B[:, None])
     logprobs_BT = jnp.where(reply_BT, -token_losses(params, config, tokens_BT), 0.0)
     total_B = logprobs_BT.sum(axis=1)
     return Scores(logprobs_BT, total_B, total_B / jnp.maximum(reply_BT.sum(axis=1), 1))
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def score_candidates(
-    params: Params,
-    config: GPT2Config,
-    context_BT: jax.Array,
-    lengths_B: jax.Array,
-    replies_BNR: jax.Array,
-    counts_BN: jax.Array,
+    params: Params, config: GPT2Config, context_BT: Any, lengths_B: Any, replies_BNR: Any, counts_BN: Any
 ) -> Scores:
     """Log-probabilities of N replies to each context, which is computed once and shared; fields are (B, N, …).
 
@@ -79,13 +88,42 @@ def score_candidates(
       context_BT: int32, right-padded; `lengths_B` real tokens each.
       replies_BNR: int32, right-padded; `counts_BN` real tokens each, EOS included where it counts.
 
-    Context and reply together must fit into `n_positions`.
+    Raises:
+      ValueError: as `score`; or a context and a reply do not fit into `n_positions` together.
     """
+    check_params(params, config)
+    context_BT = as_integers("contexts", context_BT, ndim=2)
+    rows, length = context_BT.shape
+    lengths_B = as_lengths("lengths", lengths_B, rows, least=1, most=min(length, config.n_positions))
+    replies_BNR = as_integers("replies", replies_BNR, ndim=3)
+    counts_BN = as_integers("counts", counts_BN, ndim=2)
+    if replies_BNR.shape[0] != rows or replies_BNR.shape[:2] != counts_BN.shape:
+        shapes = f"replies of shape {replies_BNR.shape} and counts of shape {counts_BN.shape}"
+        raise ValueError(f"{rows} contexts, {shapes}; give (rows, candidates, tokens) and (rows, candidates)")
+    candidates, slots = replies_BNR.shape[1:]
+    library = array_library(lengths_B, counts_BN)
+    room_M = library.minimum(slots, library.repeat(config.n_positions - lengths_B, candidates))
+    counts_M = as_lengths("counts", counts_BN.reshape(-1), rows * candidates, least=0, most=room_M)
+    replies_MR = as_tokens(config, replies_BNR.reshape(-1, slots), counts_M, name="replies")
+    context_BT = as_tokens(config, context_BT, lengths_B)
+    return _score_candidates(
+        params, config, context_BT, lengths_B, replies_MR.reshape(replies_BNR.shape), counts_M.reshape(counts_BN.shape)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _score_candidates(
+    params: Params,
+    config: GPT2Config,
+    context_BT: jax.Array,
+    lengths_B: jax.Array,
+    replies_BNR: jax.Array,
+    counts_BN: jax.Array,
+) -> Scores:
     rows, candidates, slots = replies_BNR.shape
     real_BNR = jnp.arange(slots)[None, None] < counts_BN[..., None]
-    replies_MR = jnp.where(real_BNR, replies_BNR, 0).reshape(-1, slots)
-    context_BT = jnp.where(jnp.arange(context_BT.shape[1])[None] < lengths_B[:, None], context_BT, 0)
-    empty = init_cache(config, rows, context_BT.shape[1], params["wte"]["embedding"].dtype)
+    replies_MR = replies_BNR.reshape(-1, slots)
+    empty = init_cache(config, rows, context_BT.shape[1], compute_dtype(params))
     first_BV, prefix = prefill(params, config, context_BT, lengths_B, empty)
     positions_MR = jnp.repeat(lengths_B, candidates)[:, None] + jnp.arange(slots)[None]
     cache = init_reply(config, prefix, lengths_B, candidates, slots)

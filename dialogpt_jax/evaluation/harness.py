@@ -32,8 +32,9 @@ from dialogpt_jax.chat.settings import (
     row_keys,
 )
 from dialogpt_jax.data.batches import fill_up, pad_right
-from dialogpt_jax.decoding.generate import bucket_of, generate
+from dialogpt_jax.decoding.generate import generate
 from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe_sampling
+from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.replies import Reply, as_line, read_replies, save_replies

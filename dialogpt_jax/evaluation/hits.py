@@ -10,7 +10,7 @@ import numpy as np
 
 from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.data.batches import fill_up, pad_right
-from dialogpt_jax.decoding.generate import bucket_of
+from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.score import score_candidates
 from dialogpt_jax.evaluation.contexts import Context
 

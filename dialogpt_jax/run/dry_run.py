@@ -20,8 +20,9 @@ import jax.numpy as jnp
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.example_options import MAX_LENGTH
-from dialogpt_jax.decoding import generate as decoding
-from dialogpt_jax.decoding.logits import Sampling, top_k_bucket
+from dialogpt_jax.decoding.generate import reply_program_on_mesh
+from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.request import Request, assemble
 from dialogpt_jax.model import init_params
 from dialogpt_jax.parallel.chips import CHIPS, Chip, forward_flops, training_flops
 from dialogpt_jax.parallel.mesh import make_mesh
@@ -152,23 +153,14 @@ def lower_decoding(config, mesh, *, rows, length, max_new_tokens, sampling, dtyp
     """`generate` with parameters and rows on a mesh, lowered from shapes alone."""
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
     params, on = _placed(params, shardings(params, mesh)), decode_sharding(mesh)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    tokens_BT = _shape((rows, decoding.bucket_of(length, config.n_positions)), jnp.int32, on)
-    whole_B, keys_B = _shape((rows,), jnp.int32, on), _shape((rows,), keys.dtype, on)
-    numbers = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), sampling)
-    return decoding._generate_sharded.lower(  # the program that `generate` runs, without its checks on values
-        params,
-        config,
-        tokens_BT,
-        whole_B,
-        whole_B,
-        keys_B,
-        numbers,
-        rows_on=on,
-        candidates=1,
-        slots=decoding.bucket_of(max_new_tokens, config.n_positions),
-        bucket=top_k_bucket(sampling, config.vocab_size),
-    )
+
+    def request() -> Request:
+        contexts_BT, lengths_B = jnp.zeros((rows, length), jnp.int32), jnp.full(rows, length, jnp.int32)
+        keys = jax.random.split(jax.random.key(0), rows)
+        return assemble(config, contexts_BT, lengths_B, sampling=sampling, max_new_tokens=max_new_tokens, keys=keys)
+
+    shapes = jax.tree.map(lambda x: _shape(x.shape, x.dtype, on), jax.eval_shape(request))
+    return reply_program_on_mesh.lower(params, config, shapes, rows_on=on)
 
 
 def _compiled(name: str, lowered: Any, flops: float, chip: Chip, devices: int, start: float) -> CompiledProgram:

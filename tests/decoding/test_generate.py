@@ -1,10 +1,9 @@
-"""The loop: on toy Markov chains with a known best path, then on a small GPT-2 against the same model without a cache.
+"""`generate` on a small GPT-2, against the same model without a cache, batch or compiled loop.
 
 Letters: B rows, N candidates of a row, M = B·N, T prompt tokens, R reply slots, V vocabulary.
 """
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,10 @@ import pytest
 from compile_counter import count_compilations
 from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, next_logits, prompts
 from scipy.special import log_softmax
-from scipy.stats import chi2
 
-from dialogpt_jax.chat.settings import row_keys
-from dialogpt_jax.decoding.generate import bucket_of, generate, generate_candidates, seen_tokens
-from dialogpt_jax.decoding.logits import GREEDY, Sampling, as_arrays, choose, top_k_bucket
-from dialogpt_jax.decoding.loop import advance, begin, decode
+from dialogpt_jax.decoding.generate import generate, generate_candidates
+from dialogpt_jax.decoding.logits import GREEDY, Sampling, by_row, choose, top_k_bucket
+from dialogpt_jax.decoding.request import bucket_of
 
 # float32 log-probabilities of logits about 1 wide: sums over other numbers of slots round differently.
 TOLERANCE = 2e-5
@@ -52,194 +49,6 @@ def assert_same(one, other):
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=TOLERANCE)
 
 
-# Toy chains: no model. The cache keeps a diary of what each step fed.
-
-END = 5
-BEST = np.array([1, 2, 3, END, 4, END])  # the best token after each; 4 goes on for ever
-
-
-def chain_logits(tokens_M):
-    return 5.0 * jax.nn.one_hot(jnp.asarray(BEST)[tokens_M], 6)
-
-
-def chain_step(tokens_M, positions_M, diary):
-    steps = diary["steps"]
-    diary = {
-        "steps": steps + 1,
-        "tokens": diary["tokens"].at[steps].set(tokens_M),
-        "positions": diary["positions"].at[steps].set(positions_M),
-    }
-    return chain_logits(tokens_M), diary
-
-
-def blank_diary(rows):
-    return {"steps": jnp.int32(0), **{k: jnp.full((30, rows), -1, jnp.int32) for k in ("tokens", "positions")}}
-
-
-def chain_begin(starts, limits, *, slots=16, sampling=GREEDY, keys=None, logits=chain_logits):
-    """States of replies that continue the tokens `starts`, and how to go on."""
-    rows = len(starts)
-    keys = jax.random.split(jax.random.key(0), rows) if keys is None else keys
-    how = {"sampling": as_arrays(sampling), "bucket": None, "eos": END}
-    limits_M = jnp.asarray(limits, jnp.int32)
-    return begin(logits(jnp.asarray(starts)), limits_M, keys, blank_diary(rows), slots=slots, **how), keys, how
-
-
-PROMPT_LENGTHS = np.array([7, 1, 3, 9, 2])
-
-
-def test_each_row_takes_its_best_path_to_its_own_end():
-    state, keys, how = chain_begin([0, 2, 4, 1, 3], [16] * 4 + [1])
-    state = jax.jit(lambda state: decode(chain_step, state, PROMPT_LENGTHS, keys, **how))(state)
-    e = END
-    expected = [[1, 2, 3, e], [3, e], [4] * 16, [2, 3, e]]
-    for row, path in enumerate(expected):
-        assert state.tokens_MR[row].tolist() == path + [e] * (16 - len(path))
-    # min_new_tokens is 1: the last row may not end at once, so it takes the first of the others, and is cut.
-    assert state.tokens_MR[4].tolist() == [0] + [e] * 15
-    assert state.counts_M.tolist() == [4, 2, 16, 3, 1]
-    assert state.finished_M.tolist() == [True, True, False, True, False]
-    usual = 5 - np.log(np.exp(5) + 5)
-    np.testing.assert_allclose(state.logprobs_MR[0], [usual] * 4 + [0] * 12, atol=TOLERANCE)
-    np.testing.assert_allclose(state.logprobs_MR[4, 0], -np.log(np.exp(5) + 5), atol=TOLERANCE)
-    assert int(state.cache["steps"]) == 15  # the first of 16 tokens comes from the prefill
-
-
-@pytest.mark.parametrize("limits", [[3, 5, 2, 4, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
-def test_the_loop_stops_when_all_are_done(limits):
-    state, keys, how = chain_begin([4] * 5, limits)  # a chain that never ends by itself
-    state = jax.jit(lambda state: decode(chain_step, state, PROMPT_LENGTHS, keys, **how))(state)
-    assert state.counts_M.tolist() == limits
-    assert not state.finished_M.any()
-    assert int(state.cache["steps"]) == max(max(limits) - 1, 0)
-    for row, limit in enumerate(limits):
-        assert state.tokens_MR[row].tolist() == [4] * limit + [END] * (16 - limit)
-
-
-def test_it_stops_when_all_have_ended_by_themselves():
-    state, keys, how = chain_begin([0, 2], [16, 16])
-    state = jax.jit(lambda state: decode(chain_step, state, np.array([3, 4]), keys, **how))(state)
-    assert int(state.cache["steps"]) == 3  # 1 2 3 END: the first of the four is the prefill's
-
-
-def test_a_limit_over_the_slots_is_the_slots():
-    state, keys, how = chain_begin([4, 0], [99, 99], slots=4)
-    state = jax.jit(lambda state: decode(chain_step, state, np.array([3, 4]), keys, **how))(state)
-    assert state.counts_M.tolist() == [4, 4]
-
-
-def test_each_step_feeds_the_last_token_at_its_position():
-    state, keys, how = chain_begin([0, 2, 4, 1, 3], [16, 16, 6, 16, 1])
-    state = jax.jit(lambda state: decode(chain_step, state, PROMPT_LENGTHS, keys, **how))(state)
-    steps, counts_M = int(state.cache["steps"]), state.counts_M
-    for row in range(5):
-        last = int(counts_M[row]) - 1  # a row that is done feeds its last token again, to the same place
-        fed = [min(step, last) for step in range(steps)]
-        assert state.cache["positions"][:steps, row].tolist() == [PROMPT_LENGTHS[row] + i for i in fed]
-        assert state.cache["tokens"][:steps, row].tolist() == [int(state.tokens_MR[row, i]) for i in fed]
-
-
-def test_a_row_that_is_done_stands_still():
-    sampling = Sampling(repetition_penalty=1.0)
-    state, keys, how = chain_begin([0, 2, 4, 1, 3], [16, 16, 3, 16, 1], sampling=sampling)
-    step = jax.jit(lambda state: advance(chain_step, state, PROMPT_LENGTHS, keys, **how))
-
-    def shown(state, row):
-        names = ("tokens_MR", "logprobs_MR", "counts_M", "finished_M", "last_M", "seen_MV")
-        return {name: np.asarray(getattr(state, name)[row]).tolist() for name in names}
-
-    stood = 0
-    for _ in range(12):
-        after = step(state)
-        for row in np.flatnonzero(state.done_M):
-            assert shown(after, row) == shown(state, row)
-            stood += 1
-        for row in np.flatnonzero(~state.done_M):
-            assert int(after.counts_M[row]) == int(state.counts_M[row]) + 1
-        state = after
-    assert stood > 20
-
-
-def test_seen_tokens_are_those_of_the_reply():
-    state, keys, how = chain_begin([0, 4], [3, 3], sampling=Sampling(temperature=0, repetition_penalty=1.0))
-    state = jax.jit(lambda state: decode(chain_step, state, np.array([3, 4]), keys, **how))(state)
-    assert [np.flatnonzero(row).tolist() for row in state.seen_MV] == [[1, 2, 3], [4]]
-
-
-def test_a_context_s_seen_tokens_leave_its_pads_out():
-    tokens_BT = jnp.array([[3, 1, 1, 0, 5], [2, 0, 4, 4, 1]])
-    got_BV = seen_tokens(tokens_BT, jnp.array([3, 2]), 6)
-    assert [np.flatnonzero(row).tolist() for row in got_BV] == [[1, 3], [0, 2]]
-
-
-RANDOM_CHAIN = 1.5 * np.random.default_rng(5).standard_normal((6, 6)).astype(np.float32)
-RANDOM_CHAIN[:, END] = -1.0
-
-
-def random_chain(tokens_M):
-    return jnp.asarray(RANDOM_CHAIN)[tokens_M]
-
-
-def bits_of(counts, probs):
-    expected = probs * counts.sum()
-    return ((counts - expected) ** 2 / expected).sum() / chi2.isf(1e-5, counts.size - 1)
-
-
-def test_steps_draw_independently():
-    """Three tokens together follow the chain: one key for all steps, or a step that forgets its row, shows here."""
-    rows = 20_000
-    how_to_draw = Sampling(min_new_tokens=3)
-    keys = jax.random.split(jax.random.key(2), rows)
-
-    @jax.jit
-    def draw_replies(keys):
-        state, _, how = chain_begin([0] * rows, [3] * rows, sampling=how_to_draw, keys=keys, logits=random_chain)
-
-        def step(tokens_M, _, diary):
-            return random_chain(tokens_M), diary
-
-        return decode(step, state, jnp.ones(rows, jnp.int32), keys, **how).tokens_MR[:, :3]
-
-    tokens_M3 = np.asarray(draw_replies(keys))
-    assert tokens_M3.max() < END
-    counts = np.zeros((5, 5, 5))
-    np.add.at(counts, tuple(tokens_M3.T), 1)
-    table = np.exp(RANDOM_CHAIN[:, :5].astype(np.float64))
-    table /= table.sum(axis=1, keepdims=True)
-    probs = table[0][:, None, None] * table[:5, :, None] * table[None, :5]
-    assert bits_of(counts, probs) < 1
-    assert bits_of(counts, table[0][:, None, None] * table[0][None, :, None] * table[None, :5]) > 10
-
-
-def test_a_draw_counts_the_reply_s_tokens_and_not_the_steps():
-    """Rows that are at different places of their replies, as after a resumed stream, draw what they draw alone."""
-    states, expected = [], []
-    for row, taken in enumerate((1, 4, 2)):
-        state, keys, how = chain_begin(
-            [0], [12], sampling=Sampling(min_new_tokens=12), keys=KEYS[row : row + 1], logits=random_chain
-        )
-        advance_one = jax.jit(functools.partial(_advance_random, **{k: how[k] for k in ("bucket", "eos")}))
-        state = state.replace(cache=None)
-        for step in range(10):
-            if step == taken:
-                states.append(state)
-            state = advance_one(state, keys, how["sampling"])
-        expected.append(np.asarray(state.tokens_MR[0]))
-    together = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
-    for _ in range(10):
-        together = advance_one(together, KEYS[:3], how["sampling"])
-    for row in range(3):
-        np.testing.assert_array_equal(together.tokens_MR[row, :11], expected[row][:11])
-
-
-def _advance_random(state, keys, sampling, *, bucket, eos):
-    def step(tokens_M, _, cache):
-        return random_chain(tokens_M), cache
-
-    ones_M = jnp.ones_like(state.counts_M)
-    return advance(step, state, ones_M, keys, sampling=sampling, bucket=bucket, eos=eos)
-
-
 # The GPT-2, against a loop in Python that runs the whole text through the model for each token.
 
 
@@ -258,7 +67,7 @@ def by_hand(row, sampling, steps=STEPS, candidate=0):
             uniform[None],
             np.array([len(reply)], np.int32),
             seen_V[None],
-            sampling=as_arrays(sampling),
+            sampling=by_row(sampling, 1),
             bucket=bucket,
             eos=CONFIG.eos_token_id,
         )
@@ -453,65 +262,3 @@ def test_the_counter_counts():
 )
 def test_buckets_are_powers_of_two(size, most, bucket):
     assert bucket_of(size, most) == bucket
-
-
-# Bad input.
-
-GOOD = {"tokens": TOKENS, "lengths": LENGTHS, "max_new_tokens": 4, "keys": KEYS, "sampling": GREEDY, "candidates": 1}
-LONG = np.zeros((4, 60), int)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"tokens": TOKENS[0]}, "shape (12,)"),
-        ({"tokens": TOKENS[:0], "lengths": LENGTHS[:0]}, "(0, 12)"),
-        ({"tokens": TOKENS[:, :0]}, "(4, 0)"),
-        ({"tokens": TOKENS.astype(float)}, "float64"),
-        ({"lengths": LENGTHS.astype(np.float32)}, "float32"),
-        ({"lengths": LENGTHS[:3]}, "(3,)"),
-        ({"lengths": LENGTHS - 1}, "from 0 to 11"),
-        ({"lengths": LENGTHS + 1}, "from 2 to 13; each must be 1 to 12"),
-        ({"tokens": LONG, "lengths": np.array([1, 49, 48, 2])}, "49 tokens; n_positions is 48"),
-        ({"tokens": np.where(TOKENS[0, 0] == TOKENS, 61, TOKENS)}, "61 is outside the vocabulary of 61"),
-        ({"tokens": np.where(TOKENS[0, 0] == TOKENS, -1, TOKENS)}, "-1 is outside"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"max_new_tokens": -2}, "-2"),
-        ({"max_new_tokens": 2.5}, "2.5"),
-        ({"max_new_tokens": True}, "True"),
-        ({"max_new_tokens": "3"}, "'3'"),
-        ({"candidates": 0}, "candidates is 0"),
-        ({"candidates": 1.5}, "1.5"),
-        ({"keys": KEYS[:3]}, "(3,)"),
-        ({"keys": KEYS[0]}, "shape ()"),
-        ({"keys": jax.random.PRNGKey(0)}, "uint32"),
-        ({"keys": np.arange(4)}, "int64"),
-        ({"keys": None}, "NoneType"),
-        ({"sampling": Sampling(temperature=np.array([0.5, 1.0]))}, "temperature has the shape (2,)"),
-        ({"sampling": Sampling(top_k=np.ones((4, 1)))}, "top_k has the shape (4, 1)"),
-    ],
-    ids=str,
-)
-def test_bad_input_is_one_clear_line(change, said):
-    given = {**GOOD, **change}
-    tokens, lengths = given.pop("tokens"), given.pop("lengths")
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        generate_candidates(PARAMS, CONFIG, tokens, lengths, **given)
-    assert "\n" not in str(caught.value)
-
-
-# Whose key is whose.
-
-
-def test_keys_differ_by_seed_place_turn_and_attempt():
-    settings = [(seed, place, turn, attempt) for seed in (0, 1, 2**32, 2**63 - 1) for place in (0, 1, 2)
-                for turn in (1, 2, 3) for attempt in (0, 1, 2)]  # fmt: skip
-    data = [jax.random.key_data(row_keys(s, [p], [t], [a]))[0].tolist() for s, p, t, a in settings]
-    assert len({tuple(words) for words in data}) == len(settings)
-
-
-def test_a_row_s_key_is_the_same_alone_and_in_a_batch():
-    batch = jax.random.key_data(row_keys(7, [5, 0, 9], [1, 2, 3]))
-    for row, (place, turn) in enumerate([(5, 1), (0, 2), (9, 3)]):
-        np.testing.assert_array_equal(batch[row], jax.random.key_data(row_keys(7, [place], [turn]))[0])
-        np.testing.assert_array_equal(batch[row], jax.random.key_data(row_keys(7, [place], [turn], [0]))[0])

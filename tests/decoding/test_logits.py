@@ -10,45 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compile_counter import count_compilations
+from decoding.drawing import EOS, VOCAB, choose_all, draw_logits, softmax
 from scipy.stats import chi2
 
-from dialogpt_jax.decoding import logits as warpers
-from dialogpt_jax.decoding.logits import (
-    GREEDY,
-    PAPER,
-    Sampling,
-    as_arrays,
-    choose,
-    describe_sampling,
-    draw,
-    top_k_bucket,
-)
+from dialogpt_jax.decoding.logits import GREEDY, Sampling, by_row, choose, draw, top_k_bucket
 
 # A right program fails once in 1e5 seeds; the seed is fixed, so it does not. A wrong one must be beyond 1e-12.
 RIGHT, WRONG = 1e-5, 1e-12
 # float32: cumulative sums and log-softmax over 50,000 ids.
 TOLERANCE = 3e-6
 
-VOCAB, EOS, DRAWS = 24, 5, 8000
+DRAWS = 8000
 LAST_UNIFORM = 1 - 2**-24  # a hair above the largest that jax.random.uniform gives, 1 − 2^-23
 ORDER = ("repetition_penalty", "min_new_tokens", "temperature", "top_k", "top_p", "min_p")
 
 
-def draw_logits(rows, vocab=VOCAB, seed=0, scale=2.0):
-    logits_MV = scale * np.random.default_rng(seed).standard_normal((rows, vocab)).astype(np.float32)
-    if vocab > EOS:
-        logits_MV[:, EOS] = logits_MV.max(axis=1) - 0.3  # EOS is likely, so that forbidding it shows
-    return logits_MV
-
-
 LOGITS = draw_logits(3)
 SEEN = np.random.default_rng(7).random((3, VOCAB)) < 0.5
-
-
-def softmax(x_V):
-    e_V = np.exp(x_V - x_V.max())
-    return e_V / e_V.sum()
 
 
 def probabilities(logits_V, seen_V, count, numbers, *, order=ORDER, mistake=None):
@@ -85,7 +63,7 @@ def probabilities(logits_V, seen_V, count, numbers, *, order=ORDER, mistake=None
 def draw_with_keys(logits_MV, seen_MV, counts_M, keys_MJ, sampling):
     """J draws for each row: one uniform a key, as a step of the loop draws it."""
     times = keys_MJ.shape[1]
-    sampling = warpers.repeat_rows(sampling, times)
+    sampling = jax.tree.map(lambda x: jnp.repeat(x, times), sampling)
     drawn_N = choose(
         jnp.repeat(logits_MV, times, axis=0),
         jax.vmap(jax.random.uniform)(keys_MJ.reshape(-1)),
@@ -145,7 +123,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_draws_follow_the_distribution(case):
     numbers, mistakes = CASES[case]
-    sampling = as_arrays(Sampling(**{"min_new_tokens": None, **numbers}))
+    sampling = by_row(Sampling(**{"min_new_tokens": None, **numbers}), 3)
     keys_MJ = jax.random.split(jax.random.key(11), (3, DRAWS))
     counts_M = np.array([2, 2, 2], np.int32)
     drawn_MV = np.asarray(draw_with_keys(LOGITS, SEEN, counts_M, keys_MJ, sampling))
@@ -172,164 +150,14 @@ def test_each_row_has_its_own_numbers():
     ]
     sampling = Sampling(**{name: np.array([row[name] for row in numbers]) for name in numbers[0]})
     keys_MJ = jax.random.split(jax.random.key(12), (3, DRAWS))
-    drawn_MV = np.asarray(draw_with_keys(LOGITS, SEEN, np.full(3, 2, np.int32), keys_MJ, as_arrays(sampling)))
+    drawn_MV = np.asarray(draw_with_keys(LOGITS, SEEN, np.full(3, 2, np.int32), keys_MJ, by_row(sampling, 3)))
     for m in range(3):
         assert misfit(drawn_MV[m], probabilities(LOGITS[m], SEEN[m], 2, numbers[m]))[0] < 1
         other = numbers[(m + 1) % 3]
         assert misfit(drawn_MV[m], probabilities(LOGITS[m], SEEN[m], 2, other))[1] > 1
 
 
-# What each step keeps, exactly.
-
-
-def kept(x):
-    return np.isfinite(np.asarray(x))
-
-
-@pytest.mark.parametrize("k", [1, 2, 7, 23, 24, 1000])
-def test_top_k_keeps_the_k_best(k):
-    falling_MK = -np.sort(-draw_logits(3, seed=1), axis=1)
-    np.testing.assert_array_equal(kept(warpers.keep_top_k(falling_MK, k)).sum(axis=1), [min(k, VOCAB)] * 3)
-
-
-def test_top_k_keeps_ties_with_the_last():
-    falling_MK = jnp.array([[3.0, 2.0, 2.0, 2.0, 1.0], [3.0, 3.0, 2.0, 1.0, 0.0]])
-    got_MK = kept(warpers.keep_top_k(falling_MK, jnp.array([2.0, 1.0])))
-    np.testing.assert_array_equal(got_MK, [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
-
-
-@pytest.mark.parametrize("top_k", [16, 64])
-def test_ties_with_the_last_are_seen_where_k_is_a_bucket(top_k):
-    logits_MV = np.zeros((2, 300), np.float32)
-    logits_MV[:, :top_k] = 1.0
-    logits_MV[1, top_k] = 1.0  # in this row one more is as good
-    sampling = Sampling(top_k=top_k)
-    bucket = top_k_bucket(sampling, 300)
-    for row, best in ((0, top_k), (1, top_k + 1)):
-        uniforms_J = (np.arange(4 * best, dtype=np.float32) + 0.5) / (4 * best)
-        drawn_J = choose_all(logits_MV[row], uniforms_J, sampling=sampling, bucket=bucket)
-        assert set(drawn_J.tolist()) == set(range(best))
-
-
-@pytest.mark.parametrize(
-    ("top_k", "bucket"),
-    [
-        (1, 16),
-        (15, 16),
-        (16, 64),
-        (63, 64),
-        (64, 256),
-        (256, 1024),
-        (1024, 1024),
-        (np.array([3, 70]), 256),
-        (None, None),
-    ],
-)
-def test_a_bucket_is_above_k(top_k, bucket):
-    assert top_k_bucket(Sampling(top_k=top_k), 50304) == bucket
-    assert top_k_bucket(Sampling(top_k=top_k), 10) == (None if bucket is None else 10)
-    assert top_k_bucket(Sampling(temperature=0, top_k=top_k), 50304) is None
-
-
-def nucleus_by_sorting(logits_V, top_p):
-    order_V = np.argsort(-logits_V, kind="stable")
-    probs_V = softmax(logits_V.astype(np.float64))[order_V]
-    kept_V = np.zeros(len(logits_V), bool)
-    kept_V[order_V[: int((np.cumsum(probs_V) - probs_V < top_p).sum())]] = True
-    return kept_V
-
-
-@pytest.mark.parametrize("top_p", [1e-9, 0.05, 0.3, 0.5, 0.9, 0.99])
-def test_nucleus_is_the_smallest_set_that_holds_p(top_p):
-    logits_MV = draw_logits(40, seed=2)
-    expected_MV = np.array([nucleus_by_sorting(row, top_p) for row in logits_MV])
-    np.testing.assert_array_equal(kept(warpers.keep_nucleus(logits_MV, top_p)), expected_MV)
-    order_MV = np.argsort(-logits_MV, axis=1, kind="stable")
-    got_MK = kept(warpers.keep_nucleus_sorted(np.take_along_axis(logits_MV, order_MV, 1), top_p))
-    np.testing.assert_array_equal(got_MK, np.take_along_axis(expected_MV, order_MV, 1))
-
-
-@pytest.mark.parametrize("top_p", [1, 1.0])
-def test_a_nucleus_of_one_keeps_everything(top_p):
-    logits_MV = draw_logits(3, seed=3, scale=30.0)  # probabilities down to 1e-50, which no sum notices
-    for keep in (warpers.keep_nucleus, warpers.keep_nucleus_sorted):
-        assert kept(keep(-np.sort(-logits_MV, axis=1), top_p)).all()
-
-
-def test_a_set_that_holds_exactly_p_is_enough():
-    probs_MV = np.array([[0.5, 0.25, 0.125, 0.125], [0.25, 0.5, 0.125, 0.125]], np.float32)
-    got_MV = kept(warpers.keep_nucleus(np.log(probs_MV), 0.5))
-    np.testing.assert_array_equal(got_MV, [[1, 0, 0, 0], [0, 1, 0, 0]])
-    np.testing.assert_array_equal(kept(warpers.keep_nucleus_sorted(np.log(probs_MV[:1]), 0.5)), [[1, 0, 0, 0]])
-
-
-def peaked_logits(rows, vocab=50304, real=50257):
-    """As a language model's: a few likely ids, a long tail by Zipf's law, in any order; the pad −inf."""
-    random = np.random.default_rng(4)
-    logits_MV = np.full((rows, vocab), -np.inf, np.float32)
-    for m in range(rows):
-        tail_V = -1.4 * np.log(np.arange(1, real + 1)) + 0.5 * random.standard_normal(real)
-        logits_MV[m, :real] = random.permutation(tail_V) - 30 * m  # wherever the logits lie
-    return logits_MV
-
-
-@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.99])
-def test_nucleus_over_a_whole_vocabulary(top_p):
-    logits_MV = peaked_logits(3)
-    got_MV = kept(jax.jit(warpers.keep_nucleus)(logits_MV, jnp.float32(top_p)))
-    sizes = []
-    for logits_V, got_V in zip(logits_MV, got_MV, strict=True):
-        probs_V = softmax(logits_V.astype(np.float64))
-        assert probs_V[got_V].min() > probs_V[~got_V].max(), "a better one is left out"
-        assert probs_V[got_V].sum() >= top_p - TOLERANCE
-        assert probs_V[got_V].sum() - probs_V[got_V].min() < top_p + TOLERANCE
-        sizes.append(int(got_V.sum()))
-    assert max(sizes) < 45_000
-    if top_p >= 0.9:
-        assert min(sizes) > 50  # more than a handful: the bisection had something to find
-
-
-def test_min_p_keeps_those_near_the_best():
-    probs_MV = np.array([[0.5, 0.26, 0.2, 0.04], [0.1, 0.7, 0.15, 0.05]], np.float32)
-    got_MV = kept(warpers.keep_min_p(np.log(probs_MV), jnp.array([0.5, 0.1])))
-    np.testing.assert_array_equal(got_MV, [[1, 1, 0, 0], [1, 1, 1, 0]])
-    assert kept(warpers.keep_min_p(np.log(probs_MV), 0.0)).all()
-    np.testing.assert_array_equal(kept(warpers.keep_min_p(np.log(probs_MV), 1.0)).sum(axis=1), [1, 1])
-
-
-def test_a_penalty_lowers_seen_tokens_of_either_sign():
-    logits_MV = jnp.array([[2.0, -2.0, 0.0, 1.0], [2.0, -2.0, 0.0, 1.0]])
-    seen_MV = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)
-    got_MV = warpers.penalize(logits_MV, seen_MV, 2.0)
-    np.testing.assert_array_equal(got_MV, [[1.0, -4.0, 0.0, 1.0], [2.0, -2.0, 0.0, 1.0]])
-
-
-def test_no_end_before_the_minimum():
-    logits_MV = np.zeros((3, VOCAB), np.float32)
-    got_MV = kept(warpers.forbid_early_end(logits_MV, np.array([0, 1, 2]), 2, EOS))
-    assert got_MV[:, EOS].tolist() == [False, False, True]
-    assert np.delete(got_MV, EOS, axis=1).all()
-
-
 # The draw.
-
-
-choose_jitted = jax.jit(choose, static_argnames=("bucket", "eos"))
-
-
-def choose_all(logits_V, uniforms_J, *, sampling, bucket=None, seen_V=None, count=1):
-    """One row's token at each of many uniforms."""
-    times = len(uniforms_J)
-    drawn_J = choose_jitted(
-        np.tile(logits_V, (times, 1)),
-        np.asarray(uniforms_J, np.float32),
-        np.full(times, count, np.int32),
-        None if seen_V is None else np.tile(seen_V, (times, 1)),
-        sampling=as_arrays(sampling),
-        bucket=bucket,
-        eos=EOS,
-    )
-    return np.asarray(drawn_J)
 
 
 def test_a_draw_is_the_inverse_of_the_cumulative_sum():
@@ -438,80 +266,3 @@ def test_greedy_has_the_processors_too():
     sampling = Sampling(temperature=0, repetition_penalty=2.0, min_new_tokens=2)
     assert choose_all(logits_V, UNIFORMS, sampling=sampling, seen_V=seen_V, count=1)[0] == 9
     assert choose_all(logits_V, UNIFORMS, sampling=sampling, seen_V=seen_V, count=2)[0] == EOS
-
-
-# `Sampling` itself.
-
-
-def test_numbers_are_leaves_and_none_is_structure():
-    one, other = Sampling(temperature=0.5, top_k=3), Sampling(temperature=2, top_k=40.0)
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    assert jax.tree.structure(one) != jax.tree.structure(Sampling(temperature=0.5))
-    assert jax.tree.structure(one) != jax.tree.structure(Sampling(temperature=0.5, top_k=3, penalize_context=True))
-    assert {(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(as_arrays(other))} == {(np.dtype("float32"), ())}
-
-
-def test_whole_numbers_and_fractions_are_one_program():
-    program = jax.jit(lambda sampling: sampling.temperature * 2)
-    program(as_arrays(Sampling(temperature=0.5)))
-    with count_compilations() as programs:
-        for number in (1, 2.0, np.float64(3), np.float32(4), np.int64(5)):
-            assert float(program(as_arrays(Sampling(temperature=number)))) == 2 * number
-    assert programs == []
-
-
-def test_named_samplings():
-    assert Sampling(temperature=0) == GREEDY
-    assert GREEDY.temperature is None
-    assert (PAPER.top_k, PAPER.temperature, PAPER.top_p) == (10, 1.0, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("temperature", -0.1, "-0.1"),
-        ("temperature", np.float32(-1), "-1"),
-        ("temperature", 1e5, "100000"),
-        ("temperature", float("inf"), "inf"),
-        ("temperature", float("nan"), "nan"),
-        ("temperature", "warm", "'warm'"),
-        ("temperature", True, "True"),
-        ("temperature", [0.5, 0.7], "array"),
-        ("top_k", 0, "from 1 to 1024"),
-        ("top_k", -3, "-3"),
-        ("top_k", 1025, "1025"),
-        ("top_k", 2.5, "whole"),
-        ("top_k", float("nan"), "nan"),
-        ("top_p", 0, "over 0 to 1"),
-        ("top_p", 1.01, "1.01"),
-        ("top_p", float("nan"), "nan"),
-        ("min_p", -0.01, "-0.01"),
-        ("min_p", 1.01, "from 0 to 1"),
-        ("repetition_penalty", 0, "over 0"),
-        ("repetition_penalty", -1.2, "-1.2"),
-        ("min_new_tokens", -1, "-1"),
-        ("min_new_tokens", 1.5, "whole"),
-    ],
-)
-def test_a_number_out_of_range_is_one_clear_line(name, value, said):
-    with pytest.raises(ValueError, match=name) as caught:
-        Sampling(**{name: value})
-    message = str(caught.value)
-    assert said in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    "numbers",
-    [{"top_k": 1}, {"top_k": 1024}, {"top_k": 3.0}, {"top_p": 1}, {"min_p": 0}, {"min_p": 1}, {"temperature": 1e4}],
-)
-def test_the_ends_of_each_range_are_inside(numbers):
-    Sampling(**numbers)
-
-
-def test_settings_are_described():
-    assert describe_sampling(GREEDY) == "greedy"
-    assert describe_sampling(Sampling(temperature=0.7, top_k=50, top_p=0.9)) == "temperature 0.7, top_k 50, top_p 0.9"
-    assert "penalize_context" in describe_sampling(Sampling(repetition_penalty=1.2, penalize_context=True))
-    assert "min_new_tokens 0" in describe_sampling(Sampling(min_new_tokens=0))
-    assert "temperature [0.5 0.7]" in describe_sampling(Sampling(temperature=np.array([0.5, 0.7])))

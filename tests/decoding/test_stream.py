@@ -10,15 +10,16 @@ import pytest
 from compile_counter import count_compilations
 from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, prompts
 
-from dialogpt_jax.decoding.generate import generate, prefill, seen_tokens
-from dialogpt_jax.decoding.logits import GREEDY, Sampling, as_arrays, top_k_bucket
+from dialogpt_jax.decoding.generate import generate, prefill
+from dialogpt_jax.decoding.logits import GREEDY, Sampling
+from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.stream import empty_cache, keep, start, step
 
 # float32 logits about 4 wide: sums over other numbers of slots round differently.
 TOLERANCE = 2e-5
 
 FULL = Sampling(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.3, penalize_context=True, min_new_tokens=3)
-STEPS, SLOTS = 12, 16
+STEPS = 12
 CUT = np.array([5, 1, 9, 1])  # tokens that a first part holds of each prompt
 
 
@@ -34,41 +35,28 @@ def extend(tokens_BT, lengths_B, cache, starts_B):
     return prefill(PARAMS, CONFIG, tokens_BT, lengths_B, cache, starts_B)
 
 
+def make_request(sampling, starts_B=None):
+    how = {"sampling": sampling, "max_new_tokens": STEPS, "keys": KEYS}
+    return assemble(CONFIG, TOKENS, LENGTHS, starts_B=starts_B, **how)
+
+
 def begin_stream(sampling, *, parts=1):
-    """A prefilled prompt, in one call or in two, and the state after the first token."""
-    texts, starts_B = prompts(), np.zeros(4, np.int32)
-    seen_BV = None
-    if sampling.penalize_context:
-        seen_BV = seen_tokens(*put(texts, 12), CONFIG.padded_vocab_size)
+    """The state after the first token; the prompt is prefilled in one call or in two."""
+    starts_B = None
     cache = empty_cache(CONFIG, 4, CONFIG.n_positions, jnp.float32)
     if parts == 2:
         starts_B = np.minimum(CUT, LENGTHS - 1).astype(np.int32)
-        first = [text[:n] or [0] for text, n in zip(texts, starts_B, strict=True)]  # a row of 0 is written over
+        first = [text[:n] or [0] for text, n in zip(prompts(), starts_B, strict=True)]  # a row of 0 is written over
         _, cache = extend(*put(first, 12), cache, jnp.zeros(4, jnp.int32))
-        texts = [text[n:] for text, n in zip(texts, starts_B, strict=True)]
-    return start(
-        PARAMS,
-        CONFIG,
-        *put(texts, 12),
-        jnp.asarray(starts_B),
-        cache,
-        jnp.full(4, STEPS, jnp.int32),
-        KEYS,
-        as_arrays(sampling),
-        seen_BV,
-        slots=SLOTS,
-        bucket=top_k_bucket(sampling, CONFIG.vocab_size),
-    )
+    return start(PARAMS, CONFIG, make_request(sampling, starts_B), cache)
 
 
-def stream_to_the_end(prefix, state, sampling):
+def stream_to_the_end(state):
     """The final state, and what each row held after each step."""
     seen = []
-    bucket = top_k_bucket(sampling, CONFIG.vocab_size)
-    lengths_B = jnp.asarray(LENGTHS, jnp.int32)
     for _ in range(STEPS - 1):
         seen.append((np.asarray(state.tokens_MR), np.asarray(state.counts_M)))
-        state = step(PARAMS, CONFIG, prefix, lengths_B, state, KEYS, as_arrays(sampling), bucket=bucket)
+        state = step(PARAMS, CONFIG, state)
     return state, seen
 
 
@@ -76,7 +64,7 @@ def stream_to_the_end(prefix, state, sampling):
 def test_a_stream_is_generate_token_by_token(sampling):
     out = generate(PARAMS, CONFIG, TOKENS, LENGTHS, sampling=sampling, max_new_tokens=STEPS, keys=KEYS)
     out = jax.device_get(out)
-    state, seen = stream_to_the_end(*begin_stream(sampling), sampling)
+    state, seen = stream_to_the_end(begin_stream(sampling))
     for steps, (tokens_BR, counts_B) in enumerate(seen):
         np.testing.assert_array_equal(counts_B, np.minimum(out.lengths, steps + 1))
         for row, count in enumerate(counts_B):
@@ -88,19 +76,17 @@ def test_a_stream_is_generate_token_by_token(sampling):
 
 
 def test_a_prompt_in_two_parts_is_the_prompt_in_one():
-    in_one, _ = stream_to_the_end(*begin_stream(FULL), FULL)
-    in_two, _ = stream_to_the_end(*begin_stream(FULL, parts=2), FULL)
+    in_one, _ = stream_to_the_end(begin_stream(FULL))
+    in_two, _ = stream_to_the_end(begin_stream(FULL, parts=2))
     np.testing.assert_array_equal(in_one.tokens_MR, in_two.tokens_MR)
     np.testing.assert_allclose(in_one.logprobs_MR, in_two.logprobs_MR, atol=TOLERANCE)
 
 
 def test_a_kept_reply_continues_as_a_fresh_prefill():
-    prefix, state = begin_stream(FULL)
-    state, _ = stream_to_the_end(prefix, state, FULL)
+    state, _ = stream_to_the_end(begin_stream(FULL))
     counts_B = np.asarray(state.counts_M)
     replies = [np.asarray(state.tokens_MR)[row, : counts_B[row]].tolist() for row in range(4)]
-    lengths_B = jnp.asarray(LENGTHS, jnp.int32)
-    cache = keep(CONFIG, prefix, lengths_B, state.cache)
+    cache = keep(CONFIG, state)
     # The last token drawn is not in the cache yet: the next chunk begins with it.
     new = [[reply[-1], *turn] for reply, turn in zip(replies, ([4, 5], [6], [7, 8, 9], [11]), strict=True)]
     starts_B = jnp.asarray(LENGTHS + counts_B - 1, jnp.int32)
@@ -113,37 +99,22 @@ def test_a_kept_reply_continues_as_a_fresh_prefill():
 
 
 def test_what_is_given_away_is_gone():
-    cache = empty_cache(CONFIG, 4, CONFIG.n_positions, jnp.float32)
-    texts = put(prompts(), 12)
-    limits_B, starts_B = jnp.full(4, STEPS, jnp.int32), jnp.zeros(4, jnp.int32)
-    prefix, state = start(
-        PARAMS,
-        CONFIG,
-        *texts,
-        starts_B,
-        cache,
-        limits_B,
-        KEYS,
-        as_arrays(GREEDY),
-        None,
-        slots=SLOTS,
-        bucket=None,
-    )
+    cache, request = empty_cache(CONFIG, 4, CONFIG.n_positions, jnp.float32), make_request(GREEDY)
+    state = start(PARAMS, CONFIG, request, cache)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
-    lengths_B = jnp.asarray(LENGTHS, jnp.int32)
-    after = step(PARAMS, CONFIG, prefix, lengths_B, state, KEYS, as_arrays(GREEDY), bucket=None)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.cache))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(prefix))  # read again at each step
-    kept = keep(CONFIG, prefix, lengths_B, after.cache)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(prefix))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((kept, after.cache)))
+    after = step(PARAMS, CONFIG, state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, KEYS)))
+    kept = keep(CONFIG, after)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(after.cache.prefix))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((kept, after.cache.reply)))
 
 
 def test_another_stream_compiles_nothing():
-    stream_to_the_end(*begin_stream(FULL), FULL)
+    stream_to_the_end(begin_stream(FULL))
     other = FULL.replace(temperature=2, top_k=40, top_p=0.5)
     with count_compilations() as programs:
-        stream_to_the_end(*begin_stream(other), other)
+        stream_to_the_end(begin_stream(other))
     assert programs == []
 
 

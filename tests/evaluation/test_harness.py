@@ -143,16 +143,17 @@ def test_rows_are_on_all_devices(bot, monkeypatch):
 def test_no_device_waits_for_another(bot):
     """A sharded program has no collective in it: the partitioner would gather every row's cache at each write."""
     from dialogpt_jax.chat.settings import row_keys
-    from dialogpt_jax.decoding import generate as module
+    from dialogpt_jax.decoding.generate import reply_program_on_mesh
+    from dialogpt_jax.decoding.request import assemble
 
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     rows_on = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
-    prompts = jax.device_put((np.ones((16, 16), np.int32), *[np.full(16, 9, np.int32)] * 2), rows_on)
     keys = jax.device_put(row_keys(0, list(range(16)), [1] * 16), rows_on)
     params = jax.device_put(bot.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    arguments = (params, bot.config, *prompts, keys, module.as_arrays(GREEDY))
-    static = {"rows_on": rows_on, "candidates": 1, "slots": 16, "bucket": None}
-    compiled = module._generate_sharded.lower(*arguments, **static).compile()
+    prompts = np.ones((16, 16), np.int32), np.full(16, 9, np.int32)
+    request = assemble(bot.config, *prompts, sampling=GREEDY, max_new_tokens=16, keys=keys)
+    request = jax.device_put(request, rows_on)
+    compiled = reply_program_on_mesh.lower(params, bot.config, request, rows_on=rows_on).compile()
     text = compiled.as_text()
     assert "while" in text
     assert not [name for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if name in text]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialogpt_jax.decoding.logits import Sampling, as_arrays, choose, top_k_bucket
+from dialogpt_jax.decoding.logits import Sampling, by_row, choose, top_k_bucket
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -81,7 +81,7 @@ def ours(logits_MV, ids_MT, numbers, prompt=PROMPT):
     sampling = Sampling(**{"min_new_tokens": 0, **numbers})
     counts_M = np.full(rows, ids_MT.shape[1] - prompt, np.int32)
     bucket = top_k_bucket(sampling, VOCAB)
-    return np.asarray(over_the_grid(logits_MV, counts_M, seen_MV, as_arrays(sampling), bucket=bucket)) / GRID
+    return np.asarray(over_the_grid(logits_MV, counts_M, seen_MV, by_row(sampling, GRID), bucket=bucket)) / GRID
 
 
 # transformers' default is top_k 50, so 0 turns it off there; None leaves it out here.
