@@ -70,9 +70,10 @@ def test_the_cache_is_used_and_not_only_right(bot, chat, monkeypatch):
     fed = []
     real = streaming.start
 
-    def spy(params, config, tokens_BT, lengths_B, starts_B, *rest, **named):
-        fed.append((int(starts_B[0]), int(lengths_B[0])))
-        return real(params, config, tokens_BT, lengths_B, starts_B, *rest, **named)
+    def spy(params, config, request, cache):
+        start = int(request.starts_B[0])
+        fed.append((start, int(request.settings.lengths_M[0]) - start))
+        return real(params, config, request, cache)
 
     monkeypatch.setattr(streaming, "start", spy)
     for text in ("Hello", "no", "why?"):
