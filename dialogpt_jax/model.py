@@ -34,6 +34,7 @@ from dialogpt_jax.attention import Part, attend, causal, heads_first, prefix_par
 from dialogpt_jax.cache import KVCache, ReplyCache
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.matmul import matmul
+from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
 from dialogpt_jax.token_arrays import Array, as_tokens, check_width
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
@@ -253,16 +254,11 @@ def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike 
 
 
 @functools.cache
-def _shapes(config: GPT2Config) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def _shapes(config: GPT2Config) -> tuple[Shapes, Shapes]:
     """The shapes of every parameter outside the blocks, by its path as `wte/embedding`, and of those of one block."""
     params = jax.eval_shape(lambda: init_params(dataclasses.replace(config, n_layer=1), jax.random.key(0)))
     block = params.pop("h_0")
-    return _shapes_of(params), _shapes_of(block)
-
-
-def _shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(str(entry.key) for entry in path): jnp.shape(leaf) for path, leaf in leaves}
+    return shapes_of(params), shapes_of(block)
 
 
 def check_params(params: Params, config: GPT2Config) -> None:
@@ -280,20 +276,9 @@ def check_params(params: Params, config: GPT2Config) -> None:
     if len(blocks) != config.n_layer or f"h_{config.n_layer - 1}" not in blocks:
         raise ValueError(f"the parameters have {len(blocks)} blocks; the config's n_layer is {config.n_layer}")
     outside, block = _shapes(config)
-    _check_shapes("", {name: leaf for name, leaf in params.items() if name not in blocks}, outside)
+    check_shapes("", {name: leaf for name, leaf in params.items() if name not in blocks}, outside)
     for layer in range(config.n_layer):
-        _check_shapes(f"h_{layer}/", params[f"h_{layer}"], block)
-
-
-def _check_shapes(where: str, params: Params, wanted: dict[str, tuple[int, ...]]) -> None:
-    found = _shapes_of(params)
-    if found == wanted:
-        return
-    name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if name not in found or name not in wanted:
-        kind = "no" if name not in found else "a"
-        raise ValueError(f"the parameters have {kind} {where}{name}, against this config")
-    raise ValueError(f"the parameter {where}{name} has the shape {found[name]}; this config needs {wanted[name]}")
+        check_shapes(f"h_{layer}/", params[f"h_{layer}"], block)
 
 
 def compute_dtype(params: Params) -> jnp.dtype:
