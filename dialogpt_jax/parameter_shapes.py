@@ -1,4 +1,4 @@
-"""The shapes of a tree of parameters, by their paths; two of them held against each other, and one line on where they differ."""
+"""The shapes of a tree of parameters by path: two of them held against each other, and a line on where they differ."""
 
 from collections.abc import Mapping
 from typing import Any
