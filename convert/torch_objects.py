@@ -128,9 +128,9 @@ def _rebuild_parameter(arguments: tuple) -> Tensor:
 def _rebuild_from_type(arguments: tuple) -> Tensor:
     # (function, class, arguments, attributes): a Parameter or a tensor with attributes; those are dropped.
     match arguments:
-        case (Global(name=name, build=build), Global(build=None), tuple(inner), _):
-            rebuild = _REBUILDERS.get(name)
-            if rebuild is not None and rebuild is build:
+        case (Global() as function, Global(build=None), tuple(inner), _):
+            rebuild = _REBUILDERS.get(function.name)
+            if rebuild is not None and function.build is rebuild:
                 return rebuild(inner)
     raise _misuse("_rebuild_from_type", arguments)
 
