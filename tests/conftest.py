@@ -36,8 +36,11 @@ def shared() -> Path:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """With DIALOGPT_TESTS_NO_SKIP set, a test that skips has failed: what must be seen was not seen."""
+    """With DIALOGPT_TESTS_NO_SKIP set, a test that skips has failed: what must be seen was not seen.
+
+    Tests of llama.cpp may: its Python package is built from C++, which takes half an hour where it can be built at all.
+    """
     report = (yield).get_result()
-    if report.skipped and os.environ.get("DIALOGPT_TESTS_NO_SKIP"):
+    if report.skipped and not item.get_closest_marker("llama_cpp") and os.environ.get("DIALOGPT_TESTS_NO_SKIP"):
         report.outcome = "failed"
         report.longrepr = f"skipped, where a skip is a failure: {report.longrepr}"

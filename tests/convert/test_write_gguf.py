@@ -18,6 +18,7 @@ from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE
 
 gguf = pytest.importorskip("gguf", reason="writes GGUF by the package of the extra `gguf`")
+pytestmark = pytest.mark.parity
 
 CONFIG = GPT2Config(vocab_size=323, n_positions=24, n_embd=32, n_layer=2, n_head=4, n_inner=48, eos_token_id=319)
 UNTIED = dataclasses.replace(CONFIG, tie_word_embeddings=False, layer_norm_epsilon=1e-6)

@@ -216,6 +216,7 @@ def test_a_message_that_nobody_said_is_an_error_in_transformers_too(tmp_path, to
         text.apply_chat_template([{"role": "system", "content": "Be brief."}, *MESSAGES])
 
 
+@pytest.mark.llama_cpp
 @pytest.mark.parametrize("config", [MODEL, UNTIED], ids=["tied", "untied"])
 def test_llama_cpp_replies_as_we_do(tmp_path, tokenizer, config):
     reason = "llama.cpp's Python package, which is built from C++: pip install llama-cpp-python"
