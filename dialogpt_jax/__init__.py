@@ -10,42 +10,19 @@ The examples of this reference go on from there, each from those before it, with
 those that have a name of their own stand at the end.
 """
 
-try:
-    from dialogpt_jax.convert.mapping import NonFiniteWeights, UntiedHead
-except (
-    ModuleNotFoundError
-) as error:  # in a checkout `dialogpt_jax/convert` is a link, which some systems and archives drop
-    if error.name != "dialogpt_jax.convert":
-        raise
+# ruff: noqa: F405  (the names of `contents`)
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dialogpt_jax.contents import *  # noqa: F403
+
+if find_spec("dialogpt_jax.convert") is None:
+    # In a checkout it is a link, which some systems and archives drop.
     raise ImportError(
         f"{__path__[0]}/convert is not the link to ../convert that it should be: copy that folder to its place, "
         "or install with `pip install .`, which needs no link"
-    ) from None
-
-from dialogpt_jax.chat.bot import Bot, load
-from dialogpt_jax.chat.candidates import Candidate
-from dialogpt_jax.chat.session import Chat, ChatError
-from dialogpt_jax.config import ConfigError, GPT2Config
-from dialogpt_jax.convert.names import MappingError
-from dialogpt_jax.convert.weight_file import ReadError
-from dialogpt_jax.data.batches import Batch
-from dialogpt_jax.data.examples import Example, make_examples
-from dialogpt_jax.data.formats import DataError, Dialogue
-from dialogpt_jax.data.shards import open_shards
-from dialogpt_jax.decoding.generate import Generated, generate, generate_candidates
-from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling
-from dialogpt_jax.decoding.score import Scores, score
-from dialogpt_jax.model import forward, init_params
-from dialogpt_jax.run.checkpoints import CheckpointError, CheckpointMismatch, DamagedCheckpoint
-from dialogpt_jax.run.fit import Fitted, TrainingError, fit
-from dialogpt_jax.run.options import TrainOptions
-from dialogpt_jax.text.dialogue import DialogueError, TruncationWarning
-from dialogpt_jax.text.tokenizer import Tokenizer, TokenizerError
-from dialogpt_jax.training.loss import loss
-from dialogpt_jax.training.step import TrainState, init_state, train_step
-from dialogpt_jax.weights.directory import ModelDirectoryError, load_params, write_directory
-from dialogpt_jax.weights.hub import HubError
-from dialogpt_jax.weights.other_programs import ExportWarning
+    )
 
 __version__ = "0.1.0"  # its only place: pyproject.toml reads it here
 
@@ -111,3 +88,14 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if not TYPE_CHECKING:  # or a type checker would believe in any name
+
+    def __getattr__(name: str) -> Any:
+        """The names above, when the first of them is used: so `dialogpt --help` need not wait for jax."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from dialogpt_jax import contents
+
+        return getattr(contents, name)

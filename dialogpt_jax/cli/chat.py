@@ -1,28 +1,36 @@
-"""Talk with a model: type a line, get a reply. In the chat, /help lists what else can be typed.
+"""`dialogpt chat`: flags in, a conversation at the terminal out."""
 
-dialogpt chat
-dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
-printf 'Hi!\\nHow are you?\\n' | dialogpt chat         a reply a line
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from dialogpt_jax.chat.session import Chat
+from dialogpt_jax.chat.terminal import Terminal
+from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
+from dialogpt_jax.cli.flags import make_app
+
+EXAMPLES = """\
+Examples:
+  dialogpt chat                                 /help lists what can be typed
+  dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
+  dialogpt chat --load chat.json                go on with what /save wrote
+  printf 'Hi!\\nHow are you?\\n' | dialogpt chat  a reply a line
 """
-
-import argparse
-
-from dialogpt_jax.cli.common import add_model_flags, load_bot, sampling_of, seed_of
+app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--load", metavar="FILE", help="go on with a chat that /save wrote")
-    add_model_flags(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    sampling, seed = sampling_of(args), seed_of(args)
-    bot = load_bot(args)
-    from dialogpt_jax.chat.session import Chat
-    from dialogpt_jax.chat.terminal import Terminal
-
-    if args.load:
-        chat = Chat.load(args.load, bot)
+@app.default
+def run(
+    *,
+    load: Annotated[str | None, Parameter(metavar="FILE", help="go on with a chat that /save wrote")] = None,
+    model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
+    reply: ReplyFlags = ReplyFlags(),  # noqa: B008
+    sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
+) -> int:
+    settings, seed = sampling_of(sampling), seed_of(reply.seed)
+    bot = load_bot(model)
+    if load is not None:
+        chat = Chat.load(load, bot)
     else:
-        chat = bot.chat(seed=seed, sampling=sampling, max_new_tokens=args.max_new_tokens)
-    return Terminal(bot, chat, name=args.model or "the bundled model").run()
+        chat = bot.chat(seed=seed, sampling=settings, max_new_tokens=reply.max_new_tokens)
+    return Terminal(bot, chat, name=model.model or "the bundled model").run()

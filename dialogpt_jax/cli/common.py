@@ -1,79 +1,93 @@
 """What the commands that reply share: their flags, and the bot that they name."""
 
-import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from cyclopts import Parameter
+
+from dialogpt_jax.chat.bot import Bot, load
+from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
+from dialogpt_jax.cli.flags import MODEL, REPLY, SAMPLING, WHOLE, flags_of, said
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
+from dialogpt_jax.decoding.logits import Sampling
 
+SAMPLING_HELP = {
+    "temperature": "lower is safer, 0 is greedy",
+    "top_k": "draw among the K best tokens; 0: among all",
+    "top_p": "draw among the best that hold P; 1: among all",
+    "min_p": "only tokens P times as probable as the best",
+    "repetition_penalty": "over 1: say a word less often again",
+    "penalize_context": "the penalty is for words of the whole dialogue, not of the reply alone",
+    "min_new_tokens": "the shortest reply, in tokens",
+}
 if TYPE_CHECKING:
-    from dialogpt_jax.chat.bot import Bot
-    from dialogpt_jax.decoding.logits import Sampling
+    SamplingFlags = SamplingChanges = Any
+else:
+    SamplingChanges = flags_of(Sampling, SAMPLING, defaults=Sampling(None, min_new_tokens=None), help=SAMPLING_HELP)
+    SamplingFlags = flags_of(Sampling, SAMPLING, defaults=DEFAULT_SAMPLING, help=SAMPLING_HELP)
+CompilationCache = Annotated[
+    bool,
+    Parameter(
+        name="--compilation-cache",
+        negative="--no-compilation-cache",
+        show_default=False,
+        help=f"keep compiled programs in the user's cache folder, so that the next start is quick; off: {OFF_VARIABLE}=1",
+    ),
+]
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """`--model`, the sampling, `--seed` and the compilation cache."""
-    parser.add_argument(
-        "--model",
-        metavar="M",
-        help="a model directory, or a name on the Hub such as microsoft/DialoGPT-medium; "
-        "without it, the small model that ships with the package",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="compute in this (float32); bfloat16 halves the memory",
-    )
-    parser.add_argument(
-        "--seed", default="0", metavar="N", help="the same seed repeats a conversation (0); `random` draws one"
-    )
-    parser.add_argument("--temperature", type=float, metavar="T", help="0.7; lower is safer, 0 is greedy")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K best tokens (50); 0: among all")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw among the best that hold P (0.9); 1: among all")
-    parser.add_argument("--min-p", type=float, metavar="P", help="only tokens P times as probable as the best")
-    parser.add_argument("--repetition-penalty", type=float, metavar="R", help="over 1: say a word less often again")
-    parser.add_argument("--max-new-tokens", type=int, default=40, metavar="N", help="the longest reply (40)")
-    parser.add_argument(
-        "--no-compilation-cache",
-        action="store_true",
-        help=f"do not keep compiled programs in the user's cache folder (also: {OFF_VARIABLE}=1)",
+@Parameter(name="*", group=MODEL)
+@dataclasses.dataclass(frozen=True)
+class ModelFlags:
+    """Which model replies, and how it is computed."""
+
+    model: Annotated[
+        str | None,
+        Parameter(
+            metavar="M",
+            help="a model directory, or a name on the Hub such as microsoft/DialoGPT-medium; "
+            "without it, the small model that ships with the package",
+        ),
+    ] = None
+    revision: Annotated[str | None, Parameter(help="branch, tag or commit of a Hub model")] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="compute in this (float32); bfloat16 halves the memory"),
+    ] = None
+    compilation_cache: CompilationCache = True
+
+
+@Parameter(name="*", group=REPLY)
+@dataclasses.dataclass(frozen=True)
+class ReplyFlags:
+    """How a reply is made."""
+
+    seed: Annotated[str, Parameter(metavar="N", help="the same seed repeats a conversation; `random` draws one")] = "0"
+    max_new_tokens: Annotated[int, WHOLE, Parameter(metavar="N", help="the longest reply, in tokens")] = (
+        DEFAULT_MAX_NEW_TOKENS
     )
 
 
-def load_bot(args: argparse.Namespace) -> "Bot":
+def load_bot(flags: ModelFlags) -> Bot:
     """The bot that the flags name, behind a compilation cache unless that is turned off."""
-    if not args.no_compilation_cache:
+    if flags.compilation_cache:
         keep_compiled_programs()
-    from dialogpt_jax.chat.bot import load
-
-    return load(args.model, dtype=args.dtype, revision=args.revision)
+    return load(flags.model, dtype=flags.dtype, revision=flags.revision)
 
 
-def sampling_of(args: argparse.Namespace) -> "Sampling":
-    """The default sampling with what the flags change."""
-    from dialogpt_jax.chat.settings import DEFAULT_SAMPLING
-
-    changes = {
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "repetition_penalty": args.repetition_penalty,
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if changes.get("top_k") == 0:
-        changes["top_k"] = None
-    if changes.get("top_p") == 1:
-        changes["top_p"] = None
-    return dataclasses.replace(DEFAULT_SAMPLING, **changes)
+def sampling_of(flags: Any, base: Sampling = DEFAULT_SAMPLING) -> Sampling:
+    """A sampling with what the flags change."""
+    changes = said(flags)
+    for name, all_of_them in (("top_k", 0), ("top_p", 1)):
+        if changes.get(name) == all_of_them:
+            changes[name] = None
+    return dataclasses.replace(base, **changes)
 
 
-def seed_of(args: argparse.Namespace) -> int | None:
+def seed_of(word: str) -> int | None:
     """The number given, or `None` for `random`."""
-    if args.seed == "random":
+    if word == "random":
         return None
-    if not args.seed.isascii() or not args.seed.isdigit():
-        raise ValueError(f"--seed is {args.seed!r}; give a whole number from 0, or `random`")
-    return int(args.seed)
+    if not word.isascii() or not word.isdigit():
+        raise ValueError(f"--seed is {word!r}; give a whole number from 0, or `random`")
+    return int(word)

@@ -1,49 +1,63 @@
-"""Turn a checkpoint into a model directory, or back into Microsoft's layout.
+"""`dialogpt convert`: a checkpoint in, a model directory or Microsoft's layout out."""
 
-  dialogpt convert microsoft/DialoGPT-small DIR
-  dialogpt convert medium_ft.pkl DIR --tokenizer microsoft/DialoGPT-medium
-  dialogpt convert DIR model.pkl --to pkl
-  dialogpt convert DIR model.gguf --to gguf
-
-SRC may be a PyTorch file (.bin, .pt, .pkl, either format), safetensors, Flax's msgpack, the index of a sharded one, a
-model directory, or a name on the Hub. What is renamed, dropped or transposed is printed. Nothing is half-written.
-"""
-
-import argparse
 import warnings
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
+from dialogpt_jax.cli.flags import WHOLE, make_app
 from dialogpt_jax.convert.names import WeightsWarning
 from dialogpt_jax.weights.conversion import convert
 from dialogpt_jax.weights.dtypes import DTYPES
 
+EXAMPLES = """\
+SRC may be a PyTorch file (.bin, .pt, .pkl, either format), safetensors, Flax's msgpack, the index of a sharded one, a \
+model directory, or a name on the Hub. What is renamed, dropped or transposed is printed. Nothing is half-written.
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="a weight file, a model directory, or a name on the Hub")
-    parser.add_argument("target", metavar="DST", help="the directory, or with another --to the file, to write")
-    parser.add_argument("--dtype", choices=(*DTYPES, "keep"), help="of what is written; keep, or float16 for a .pkl")
-    parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="where the tokenizer is, if SRC has none")
-    parser.add_argument("--config", metavar="FILE", help="a config.json, if SRC has none and the shapes do not do")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, if SRC has no config: no shape tells")
-    parser.add_argument("--revision", help="a branch, tag or commit on the Hub")
-    parser.add_argument("--to", choices=("directory", "pkl", "gguf"), default="directory", help="what to write")
-    parser.add_argument("--force", action="store_true", help="replace the model, or the file, that is at DST")
+Examples:
+  dialogpt convert microsoft/DialoGPT-small DIR
+  dialogpt convert medium_ft.pkl DIR --tokenizer microsoft/DialoGPT-medium
+  dialogpt convert DIR model.pkl --to pkl
+  dialogpt convert DIR model.gguf --to gguf
+"""
+app = make_app("convert", "dialogpt convert [OPTIONS] SRC DST", help_epilogue=EXAMPLES)
 
 
-def run(args: argparse.Namespace) -> int:
+@app.default
+def run(
+    source: Annotated[str, Parameter(name="SRC", help="a weight file, a model directory, or a name on the Hub")],
+    target: Annotated[str, Parameter(name="DST", help="the directory, or with another --to the file, to write")],
+    /,
+    *,
+    to: Annotated[Literal["directory", "pkl", "gguf"], Parameter(help="what to write")] = "directory",
+    dtype: Annotated[
+        Literal[*DTYPES, "keep"] | None,  # type: ignore[valid-type]
+        Parameter(help="of what is written; keep, or float16 for a .pkl"),
+    ] = None,
+    tokenizer: Annotated[str | None, Parameter(metavar="DIR_OR_NAME", help="where it is, if SRC has none")] = None,
+    config: Annotated[
+        str | None, Parameter(metavar="FILE", help="a config.json, if SRC has none and the shapes do not do")
+    ] = None,
+    heads: Annotated[
+        int | None, WHOLE, Parameter(metavar="N", help="attention heads, if SRC has no config: no shape tells")
+    ] = None,
+    revision: Annotated[str | None, Parameter(help="a branch, tag or commit on the Hub")] = None,
+    force: Annotated[bool, Parameter(help="replace the model, or the file, that is at DST")] = False,
+) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("always", WeightsWarning)
         warnings.showwarning = lambda message, *_, **__: streams.tell(f"warning: {message}")
         lines = convert(
-            args.source,
-            args.target,
-            to=args.to,
-            dtype=args.dtype,
-            config=args.config,
-            heads=args.heads,
-            tokenizer=args.tokenizer,
-            revision=args.revision,
-            force=args.force,
+            source,
+            target,
+            to=to,
+            dtype=dtype,
+            config=config,
+            heads=heads,
+            tokenizer=tokenizer,
+            revision=revision,
+            force=force,
         )
     for line in lines:
         streams.show(line)

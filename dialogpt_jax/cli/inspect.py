@@ -1,32 +1,39 @@
-"""Say what a weight file or model directory is, judged by its contents and not by its name.
+"""`dialogpt inspect`: a weight file or model directory in, what it is out, judged by its contents and not by its name."""
 
-dialogpt inspect medium_ft.pkl
-dialogpt inspect microsoft/DialoGPT-small --json
-"""
-
-import argparse
 import json
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
+from dialogpt_jax.cli.flags import make_app
 from dialogpt_jax.convert.doctor import describe_findings, inspect
 from dialogpt_jax.weights import hub
 from dialogpt_jax.weights.directory import CONFIG_FILE, find_weights, read_config_file
 
+EXAMPLES = """\
+Examples:
+  dialogpt inspect medium_ft.pkl
+  dialogpt inspect microsoft/DialoGPT-small --json
+"""
+app = make_app("inspect", "dialogpt inspect [OPTIONS] FILE", help_epilogue=EXAMPLES)
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="FILE", help="a weight file, a model directory, or a name on the Hub")
-    parser.add_argument("--revision", help="a branch, tag or commit on the Hub")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
 
-
-def run(args: argparse.Namespace) -> int:
-    place = hub.resolve(args.path, revision=args.revision)
+@app.default
+def run(
+    path: Annotated[str, Parameter(name="FILE", help="a weight file, a model directory, or a name on the Hub")],
+    /,
+    *,
+    revision: Annotated[str | None, Parameter(help="a branch, tag or commit on the Hub")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", help="one JSON object instead of lines")] = False,
+) -> int:
+    place = hub.resolve(path, revision=revision)
     if place.is_dir():
-        findings = inspect(find_weights(place), config=read_config_file(place / CONFIG_FILE), name=args.path)
+        findings = inspect(find_weights(place), config=read_config_file(place / CONFIG_FILE), name=path)
     else:
         beside = place.parent / CONFIG_FILE
         findings = inspect(place, config=read_config_file(beside) if beside.is_file() else None)
-    if args.json:
+    if as_json:
         streams.print_json(json.dumps(findings.to_json(), indent=2))
     else:
         streams.show(describe_findings(findings))

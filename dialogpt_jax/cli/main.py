@@ -1,11 +1,11 @@
-"""The `dialogpt` command: arguments in, an exit status out. Each command is one thin file of this room.
+"""The `dialogpt` command: words in, an exit status out. Each command is one thin file of this room.
 
-A command's module has `add_arguments(parser)` and `run(args) -> int`; it is imported only when it is called, so that
-`dialogpt --help` starts no jax. What a user can put right ends in one line on stderr and status 1 (2 for arguments).
+A command's module has `app`; it is imported only when it is called, so that `dialogpt --help` imports no jax. What a user
+can put right ends in one line on stderr and status 1, or 2 with the usage where the words are wrong; Ctrl-C is 130, a
+reader that leaves 141.
 """
 
-import argparse
-import importlib
+import difflib
 import os
 import sys
 import warnings
@@ -16,14 +16,21 @@ from dialogpt_jax.cli.program_cache import heal
 from dialogpt_jax.errors import one_line
 
 COMMANDS = {
-    "chat": "talk with a model",
-    "reply": "one reply to a dialogue, for scripts",
-    "inspect": "say what a weight file or model directory is",
-    "convert": "turn a checkpoint into a model directory, or back into Microsoft's layout",
-    "data": "look at dialogues for training, and prepare them",
-    "train": "train a model, from nothing or from another",
-    "eval": "the paper's measures, from files or from a model",
+    "chat": "Talk with a model.",
+    "reply": "Reply to a dialogue, for scripts.",
+    "inspect": "Say what a weight file or model directory is.",
+    "convert": "Turn a checkpoint into a model directory, or back into Microsoft's layout.",
+    "data": "Look at dialogues for training, and prepare them.",
+    "train": "Train a model, from nothing or from another.",
+    "eval": "Measure replies as the paper does, from files or from a model.",
 }
+EXAMPLES = """\
+Examples:
+  dialogpt chat                                 with the model in the package
+  dialogpt reply "Does money buy happiness?"
+  dialogpt COMMAND --help                       what a command takes
+  dialogpt --install-completion                 Tab completes in the next shell
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     streams.prepare()
+    asked = words[0] if words and words[0] in COMMANDS else None
+    prefix = f"dialogpt {asked}" if asked else "dialogpt"
     try:
-        status = _run(words)
+        status = _run(words, prefix)
         sys.stdout.flush()  # here, where what goes wrong is told
         return status
     except BrokenPipeError:  # the reader of our output has left, as `| head -1` does
@@ -45,41 +54,73 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("DIALOGPT_TRACEBACK"):
             raise
         lost = streams.drop_output()  # what could not be written has no name of its own
-        said = (
+        told = (
             f"standard output: {one_line(lost)}" if lost and not getattr(error, "filename", None) else one_line(error)
         )
-        asked = next((word for word in words if word in COMMANDS), None)
-        streams.tell(f"dialogpt {asked}: {said}" if asked else f"dialogpt: {said}")
+        streams.tell(f"{prefix}: {told}")
         return 1
     except KeyboardInterrupt:
         streams.drop_output()
         return 130
 
 
-def _run(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dialogpt", description="DialoGPT in JAX and Flax.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    asked = next((word for word in words if not word.startswith("-")), None)
+def make_dialogpt():
+    """The command with all its commands, none of which is imported yet."""
+    from dialogpt_jax import __version__
+    from dialogpt_jax.cli.flags import make_app
+
+    app = make_app(
+        "dialogpt",
+        "dialogpt COMMAND",
+        help="DialoGPT in JAX and Flax: talk with, convert, evaluate and train GPT-2 dialogue models.",
+        help_epilogue=EXAMPLES,
+        version=__version__,
+    )
     for name, summary in COMMANDS.items():
-        chosen = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name == asked:
-            module = importlib.import_module(f"dialogpt_jax.cli.{name}")
-            chosen.description = module.__doc__
-            module.add_arguments(chosen)
-            chosen.set_defaults(run=module.run)
-    try:
-        args = parser.parse_args(words)
-    except SystemExit as left:  # after help, or what is wrong with the words
-        return int(left.code or 0)
+        app.command(f"dialogpt_jax.cli.{name}:app", name=name, help=summary)
+    app.register_install_completion_command(help="Let Tab complete commands and flags in your shell.")
+    return app
+
+
+def _run(words: Sequence[str], prefix: str) -> int:
+    from cyclopts import CycloptsError, UnknownCommandError
+
+    from dialogpt_jax.cli.flags import HYPHEN, UsageError
+
+    app = make_dialogpt()
+    words = [HYPHEN if word == "-" else word for word in words]
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: _warn(args.command, str(message))
-        return args.run(args)
+        warnings.showwarning = lambda message, *_: _warn(prefix, str(message))
+        try:
+            status = app(words, exit_on_error=False, print_error=False, verbose=False, result_action="return_value")
+        except (CycloptsError, UsageError) as error:
+            # cyclopts would import every command to name those that are near.
+            unknown = isinstance(error, UnknownCommandError) and prefix == "dialogpt"
+            streams.tell(_usage(app, words))
+            streams.tell(f"{prefix}: {_unknown(words[0]) if unknown else str(error)}".replace(HYPHEN, "-"))
+            return 2
+    if status is None and not any(word.startswith("-") for word in words):  # no command was named: this was the help
+        return 2
+    return status or 0
 
 
-def _warn(command: str, message: str) -> None:
+def _usage(app, words: Sequence[str]) -> str:
+    """The usage of the command that the words name, and where to read more."""
+    chain, apps, _ = app.parse_commands(words)
+    return f"{apps[-1].usage}\nTry `{' '.join(['dialogpt', *chain])} --help`."
+
+
+def _unknown(word: str) -> str:
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f"no command is called {word!r}; " + (
+        f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+    )
+
+
+def _warn(prefix: str, message: str) -> None:
     left = heal(message)
     if left is not None:
-        streams.tell(f"dialogpt {command}: {left}")
+        streams.tell(f"{prefix}: {left}")
 
 
 if __name__ == "__main__":

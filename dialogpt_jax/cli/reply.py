@@ -1,42 +1,55 @@
-"""Prints one reply to a dialogue.
+"""`dialogpt reply`: a dialogue in, one reply or several out."""
 
-dialogpt reply "Does money buy happiness?"
-dialogpt reply "Hi!" "Hello." "Any plans for today?"     three turns, the last is replied to
-echo "Hi!" | dialogpt reply -                            turns from standard input, one a line
-dialogpt reply --json --candidates 4 "Hi!"               everything, for a program
-"""
-
-import argparse
 import json
 import sys
+from typing import Annotated
 
+from cyclopts import Parameter
+
+from dialogpt_jax.chat.settings import seed_or_drawn
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.common import add_model_flags, load_bot, sampling_of, seed_of
+from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
+from dialogpt_jax.cli.flags import HYPHEN, WHOLE, UsageError, make_app
+from dialogpt_jax.text.dialogue import as_turns
 from dialogpt_jax.text.lines import written_lines
 
+EXAMPLES = """\
+Examples:
+  dialogpt reply "Does money buy happiness?"
+  dialogpt reply "Hi!" "Hello." "Any plans?"    three turns; the reply is to the last
+  echo "Hi!" | dialogpt reply -                 turns from a pipe, one a line
+  dialogpt reply --json --candidates 4 "Hi!"    everything, for a program
+  dialogpt reply -- "-_-"                       a turn that begins with a hyphen
+"""
+app = make_app("reply", "dialogpt reply [OPTIONS] TEXT...", help_epilogue=EXAMPLES)
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("turns", nargs="+", metavar="TEXT", help="a turn of the dialogue; `-` reads them, one a line")
-    parser.add_argument("--candidates", type=int, default=1, metavar="N", help="N replies instead of one")
-    parser.add_argument("--json", action="store_true", help="one JSON object: turns, seed, and each reply's figures")
-    add_model_flags(parser)
 
-
-def run(args: argparse.Namespace) -> int:
-    turns = args.turns
-    if turns == ["-"]:
-        turns = list(written_lines(sys.stdin))
-    sampling, seed = sampling_of(args), seed_of(args)
+@app.default
+def run(
+    *turns: Annotated[str, Parameter(name="TEXT", help="a turn of the dialogue; `-` reads them, one a line")],
+    candidates: Annotated[int, WHOLE, Parameter(metavar="N", help="so many replies")] = 1,
+    as_json: Annotated[
+        bool, Parameter(name="--json", help="one JSON object: turns, seed, and each reply's figures")
+    ] = False,
+    model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
+    reply: ReplyFlags = ReplyFlags(),  # noqa: B008
+    sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
+) -> int:
+    if not turns:
+        raise UsageError("no text to reply to; give a turn, or `-` to read turns from standard input")
+    said = list(written_lines(sys.stdin)) if turns == (HYPHEN,) else [turn.replace(HYPHEN, "-") for turn in turns]
     # What can be found wrong without a model is, before one is loaded.
-    from dialogpt_jax.chat.settings import seed_or_drawn
-    from dialogpt_jax.text.dialogue import as_turns
-
-    turns, seed = as_turns(turns), seed_or_drawn(seed)
-    bot = load_bot(args)
-    found = bot.candidates(turns, n=args.candidates, sampling=sampling, seed=seed, max_new_tokens=args.max_new_tokens)
-    if not args.json:
+    settings, dialogue, seed = sampling_of(sampling), as_turns(said), seed_or_drawn(seed_of(reply.seed))
+    bot = load_bot(model)
+    found = bot.candidates(dialogue, n=candidates, sampling=settings, seed=seed, max_new_tokens=reply.max_new_tokens)
+    if as_json:
+        streams.print_json(_everything(dialogue, seed, found))
+    else:
         streams.show("\n".join(candidate.text for candidate in found))
-        return 0
+    return 0
+
+
+def _everything(turns, seed: int, found) -> str:
     replies = [
         {
             "text": c.text,
@@ -47,6 +60,5 @@ def run(args: argparse.Namespace) -> int:
         }
         for c in found
     ]
-    everything = {"turns": turns, "seed": seed, "reply": found[0].text, "candidates": replies}
-    streams.print_json(json.dumps(everything, ensure_ascii=False))
-    return 0
+    whole = {"turns": turns, "seed": seed, "reply": found[0].text, "candidates": replies}
+    return json.dumps(whole, ensure_ascii=False)

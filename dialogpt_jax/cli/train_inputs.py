@@ -1,12 +1,73 @@
 """What `dialogpt train` begins from: its flags in; the model, its tokenizer and the prepared data out."""
 
-import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from dialogpt_jax.cli.flags import WHAT, WHOLE
 
 
-def read_model(args: argparse.Namespace) -> tuple[Any, Any, Any, Path]:
+@Parameter(name="*", group=WHAT)
+@dataclasses.dataclass(frozen=True)
+class TrainInputs:
+    """What a run begins from and where it goes."""
+
+    data: Annotated[
+        str,
+        Parameter(
+            metavar="DIR_OR_FILE",
+            help="a folder of `dialogpt data prepare`, or a file of dialogues, in a form that `dialogpt data check --help` "
+            "shows",
+        ),
+    ] = ""
+    valid: Annotated[
+        str | None,
+        Parameter(metavar="FILE", help="held-out dialogues: evaluated at step 0, at intervals, at the end"),
+    ] = None
+    valid_dialogues: Annotated[int, WHOLE, Parameter(metavar="N", help="evaluate on the first N")] = 500
+    out: Annotated[str, Parameter(metavar="RUN", help="the folder of the run")] = ""
+    export: Annotated[
+        str | None, Parameter(metavar="DIR", help="write the trained model there, as a model directory")
+    ] = None
+    init: Annotated[
+        str | None,
+        Parameter(metavar="MODEL", help="begin from this directory or Hub name (default: the model in the package)"),
+    ] = None
+    revision: Annotated[str | None, Parameter(help="branch, tag or commit of a Hub model")] = None
+    config: Annotated[
+        str | None,
+        Parameter(
+            metavar="small|medium|large|FILE",
+            help="begin from nothing, with these sizes; with --init: grow the model to these blocks and positions",
+        ),
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        Parameter(metavar="DIR", help="with --config: the tokenizer; with --init: one that extends the model's"),
+    ] = None
+    train_on: Annotated[
+        str | None,
+        Parameter(
+            metavar="replies|all|last|NAME",
+            help="which turns are learned, of a file: what `assistant` says where messages have roles, else every turn "
+            "after the first (replies); every turn after the first; the last; or one speaker's",
+        ),
+    ] = None
+    joined: Annotated[
+        int | None,
+        WHOLE,
+        Parameter(
+            metavar="N",
+            help="of a file: each dialogue also stands N times among others as one long dialogue (3 where all are single "
+            "exchanges, at most 10,000; else 0)",
+        ),
+    ] = None
+    reverse: Annotated[bool, Parameter(help="a backward (MMI) model, of a file")] = False
+
+
+def read_model(inputs: TrainInputs, *, seed: int) -> tuple[Any, Any, Any, Path]:
     """Parameters, config, tokenizer, and the directory that the tokenizer came from."""
     import jax
 
@@ -17,25 +78,25 @@ def read_model(args: argparse.Namespace) -> tuple[Any, Any, Any, Path]:
     from dialogpt_jax.training.vocabulary import check_extends, grow_vocabulary
     from dialogpt_jax.weights.hub import resolve, resolve_tokenizer
 
-    key = jax.random.key(args.seed or 0)
-    if args.config is not None and args.init is None:
-        if args.tokenizer is None:
+    key = jax.random.key(seed)
+    if inputs.config is not None and inputs.init is None:
+        if inputs.tokenizer is None:
             raise ValueError("--config needs --tokenizer DIR: a model directory, or one with a tokenizer.json")
-        source = resolve_tokenizer(args.tokenizer)
+        source = resolve_tokenizer(inputs.tokenizer)
         tokenizer = Tokenizer.load(source)
-        config = _config(args.config, tokenizer)
+        config = _config(inputs.config, tokenizer)
         return init_params(config, key), config, tokenizer, source
-    source = bundled_directory() if args.init is None else resolve(args.init, revision=args.revision)
+    source = bundled_directory() if inputs.init is None else resolve(inputs.init, revision=inputs.revision)
     bot = load(source)
     params, config, tokenizer = bot.params, bot.config, bot.tokenizer
-    if args.tokenizer is not None:
-        source = resolve_tokenizer(args.tokenizer)
+    if inputs.tokenizer is not None:
+        source = resolve_tokenizer(inputs.tokenizer)
         extended = Tokenizer.load(source)
         check_extends(tokenizer, extended)
         params, config = grow_vocabulary(params, config, max(extended.vocab_size, config.vocab_size), key)
         tokenizer = extended
-    if args.config is not None:
-        sizes = _config(args.config, tokenizer)
+    if inputs.config is not None:
+        sizes = _config(inputs.config, tokenizer)
         params, config = grow(params, config, sizes), sizes
     return params, config, tokenizer, source
 
@@ -48,13 +109,13 @@ def _config(name: str, tokenizer: Any) -> Any:
     return dataclasses.replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.end_of_text_id)
 
 
-def refuse_another_run(args: argparse.Namespace) -> None:
+def refuse_another_run(out: str, *, resume: bool) -> None:
     """Before RUN/data is written: a run that is there already needs its own."""
     from dialogpt_jax.run.fit import CHECKPOINTS
 
-    folder = Path(args.out) / CHECKPOINTS
+    folder = Path(out) / CHECKPOINTS
     held = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if held and not args.resume:
+    if held and not resume:
         raise ValueError(
             f"{folder} holds a run at step {max(held)}; resume it (--resume), or choose another folder for --out"
         )
@@ -68,7 +129,9 @@ def sizes_of(name: str) -> Any:
     return known[name]() if name in known else read_config_file(name)
 
 
-def read_examples(args, config, tokenizer, source: Path, report) -> Any:
+def read_examples(
+    inputs: TrainInputs, config, tokenizer, source: Path, report, *, max_length: int | None, resume: bool
+) -> Any:
     """The prepared data, or that of a file, prepared once into RUN/data."""
     import jax
 
@@ -77,15 +140,15 @@ def read_examples(args, config, tokenizer, source: Path, report) -> Any:
     from dialogpt_jax.data.shards import open_shards
     from dialogpt_jax.parallel.distributed import any_process
 
-    folder = Path(args.data)
-    wanted = {"train_on": args.train_on, "reverse": args.reverse or None, "joined": args.joined}
+    folder = Path(inputs.data)
+    wanted = {"train_on": inputs.train_on, "reverse": inputs.reverse or None, "joined": inputs.joined}
     if not folder.is_dir():
-        folder, failure = Path(args.out) / "data", None
-        chosen = {**wanted, "max_length": args.max_length, "reverse": args.reverse}
-        if jax.process_index() == 0 and not (args.resume and (folder / "data.json").exists()):
+        folder, failure = Path(inputs.out) / "data", None
+        chosen = {**wanted, "max_length": max_length, "reverse": inputs.reverse}
+        if jax.process_index() == 0 and not (resume and (folder / "data.json").exists()):
             try:
-                options = options_for_file(args.data, config.eos_token_id, config.n_positions, **chosen)
-                _prepare(args.data, folder, source, options, report)
+                options = options_for_file(inputs.data, config.eos_token_id, config.n_positions, **chosen)
+                _prepare(inputs.data, folder, source, options, report)
             except (ValueError, OSError) as error:
                 failure = error
         if any_process(failure is not None):  # or the others would wait for it
@@ -98,9 +161,9 @@ def read_examples(args, config, tokenizer, source: Path, report) -> Any:
         if value is not None and data.info.get(name) != value:
             raise ValueError(f"{folder} was prepared with {name} {data.info.get(name)}, and {value} is asked for now")
     (size, *_) = [source["bytes"] for source in data.info["sources"]]
-    if folder != Path(args.data) and Path(args.data).exists() and Path(args.data).stat().st_size != size:
+    if folder != Path(inputs.data) and Path(inputs.data).exists() and Path(inputs.data).stat().st_size != size:
         raise ValueError(
-            f"{args.data} is not the file that {folder} was prepared from, which had {size:,} bytes; "
+            f"{inputs.data} is not the file that {folder} was prepared from, which had {size:,} bytes; "
             "a run goes on with its own data"
         )
     return data

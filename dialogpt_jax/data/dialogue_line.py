@@ -15,14 +15,17 @@ from dialogpt_jax.text.dialogue import DialogueError, said_by, why_not_a_turn
 
 # What `dialogpt data check --help` shows, and in short what an error says.
 FORMS = """\
-    {"turns": ["Hi!", "Hello."]}                                      optional: "weights": [0, 0.3], "speakers": […]
-    {"turns": [{"text": "Hi!", "speaker": "Ann"}, {"text": "Hello.", "speaker": "Bob", "weight": 0.3}]}
-    {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]}
-    {"conversations": [{"from": "human", "value": "Hi!"}, {"from": "gpt", "value": "Hello."}]}          ShareGPT's
-    {"prompt": "Hi!", "response": "Hello."}                           or "completion" or "answer"
-    prompt,response                                                   a .csv: names of columns, then a dialogue a row;
-                                                                      also question,answer  turn 1,turn 2,turn 3
-    0.0 Hi! EOS 1.0 Hello. ⇥ 1.0 Bye.                                 Microsoft's, in a .tsv; the weights may be absent
+  {"turns": ["Hi!", "Hello."]}     also "weights": [0, 0.3], "speakers": […]
+  {"turns": [{"text": "Hi!", "speaker": "Ann"},
+             {"text": "Hello.", "speaker": "Bob", "weight": 0.3}]}
+  {"messages": [{"role": "user", "content": "Hi!"},
+                {"role": "assistant", "content": "Hello."}]}
+  {"conversations": [{"from": "human", "value": "Hi!"},
+                     {"from": "gpt", "value": "Hello."}]}     ShareGPT's
+  {"prompt": "Hi!", "response": "Hello."}     or "completion" or "answer"
+  prompt,response     a .csv: names of columns, then a dialogue a row; also
+                      question,answer  turn 1,turn 2,turn 3
+  0.0 Hi! EOS 1.0 Hello. ⇥ 1.0 Bye.     a .tsv; the weights may be absent
 """
 FORMS_IN_SHORT = (
     "read are lines of JSON with turns, messages, ShareGPT's conversations, or prompt and response; a .csv with such "

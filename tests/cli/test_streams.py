@@ -105,7 +105,7 @@ sys.exit(main(["reply", "--no-compilation-cache", "Hi"]))
 """
 
 
-@pytest.mark.parametrize("module", ["dialogpt_jax.cli.reply"])
+@pytest.mark.parametrize("module", ["cyclopts", "dialogpt_jax.cli.reply", "jax", "flax", "dialogpt_jax.chat.bot"])
 def test_ctrl_c_during_the_imports_is_130_and_no_traceback(module):
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED.format(module=module)], capture_output=True, timeout=PATIENCE

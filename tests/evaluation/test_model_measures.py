@@ -225,7 +225,7 @@ def test_data_that_cannot_be_read_is_one_line(evaluate, tmp_path, data, message)
         (("--data", "d.jsonl.gz", "--references", "x"), "--references does not go with --data"),
         (("--data", "d.jsonl.gz", "--clean"), "--clean does not go with --data"),
         (("--data", "d.jsonl.gz", "--part", "1/2"), "--part needs --out"),
-        (("--data", "d.jsonl.gz", "--temperature", "-1"), "temperature is -1.0"),
+        (("--data", "d.jsonl.gz", "--temperature", "-1"), "temperature is -1;"),
         (("--data", "d.jsonl.gz", "--compare", "none"), "none: No such file or directory"),
         (("--hypotheses", "x", "--out", "y"), "--out needs --data"),
     ],

@@ -1,6 +1,5 @@
 """What a run is told: numbers that are refused, what the words of the command become, what a identity says."""
 
-import argparse
 import dataclasses
 import json
 import re
@@ -22,9 +21,9 @@ CONFIG = fakes.TINY  # 32 wide
 
 
 def options_of(words: str = "") -> TrainOptions:
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    return train.options_of(parser.parse_args(words.split()))
+    _, bound, _ = train.app.parse_args(words.split(), exit_on_error=False, print_error=False)
+    flags = {"how": train.HowFlags(), "when": train.WhenFlags(), "recipe": train.RecipeFlags()}
+    return train.options_of(**{name: bound.arguments.get(name, unsaid) for name, unsaid in flags.items()})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""The words of the command line: what is misspelt, what is asked for help, and where a flag's default comes from."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from typing import Literal
+
+import pytest
+
+import dialogpt_jax as dg
+from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
+from dialogpt_jax.cli import common, flags
+from dialogpt_jax.cli.main import COMMANDS, main, make_dialogpt
+from dialogpt_jax.run.options import TrainOptions
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "said"),
+    [
+        (["rply", "Hi"], "Usage: dialogpt COMMAND", "dialogpt: no command is called 'rply'; did you mean reply?"),
+        (["zzz"], "Usage: dialogpt COMMAND", "dialogpt: no command is called 'zzz'; there are chat, reply, inspect"),
+        (
+            ["reply", "--temprature", "1", "Hi"],
+            "Usage: dialogpt reply [OPTIONS] TEXT...",
+            "Did you mean --temperature?",
+        ),
+        (["train", "--bach-size", "1"], "Usage: dialogpt train --data DIR_OR_FILE", "Did you mean --batch-size?"),
+        (["data", "chek", "x"], "Usage: dialogpt data COMMAND", 'Unknown command "chek". Did you mean "check"?'),
+        (["data", "prepare", "x"], "Usage: dialogpt data prepare [OPTIONS] FILE... DIR", "the folder DIR to write"),
+        (
+            ["reply"],
+            "Usage: dialogpt reply [OPTIONS] TEXT...",
+            "dialogpt reply: no text to reply to; give a turn, or `-`",
+        ),
+        (["reply", "--candidates", "1.5", "Hi"], "Usage: dialogpt reply", "'1.5' is no whole number"),
+        (["reply", "--top-p", "high", "Hi"], "Usage: dialogpt reply", "'high' is no number"),
+        (
+            ["convert", "a", "b", "--to", "pt"],
+            "Usage: dialogpt convert [OPTIONS] SRC DST",
+            'Choose from: "directory", "pkl"',
+        ),
+        (["eval", "--raw", "--clean", "--hypotheses", "h"], "Usage: dialogpt eval", "give one of --raw and --clean"),
+        (["chat", "\x1b]0;x\x07"], "Usage: dialogpt chat [OPTIONS]", "x1b]0;x"),
+        (["reply", "-x", "-", "Hi"], "Usage: dialogpt reply", "Unknown option: -x."),
+    ],
+)
+def test_a_mistake_is_told_behind_the_usage_of_the_command(words, usage, said, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(usage)
+    assert lines[1].startswith("Try `dialogpt")
+    assert said in lines[2]
+    assert err.isprintable() or all(c == "\n" or c.isprintable() for c in err)
+
+
+def test_without_a_command_there_is_help_and_status_2(capsys):
+    for words in ([], ["data"]):
+        assert main(words) == 2
+        assert "Commands" in capsys.readouterr().out
+
+
+def test_the_version_is_the_package_s(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{dg.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["rply"]])
+def test_what_needs_no_jax_imports_none(words):
+    code = f"import sys; from dialogpt_jax.cli.main import main; main({words}); sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), ["data", "check"], ["data", "prepare"]])
+def test_help_stands_in_panels_with_examples(words, capsys):
+    assert main([*words, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: dialogpt {' '.join(words)}")
+    assert "╭─" in out
+    _, _, examples = out.partition("\nExamples:\n")
+    lines = examples.splitlines()
+    assert any(line.startswith("  dialogpt ") for line in lines)
+    assert max(map(len, lines)) <= 80, lines
+    assert "None]" not in out
+    assert "[default: ]" not in out
+
+
+def test_completion_knows_commands_flags_and_choices():
+    script = make_dialogpt().generate_completion(shell="bash")
+    for word in (*COMMANDS, "--max-new-tokens", "prepare", "bfloat16", "--checkpoint-blocks"):
+        assert word in script
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_flag_that_is_not_said_changes_nothing():
+    assert set(vars(common.SamplingFlags()).values()) == {None}
+    assert common.sampling_of(common.SamplingFlags()) == DEFAULT_SAMPLING
+    assert common.ReplyFlags().max_new_tokens == DEFAULT_MAX_NEW_TOKENS
+    changed = common.sampling_of(common.SamplingFlags(temperature=0.5, top_k=0, top_p=1))
+    assert changed == dataclasses.replace(DEFAULT_SAMPLING, temperature=0.5, top_k=None, top_p=None)
+
+
+def test_every_field_of_the_training_options_is_a_flag(capsys):
+    main(["train", "--help"])
+    out = capsys.readouterr().out
+    shown = set(re.findall(r"--([\w-]+)", out))
+    assert {field.name.replace("_", "-") for field in dataclasses.fields(TrainOptions)} <= shown
+
+
+def test_flags_of_a_dataclass_have_its_words_and_defaults():
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        """Some.
+
+        Attributes:
+          rows: of a batch, which
+            one device takes.
+          share, rest: between 0 and 1.
+          name: of somebody (Ann).
+          loud: in capitals.
+          kind: one of two.
+        """
+
+        rows: int = 3
+        share: float | None = None
+        rest: float = 0.5
+        name: str | None = None
+        loud: bool = False
+        kind: str = "a"
+
+    made = flags.flags_of(Options, flags.OPTIONS, without=("loud",), types={"kind": Literal["a", "b"]})
+    assert [field.name for field in dataclasses.fields(made)] == ["rows", "share", "rest", "name", "kind"]
+    assert flags.said(made(rows=4, name="Bob")) == {"rows": 4, "name": "Bob"}
+    help_of = {field.name: field.type.__metadata__[0].help for field in dataclasses.fields(made)}
+    assert help_of == {
+        "rows": "of a batch, which one device takes (3)",
+        "share": "between 0 and 1",
+        "rest": "between 0 and 1 (0.5)",
+        "name": "of somebody (Ann)",
+        "kind": "one of two (a)",
+    }
