@@ -28,12 +28,14 @@ class UsageError(ValueError):
 
 
 def make_app(name: str, usage: str, **named: Any) -> App:
-    """A command whose flags have no opposite (`--no-json`), and whose examples stand as they are written."""
-    shown = Parameter(
-        negative=(), show_default=lambda value: None if value in (None, "") or value is False else str(value)
-    )
+    """A command whose flags have no opposite (`--no-json`); said twice, the last counts. Examples stand as written."""
+    shown = Parameter(negative=(), allow_repeating=True, show_default=_shown)
     panels = {"group_parameters": OPTIONS, "default_parameter": shown}
     return App(name=name, usage=f"Usage: {usage}", help_format="plaintext", **panels, **named)
+
+
+def _shown(default: Any) -> str | None:
+    return None if default is None or default is False or default == "" else str(default)
 
 
 def whole(_: Any, tokens: Sequence[Token]) -> int:

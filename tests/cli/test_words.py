@@ -144,3 +144,28 @@ def test_flags_of_a_dataclass_have_its_words_and_defaults():
         "name": "of somebody (Ann)",
         "kind": "one of two (a)",
     }
+
+
+def test_a_flag_that_is_said_twice_has_the_last_value_and_a_list_both():
+    from dialogpt_jax.cli import eval, train
+
+    _, bound, _ = train.app.parse_args(
+        [
+            "--steps",
+            "2",
+            "--steps",
+            "5",
+            "--prompt",
+            "a",
+            "--prompt",
+            "b",
+            "--learning-rate",
+            "1",
+            "--learning-rate",
+            "0",
+        ]
+    )
+    assert flags.said(bound.arguments["how"]) == {"steps": 5, "learning_rate": 0}
+    assert bound.arguments["where"].prompt == ["a", "b"]
+    _, bound, _ = eval.app.parse_args(["--hypotheses", "h", "--references", "a", "b", "--compare", "c"])
+    assert (bound.arguments["files"].references, bound.arguments["files"].compare) == (["a", "b"], "c")
