@@ -127,7 +127,7 @@ def inspect(path: str | PathLike[str], *, config: GPT2Config | None = None, name
     """
     path = Path(path)
     found = read(path)
-    files = tuple(_look_at(file) for file in _files(path))
+    files = tuple(_hash_file(file) for file in _list_files(path))
     plain = Findings(
         path=str(path) if name is None else name,
         kind="not a GPT-2",
@@ -150,7 +150,7 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
     except (MappingError, ValueError) as error:  # a config that no GPT-2 has is a ValueError
         return dataclasses.replace(plain, warnings=(str(error),))
     variant = RELEASED.get((guess.n_layer, guess.n_embd), "other")
-    nonfinite, misfits = _try(found, guess if config is None else config)
+    nonfinite, misfits = _hold_to_config(found, guess if config is None else config)
     embedding = found[EMBEDDING]
     findings = dataclasses.replace(
         plain,
@@ -183,7 +183,7 @@ def _heads(found: Tensors, config: GPT2Config | None) -> int | None:
     return 1 if width % GPT2_HEAD_DIM else None
 
 
-def _try(found: Tensors, config: GPT2Config) -> tuple[int, str | None]:
+def _hold_to_config(found: Tensors, config: GPT2Config) -> tuple[int, str | None]:
     """The number of weights that are not finite, and how the tensors differ from the config."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WeightsWarning)  # the findings have them
@@ -259,7 +259,7 @@ def _named_variant(path: str) -> str | None:
     return None
 
 
-def _files(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     """The file, or the shards that an index names; `read` has already checked that index."""
     if not path.name.endswith(".json"):
         return [path]
@@ -267,7 +267,7 @@ def _files(path: Path) -> list[Path]:
     return [path.parent / shard for shard in sorted(shards)]
 
 
-def _look_at(file: Path) -> File:
+def _hash_file(file: Path) -> File:
     with file.open("rb") as stream:
         return File(file.name, file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 

@@ -201,7 +201,7 @@ def infer_config(tensors: Tensors, *, n_head: int | None = None) -> GPT2Config:
         n_positions=positions,
         n_embd=width,
         n_layer=layers,
-        n_head=n_head or width // GPT2_HEAD_DIM,
+        n_head=width // GPT2_HEAD_DIM if n_head is None else n_head,
         n_inner=None if inner == 4 * width else inner,
         tie_word_embeddings=HEAD not in found or same_bits(found[HEAD], found[EMBEDDING]),
         eos_token_id=vocab - 1,

@@ -175,9 +175,8 @@ class _Decoder:
     def decode_extension(self, code: int, content: np.ndarray) -> Any:
         if code not in (ARRAY, SCALAR):
             raise ReadError(f"has a msgpack extension of type {code}; arrays (1) and scalars (3) are known")
-        inner = _Decoder(content, self.left)
+        inner = _Decoder(content, self.left)  # a sound description has a few values
         parts = inner.decode(MAX_DEPTH - 2)
-        self.left = inner.left
         match parts:
             case [list(shape), (str() | np.ndarray()) as name, np.ndarray() as numbers] if inner.position == len(
                 content

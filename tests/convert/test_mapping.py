@@ -11,7 +11,7 @@ import pytest
 from fakes import ODD, TINY
 from reference import checkpoint, logits, relative_error
 
-from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.config import ConfigError, GPT2Config
 from dialogpt_jax.convert import mapping
 from dialogpt_jax.convert.mapping import (
     GuessedHeads,
@@ -294,6 +294,9 @@ def test_a_config_is_inferred_from_the_shapes():
     assert infer_config(tensors, n_head=3) == dataclasses.replace(ODD, eos_token_id=ODD.vocab_size - 1)
     with pytest.raises(MappingError, match=r"width 30: give it \(--heads N\), or a config.json"):
         infer_config(tensors)
+    for wrong in (0, -1, 1.5):
+        with pytest.raises(ConfigError, match=f"n_head is {wrong}"):
+            infer_config(tensors, n_head=wrong)
     del tensors["transformer.wpe.weight"]
     with pytest.raises(MappingError, match=r"not a GPT-2: no matrix transformer.wpe.weight"):
         infer_config(tensors)
