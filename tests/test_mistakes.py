@@ -61,7 +61,7 @@ NOT_SAMPLING = dict.fromkeys(
 NOT_PATHS = dict.fromkeys(("None", "3", "b'x'", "['x']", "bot", "''"), "is .*; give the name of a file or folder")
 NOT_TOKENIZERS = dict.fromkeys(("None", "'gpt2'", "bot"), "tokenizer is .*; give (the model's|a) Tokenizer")
 NOT_CONFIGS = dict.fromkeys(("None", "'small'", "{'n_layer': 2}"), "config is .*; give the GPT2Config")
-NOT_PARAMETERS = dict.fromkeys(("None", "bot", "'model'"), "params is .*; give the parameters")
+NOT_PARAMETERS = dict.fromkeys(("None", "bot", "'model'"), "params (is|are) .*; give the (parameters|tree)")
 NOT_TEXTS = {
     "'Hi'": "texts is one text; give a list of texts",
     "3": "texts is 3; give a list",
@@ -159,19 +159,23 @@ ODD = [
     (
         "dg.Bot(bot.params, replaced(n_layer=3), tokenizer)",
         ValueError,
-        "n_layer is 3 in the config and 2 in the parameters",
+        "the parameters have 2 blocks; the config's n_layer is 3",
     ),
     (
         "dg.Bot(bot.params, replaced(n_head=2), tokenizer)",
         ValueError,
-        "n_head is 2 in the config and 4 in the parameters",
+        r"h_0/attn/c_attn/bias has the shape \(3, 4, 8\); this config needs \(3, 2, 16\)",
     ),
     (
         "dg.Bot(bot.params, replaced(n_positions=9), tokenizer)",
         ValueError,
-        "n_positions is 9 in the config and 96 in",
+        r"wpe/embedding has the shape \(96, 32\); this config needs \(9, 32\)",
     ),
-    ("dg.Bot(bot.params, replaced(tie_word_embeddings=True), tokenizer)", ValueError, "the parameters have a lm_head"),
+    (
+        "dg.Bot(bot.params, replaced(tie_word_embeddings=True), tokenizer)",
+        ValueError,
+        "the parameters have a lm_head/kernel, against",
+    ),
     ("dg.Tokenizer('gpt2')", TypeError, "backend is 'gpt2'; give a `tokenizers.Tokenizer`, or use `load`"),
     ("tokenizer.encode(3)", ValueError, "a text is 3; give a str"),
     ("tokenizer.encode(['Hi'])", ValueError, r"a text is \['Hi'\]; give a str"),
@@ -183,7 +187,11 @@ ODD = [
         ValueError,
         "train_on is 'asistant'; give 'replies', 'all', 'last' or",
     ),
-    ("dg.make_examples(two, tokenizer, train_on=None)", TypeError, "train_on is None; give 'replies', 'all', 'last' or the name"),
+    (
+        "dg.make_examples(two, tokenizer, train_on=None)",
+        TypeError,
+        "train_on is None; give 'replies', 'all', 'last' or the name",
+    ),
     ("dg.make_examples(two, tokenizer, reverse='yes')", TypeError, "reverse is 'yes'; give True or False"),
     ("dg.make_examples([['Hi', '']], tokenizer)", ValueError, "dialogue 0: turn 2 is empty; write something, or leave"),
     (

@@ -9,6 +9,9 @@ import pytest
 import dialogpt_jax as dg
 from dialogpt_jax.chat.candidates import Candidates
 
+GENERATED = dg.Generated(
+    np.zeros((3, 400), np.int32), np.array([7, 400, 2]), np.array([True, False, True]), np.zeros((3, 400))
+)
 MOST_LINES, MOST_CHARACTERS = 24, 24 * 80  # a screen
 
 
@@ -38,6 +41,8 @@ def values(bot):
         "config": bot.config,
         "sampling": dg.PAPER,
         "options": dg.TrainOptions(),
+        "generated": GENERATED,
+        "scores": dg.Scores(np.zeros((3, 900)), np.array([-5.0, -2.5, -9]), np.zeros(3)),
         "example": dg.Example(np.arange(5000), np.ones(5000)),
     }
 
@@ -58,6 +63,9 @@ def test_what_they_show(values):
     assert shown["fitted"] == "Fitted(49,024 parameters, 0 steps, loss 2, valid_loss 2.5, stopped by SIGTERM)"
     assert shown["state"] == "TrainState(step 0, 53,120 parameters, 106,241 numbers in opt_state)"
     assert repr(candidate(finished=False)) == "Candidate('Hello.', logprob -1.50, 3 tokens, cut)"
+    assert shown["generated"] == "Generated(3 replies of 2 to 400 tokens, 2 finished; tokens and logprobs (3, 400))"
+    assert shown["scores"] == "Scores(3 replies, log P from -9.00 to -2.50; logprobs (3, 900))"
+    assert repr(jax.eval_shape(lambda: GENERATED)) == "Generated(tokens and logprobs (3, 400))"
     assert shown["candidates"].splitlines()[-1] == " … 484 more]"
 
 

@@ -4,12 +4,11 @@ What flows in: parameters, sizes and a tokenizer that fit each other. What flows
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 from dialogpt_jax.arguments import shown
 from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, checked_length
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.model import Params
+from dialogpt_jax.model import Params, check_params, compute_dtype
 from dialogpt_jax.text.dialogue import DialogueError, Turns, encode, texts_of
 from dialogpt_jax.text.tokenizer import Tokenizer
 
@@ -33,16 +32,9 @@ class LanguageModel:
     tokenizer: Tokenizer
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        if not isinstance(self.params, Mapping) or not isinstance(self.params.get("wte"), Mapping):
-            raise TypeError(f"{name}: params is {shown(self.params)}; give the parameters of `load_params` or `fit`")
-        if not isinstance(self.config, GPT2Config):
-            raise TypeError(f"{name}: config is {shown(self.config)}; give the GPT2Config of the parameters")
+        check_params(self.params, self.config)
         if not isinstance(self.tokenizer, Tokenizer):
-            raise TypeError(
-                f"{name}: tokenizer is {shown(self.tokenizer)}; give a Tokenizer, such as `Tokenizer.load(folder)`"
-            )
-        _check_sizes(self.params, self.config)
+            raise TypeError(f"tokenizer is {shown(self.tokenizer)}; give a Tokenizer, such as `Tokenizer.load(folder)`")
         if self.tokenizer.vocab_size > self.config.vocab_size:
             ids, rows = self.tokenizer.vocab_size, self.config.vocab_size
             raise ValueError(f"the tokenizer has {ids} ids, the model a vocabulary of {rows}; give the model's own")
@@ -50,7 +42,7 @@ class LanguageModel:
     def __repr__(self) -> str:
         config = self.config
         return (
-            f"{type(self).__name__}({config.num_parameters:,} parameters in {self.params['wte']['embedding'].dtype}: "
+            f"{type(self).__name__}({config.num_parameters:,} parameters in {compute_dtype(self.params)}: "
             f"{config.n_layer} layers of width {config.n_embd}, {config.n_head} heads, {config.n_positions} positions, "
             f"{self.tokenizer.vocab_size:,} token ids)"
         )
@@ -71,27 +63,4 @@ class LanguageModel:
             eos=self.config.eos_token_id,
             n_positions=self.config.n_positions,
             max_new_tokens=checked_length(max_new_tokens),
-        )
-
-
-def _check_sizes(params: Params, config: GPT2Config) -> None:
-    """Passes if parameters have the sizes of a config, as far as a few of them tell."""
-    layers = sum(name.startswith("h_") for name in params)
-    vocab, width = params["wte"]["embedding"].shape
-    heads = params["h_0"]["attn"]["c_attn"]["kernel"].shape[1] if layers else config.n_head
-    for name, ours, theirs in (
-        ("n_layer", layers, config.n_layer),
-        ("vocab_size, padded,", vocab, config.padded_vocab_size),
-        ("n_positions", params["wpe"]["embedding"].shape[0], config.n_positions),
-        ("n_embd", width, config.n_embd),
-        ("n_head", heads, config.n_head),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"{name} is {theirs} in the config and {ours} in the parameters; give the two that belong together"
-            )
-    if ("lm_head" in params) == config.tie_word_embeddings:
-        has = "have" if "lm_head" in params else "have no"
-        raise ValueError(
-            f"tie_word_embeddings is {config.tie_word_embeddings}; the parameters {has} a lm_head of their own"
         )

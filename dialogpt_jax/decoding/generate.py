@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -41,6 +42,14 @@ class Generated:
     lengths: jax.Array
     finished: jax.Array
     logprobs: jax.Array
+
+    def __repr__(self) -> str:
+        shapes = f"tokens and logprobs {jnp.shape(self.tokens)}"
+        if is_traced(self.lengths) or not isinstance(self.lengths, Array):
+            return f"Generated({shapes})"
+        lengths, finished = np.asarray(self.lengths), np.asarray(self.finished)
+        span = f"{lengths.min(initial=2**31 - 1)} to {lengths.max(initial=0)} tokens"
+        return f"Generated({lengths.size} replies of {span}, {finished.sum()} finished; {shapes})"
 
 
 def prefill(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from dialogpt_jax.cache import init_cache, init_reply
@@ -15,7 +16,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import prefill
 from dialogpt_jax.likelihood import token_losses
 from dialogpt_jax.model import Params, check_params, compute_dtype, hidden, logits
-from dialogpt_jax.token_arrays import array_library, as_integers, as_lengths, as_tokens, check_width
+from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens, check_width, is_traced
 
 
 @struct.dataclass
@@ -35,6 +36,14 @@ class Scores:
     logprobs: jax.Array
     total: jax.Array
     mean: jax.Array
+
+    def __repr__(self) -> str:
+        shape = f"logprobs {jnp.shape(self.logprobs)}"
+        if is_traced(self.total) or not isinstance(self.total, Array):
+            return f"Scores({shape})"
+        totals = np.asarray(self.total)
+        span = f"log P from {totals.min(initial=np.inf):.2f} to {totals.max(initial=-np.inf):.2f}"
+        return f"Scores({totals.size} replies, {span}; {shape})"
 
 
 def score(params: Params, config: GPT2Config, tokens_BT: Any, starts_B: Any, lengths_B: Any) -> Scores:
