@@ -98,4 +98,5 @@ if not TYPE_CHECKING:  # or a type checker would believe in any name
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from dialogpt_jax import contents
 
-        return getattr(contents, name)
+        globals().update({name: getattr(contents, name) for name in __all__ if name != "__version__"})
+        return globals()[name]
