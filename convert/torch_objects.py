@@ -128,10 +128,8 @@ def _rebuild_parameter(arguments: tuple) -> Tensor:
 def _rebuild_from_type(arguments: tuple) -> Tensor:
     # (function, class, arguments, attributes): a Parameter or a tensor with attributes; those are dropped.
     match arguments:
-        case (Global() as function, Global(build=None), tuple(inner), _):
-            rebuild = _REBUILDERS.get(function.name)
-            if rebuild is not None and function.build is rebuild:
-                return rebuild(inner)
+        case (Global() as function, Global(build=None), tuple(inner), _) if function.build in _REBUILDERS.values():
+            return _REBUILDERS[function.name](inner)
     raise _misuse("_rebuild_from_type", arguments)
 
 
