@@ -26,7 +26,7 @@ def initialize(
 ) -> None:
     """Joins the other processes, if there are any; call it before anything else of jax. Alone, it does nothing.
 
-    Nor does it where jax has begun and nothing was said of others: a notebook, or a test, is one process.
+    Nor does it do anything where jax has started already and no other process was named, as in a notebook or a test.
 
     Args:
       coordinator: `host:port` of process 0; by default what JAX_COORDINATOR_ADDRESS says, or the cluster's launcher.
@@ -101,7 +101,7 @@ def first_process_says(flag: bool) -> bool:
 
 
 def gather(params: Any) -> Any:
-    """Parameters from wherever they lie to NumPy arrays, whole, in every process; leaf by leaf, so that one fits."""
+    """Parameters, however they are divided, as whole NumPy arrays in every process; one leaf at a time, to save memory."""
 
     def each(leaf: Any) -> np.ndarray:
         if not leaf.is_fully_addressable:

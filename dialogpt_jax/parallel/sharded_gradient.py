@@ -2,7 +2,7 @@
 
     each device:  its rows, its part of every parameter ─gather→ the parameters ─loss, gradient→ ─sum, scatter→ its part
 
-The partitioner left to itself mixes up the two reasons to divide a matrix: where `fsdp` lies on the width, it divides the
+XLA's partitioner, left to itself, confuses the two ways to divide a matrix: where `fsdp` lies on the width, it divides the
 residual stream by its width and gathers the rows. So rows and `fsdp` are written down here, by `shard_map`; `tensor` is the
 partitioner's, which follows the parameters.
 The collectives of a step are then these: `fsdp` gathers each parameter in the dtype of the products, and sums and
@@ -110,7 +110,7 @@ def _on_front(f: Callable[[jax.Array], jax.Array], x: jax.Array, spec: P) -> jax
 
 
 def _in_tensor_groups(f, spec: P, mesh: Mesh):
-    """`f` on what each device of a `tensor` group has: the partitioner would gather that axis before it runs `f`."""
+    """`f` on each device's own part along `tensor`: the partitioner would gather that axis before it runs `f`."""
     if mesh.shape["tensor"] == 1:
         return f
     part = P(*[axis if axis == "tensor" else None for axis in spec])

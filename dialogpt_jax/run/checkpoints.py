@@ -196,7 +196,8 @@ class Checkpoints:
     def _read(self, step: int, like: Any) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
         """State and identity of one checkpoint; or `None` and why. All processes answer alike.
 
-        By the handlers, not by the manager: a process that cannot read must not leave the others in a barrier.
+        Read by Orbax's handlers and not by its manager, which waits for all: where one process cannot read, the others
+        must not wait for it.
         """
         ocp = orbax()
         path = self._manager.directory / str(step)

@@ -175,7 +175,7 @@ def _trips(program: _Program, loop: _Instruction) -> int | None:
     told = _TRIPS.search(loop.rest)
     if told:
         return int(told[1])
-    # Else by its condition, where that is `counter < constant`; jax's own loops count from 0.
+    # Else read its condition, if it is `counter < constant`: jax's own loops count from 0, so the constant is the number.
     condition = _CONDITION.search(loop.rest)
     inside = list(_walk(program, condition[1])) if condition else []
     compared = [i for _, i, *_ in inside if i.opcode == "compare"]
@@ -203,7 +203,7 @@ def _bytes(instruction: _Instruction) -> int:
     """Bytes of what the instruction gives; a `-start` gives its operands too, in front."""
     sizes = [_size(*shape) for shape in _SHAPE.findall(instruction.type)]
     if instruction.opcode.endswith("-start") and instruction.type.startswith("("):
-        if instruction.opcode == "collective-permute-start":  # operands, results, and two words of the runtime's
+        if instruction.opcode == "collective-permute-start":  # operands, results, two counters
             return sum(size for size in sizes if size > 4) // 2 or sizes[0]
         if instruction.opcode != "all-reduce-start":
             sizes = sizes[len(sizes) // 2 :]
@@ -215,7 +215,7 @@ def _size(dtype: str, shape: str) -> int:
     count = 1
     for size in filter(None, shape.split(",")):
         count *= int(size)
-    return count if bits is None else -(-count * int(bits[0]) // 8)  # pred has no number, and takes a byte
+    return count if bits is None else -(-count * int(bits[0]) // 8)  # `pred` takes a byte
 
 
 def _source(instruction: _Instruction) -> str:

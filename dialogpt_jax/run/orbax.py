@@ -1,4 +1,4 @@
-"""The door to Orbax: the module at its first use and without its noise, errors as one line, processes that agree."""
+"""Orbax, imported at its first use and without its log lines; its errors as one line, the same in every process."""
 
 import functools
 import logging
@@ -55,7 +55,7 @@ def without_orphans(hook: Callable[[Any], None]) -> Callable[[Any], None]:
     """An unraisable hook that passes on to `hook` all but what follows from an error that Orbax has raised already.
 
     After a first error Orbax leaves its event loop: tensorstore's threads then answer to nobody, and its own coroutines
-    are dropped, begun or not. Python would print a traceback for each.
+    are dropped, some before they ran. Python would print a traceback for each.
     """
 
     def pass_on(unraisable: Any) -> None:
