@@ -244,6 +244,10 @@ def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike 
       >>> params["wpe"]["embedding"].shape
       (64, 32)
     """
+    if not isinstance(config, GPT2Config):
+        raise TypeError(f"config is {shown(config)}; give a GPT2Config, such as GPT2Config.small()")
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"key is {shown(key)}; give a key, such as jax.random.key(0)")
     zeros_BT = jnp.zeros((1, 1), jnp.int32)
     trunk_key, head_key = jax.random.split(key)
     params = GPT2(config).init(trunk_key, zeros_BT, zeros_BT)["params"]

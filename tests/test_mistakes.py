@@ -11,7 +11,9 @@ import traceback
 from pathlib import Path
 
 import fakes
+import jax
 import numpy as np
+import optax
 import pytest
 
 import dialogpt_jax as dg
@@ -209,6 +211,11 @@ ODD = [
     ("dg.Example([-1], [1])", ValueError, "tokens_T is .*; give a list of token ids, whole numbers from 0"),
     ("dg.Example([1, 2], [1])", ValueError, r"weights_T has the shape \(1,\); give one for each of 2 tokens"),
     ("dg.Example([1, 2], [1, -1])", ValueError, "weights_T is .*; give a number from 0 for each token"),
+    ("dg.init_params('small', jax.random.key(0))", TypeError, "config is 'small'; give a GPT2Config, such as"),
+    ("dg.init_params(bot.config, 0)", TypeError, r"key is 0; give a key, such as jax.random.key\(0\)"),
+    ("dg.init_state(bot, optax.adam(1e-3), jax.random.key(0))", TypeError, r"params is Bot\(.*; give the parameters"),
+    ("dg.init_state(bot.params, 'adam', jax.random.key(0))", TypeError, "optimizer is 'adam'; give one of optax"),
+    ("dg.init_state(bot.params, optax.adam(1e-3), 0)", TypeError, "key is 0; give a key, such as"),
     ("dg.open_shards('/no/such/folder')", ValueError, "/no/such/folder: no such folder; `dialogpt data prepare FILE"),
 ]
 
@@ -252,6 +259,8 @@ def names():
     return {
         "dg": dg,
         "np": np,
+        "jax": jax,
+        "optax": optax,
         "pandas": pandas,
         "bot": bot,
         "tokenizer": bot.tokenizer,

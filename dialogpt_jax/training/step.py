@@ -1,5 +1,6 @@
 """One training step, pure: state and batch in, state and metrics out. The caller applies jit, donation, shardings."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from dialogpt_jax.arguments import shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params
@@ -48,6 +50,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: jax
       >>> int(state.step)
       0
     """
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params is {shown(params)}; give the parameters, such as `bot.params`")
+    if not callable(getattr(optimizer, "init", None)):
+        raise TypeError(f"optimizer is {shown(optimizer)}; give one of optax, such as optax.adamw(1e-4)")
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"key is {shown(key)}; give a key, such as jax.random.key(0)")
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 
