@@ -1,15 +1,14 @@
-"""`dialogpt convert`: a checkpoint in, a model directory or Microsoft's layout out."""
+"""`dialogpt convert`: a model in any form in; a model directory, Microsoft's own file or GGUF out."""
 
 import warnings
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.flags import WHOLE, make_app
 from dialogpt_jax.convert.names import WeightsWarning
-from dialogpt_jax.weights.conversion import convert
-from dialogpt_jax.weights.dtypes import DTYPES
+from dialogpt_jax.weights.conversion import DTypeOrKeep, Form, convert
 
 EXAMPLES = """\
 SRC may be a PyTorch file (.bin, .pt, .pkl, either format), safetensors, Flax's msgpack, the index of a sharded one, a \
@@ -30,11 +29,8 @@ def run(
     target: Annotated[str, Parameter(name="DST", help="the directory, or with another --to the file, to write")],
     /,
     *,
-    to: Annotated[Literal["directory", "pkl", "gguf"], Parameter(help="what to write")] = "directory",
-    dtype: Annotated[
-        Literal[*DTYPES, "keep"] | None,  # type: ignore[valid-type]
-        Parameter(help="of what is written; keep, or float16 for a .pkl"),
-    ] = None,
+    to: Annotated[Form, Parameter(help="what to write")] = "directory",
+    dtype: Annotated[DTypeOrKeep | None, Parameter(help="of what is written; keep, or float16 for a .pkl")] = None,
     tokenizer: Annotated[str | None, Parameter(metavar="DIR_OR_NAME", help="where it is, if SRC has none")] = None,
     config: Annotated[
         str | None, Parameter(metavar="FILE", help="a config.json, if SRC has none and the shapes do not do")

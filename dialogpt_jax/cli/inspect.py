@@ -7,9 +7,8 @@ from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.flags import make_app
-from dialogpt_jax.convert.doctor import describe_findings, inspect
-from dialogpt_jax.weights import hub
-from dialogpt_jax.weights.directory import CONFIG_FILE, find_weights, read_config_file
+from dialogpt_jax.convert.doctor import describe_findings
+from dialogpt_jax.weights.source import inspect_source
 
 EXAMPLES = """\
 Examples:
@@ -27,12 +26,7 @@ def run(
     revision: Annotated[str | None, Parameter(help="a branch, tag or commit on the Hub")] = None,
     as_json: Annotated[bool, Parameter(name="--json", help="one JSON object instead of lines")] = False,
 ) -> int:
-    place = hub.resolve(path, revision=revision)
-    if place.is_dir():
-        findings = inspect(find_weights(place), config=read_config_file(place / CONFIG_FILE), name=path)
-    else:
-        beside = place.parent / CONFIG_FILE
-        findings = inspect(place, config=read_config_file(beside) if beside.is_file() else None)
+    findings = inspect_source(path, revision=revision)
     if as_json:
         streams.print_json(json.dumps(findings.to_json(), indent=2))
     else:

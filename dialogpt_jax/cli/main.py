@@ -19,7 +19,7 @@ COMMANDS = {
     "chat": "Talk with a model.",
     "reply": "Reply to a dialogue, for scripts.",
     "inspect": "Say what a weight file or model directory is.",
-    "convert": "Turn a checkpoint into a model directory, or back into Microsoft's layout.",
+    "convert": "Turn weights of any form into a model directory, Microsoft's own file or GGUF.",
     "data": "Look at dialogues for training, and prepare them.",
     "train": "Train a model, from nothing or from another.",
     "eval": "Measure replies as the paper does, from files or from a model.",

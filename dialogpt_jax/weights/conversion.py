@@ -12,10 +12,11 @@ from dialogpt_jax.convert.names import to_microsoft
 from dialogpt_jax.convert.write_gguf import write_gguf
 from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.weights.directory import check_new_file, check_target, write_directory
-from dialogpt_jax.weights.dtypes import cast, parse_dtype
+from dialogpt_jax.weights.dtypes import DTypeName, cast, parse_dtype
 from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE
 from dialogpt_jax.weights.source import AnyPath, need_tokenizer, open_source
 
+DTypeOrKeep = Literal[DTypeName, "keep"]
 Form = Literal["directory", "pkl", "gguf"]
 
 
@@ -24,7 +25,7 @@ def convert(
     target: AnyPath,
     *,
     to: Form = "directory",
-    dtype: str | None = None,
+    dtype: DTypeOrKeep | None = None,
     config: AnyPath | None = None,
     heads: int | None = None,
     tokenizer: AnyPath | None = None,

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ import numpy as np
 
 from dialogpt_jax.convert.mapping import NonFiniteWeights
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTypeName = Literal["float32", "bfloat16", "float16"]  # that a model may be stored and computed in
+DTYPES = get_args(DTypeName)
 
 
 def parse_dtype(dtype: Any) -> np.dtype:

@@ -2,7 +2,8 @@
 
 A directory or a model on the Hub brings all three. A bare weight file brings its tensors; the config then comes from a
 given file, from a `config.json` beside it, or from the shapes, and the tokenizer from where the user says. The number of
-heads is not in the shapes: it is given, or read in the `config.json` beside the tokenizer, or GPT-2's.
+heads is not in the shapes: it is given, or read in the `config.json` beside the tokenizer, or GPT-2's. What such a source
+is, without converting it, is told here too.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dialogpt_jax.config import CONFIG_FILE, GPT2Config
+from dialogpt_jax.convert.doctor import Findings, inspect
 from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, MappingReport, infer_config, to_params
 from dialogpt_jax.convert.names import MappingError, Tensors
 from dialogpt_jax.convert.read import read
@@ -150,6 +152,20 @@ def need_tokenizer(source: Source, path: AnyPath) -> Tokenizer:
             "merges.txt, or with a name on the Hub, such as --tokenizer microsoft/DialoGPT-small"
         )
     return source.tokenizer
+
+
+def inspect_source(path: AnyPath, *, revision: str | None = None) -> Findings:
+    """What a weight file, a model directory or a model on the Hub is, held against its config where it has one.
+
+    Raises:
+      ValueError: it cannot be read (`ReadError`, `ConfigError`), or there is no such name (`HubError`).
+      OSError: no such path.
+    """
+    place = hub.resolve(path, revision=revision)
+    if place.is_dir():
+        return inspect(find_weights(place), config=read_config_file(place / CONFIG_FILE), name=str(path))
+    beside = place.parent / CONFIG_FILE
+    return inspect(place, config=read_config_file(beside) if beside.is_file() else None)
 
 
 def _find_tokenizer(folder: Path) -> Tokenizer | None:
