@@ -31,6 +31,7 @@ from dialogpt_jax.data.formats import DataError, Dialogue, Dropped, form_of, par
 from dialogpt_jax.data.packing import pack
 from dialogpt_jax.data.shards import DROPPED_FILE, Shards, Writer, check_folder, open_shards, to_columns
 from dialogpt_jax.data.workers import map_in_order
+from dialogpt_jax.errors import naming
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 CHUNK_LINES, CHUNK_BYTES = 4096, 4 * 1024 * 1024  # whichever is reached first
@@ -81,6 +82,7 @@ def prepare(
     writer = Writer(folder)
     try:
         with (
+            naming(folder),  # a full disk does not say which
             (writer.folder / DROPPED_FILE).open("w", encoding="utf-8") as dropped,
             map_in_order(work, read_chunks(files), workers=workers or _workers_for(files)) as results,
         ):
@@ -91,11 +93,8 @@ def prepare(
                     fields = {"file": chunk.file, "line": line.line, "reason": line.reason}
                     dropped.write(json.dumps(fields, ensure_ascii=False) + "\n")
         check_counts(report, files, options, allow_no_eos=allow_no_eos)
-        writer.finish(_info(report, files, loaded, options))
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk does not say which
-            raise OSError(error.errno, os.strerror(error.errno), str(folder)) from error
-        raise
+        with naming(folder):
+            writer.finish(_info(report, files, loaded, options))
     finally:
         writer.close()
     return open_shards(folder), report

@@ -14,6 +14,8 @@ Letters: T tokens.
 """
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 import secrets
@@ -86,6 +88,8 @@ def _narrow(values: int) -> np.dtype:
 class Writer:
     """Writes a data folder beside its place; `finish` moves it there, and `close` without it leaves nothing.
 
+    What a killed process left there, the next one removes.
+
     Args:
       path: the folder to be; see `check_folder`.
       shard_tokens: a shard ends once it has so many.
@@ -97,7 +101,10 @@ class Writer:
     def __init__(self, path: str | os.PathLike[str], *, shard_tokens: int = SHARD_TOKENS):
         self.target = Path(path).expanduser().resolve()
         self.folder = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}")
+        clean_up(self.target)
         self.folder.mkdir(parents=True)
+        self._lock: int | None = os.open(self.folder, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # the system takes it back when this process ends, however it does
         self.shards: list[dict[str, int]] = []
         self._shard_tokens = shard_tokens
         self._open: dict[str, _Growing] = {}
@@ -153,11 +160,34 @@ class Writer:
             with contextlib.suppress(OSError):  # a full disk, told already
                 array.file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _close_arrays(self) -> None:
         for array in self._open.values():
             array.finish()
         self._open = {}
+
+
+def clean_up(target: Path) -> None:
+    """Removes the unfinished folders that killed processes left beside a place; what a living one writes is locked.
+
+    One may have been killed just when it had moved old data away and not yet put the new in its place: then the old data
+    goes back.
+    """
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.????????*"):
+        if folder.suffix == ".old" and not target.exists():
+            folder.rename(target)
+            continue
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
 
 
 class _Growing:

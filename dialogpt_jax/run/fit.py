@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch, Batches, examples_hash, lengths_of, read_ahead, rows_multiple
 from dialogpt_jax.data.examples import Example
+from dialogpt_jax.errors import naming
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.chips import peak_flops, training_flops
 from dialogpt_jax.parallel.distributed import first_process_says, global_batch, rows_here
@@ -242,7 +243,8 @@ class _Run:
         if self.folder is not None:
             path = self.folder / "not_finite" / f"step_{done}_process_{jax.process_index()}.npz"
             path.parent.mkdir(exist_ok=True)
-            np.savez(path, **{name: array for name, array in local._asdict().items() if array is not None})
+            with naming(path):
+                np.savez(path, **{name: array for name, array in local._asdict().items() if array is not None})
             kept = f"; its batch is in {path}"
         said = f"step {done} was not finite (loss {figures['loss']}, gradient {figures['grad_norm']})"
         self.journal.tell(f"{said} and changed nothing{kept}")

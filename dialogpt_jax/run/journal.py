@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dialogpt_jax.errors import naming
+
 METRICS, BOARD = "metrics.jsonl", "tensorboard"
 
 
@@ -37,7 +39,8 @@ class Journal:
             lines = map(_entry, path.read_text(encoding="utf-8", errors="replace").split("\n"))
             self.history = [entry for entry in lines if entry is not None and entry["step"] <= step]
         part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")
+        with naming(path):
+            part.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")
         os.replace(part, path)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / BOARD), purge_step=step + 1)
@@ -48,8 +51,9 @@ class Journal:
         self.history.append(entry)
         if self._file is None or self._board is None:
             return
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with naming(self._file.name):
+            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._file.flush()
         for name, value in figures.items():
             if isinstance(value, list):
                 self._board.add_text(name, "\n\n".join(map(str, value)), step)
@@ -63,7 +67,8 @@ class Journal:
     def close(self) -> None:
         """Ends the files."""
         if self._file is not None and self._board is not None:
-            self._file.close()
+            with naming(self._file.name):
+                self._file.close()
             self._board.close()
 
 

@@ -4,9 +4,11 @@ Letters: B rows, T tokens, C chunks, D model, V vocabulary (padded), M rows time
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dialogpt_jax import model
 from dialogpt_jax.config import GPT2Config
@@ -35,7 +37,11 @@ def loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ weight · −log p / Σ weight over the whole batch, and Σ weight; (0, 0) where nothing is a target.
 
-    Args: those of `summed_loss`.
+    Args: those of `summed_loss`; lists will do for the arrays.
+
+    Raises:
+      ValueError: shapes or values that cannot be, or rows longer than `n_positions`. Values are looked at where they are
+        the host's, lists and NumPy's arrays, and not within a compiled program.
 
     Source: arXiv 1911.00536, equation 1; per batch as in microsoft/DialoGPT `lsp_model/modeling_gpt2.py`.
 
@@ -46,6 +52,7 @@ def loss(
       >>> float(targets) == tokens_BT.size - 1  # nothing comes before the first token: it is no target
       True
     """
+    tokens_BT, weights_BT = _checked(config, tokens_BT, weights_BT)
     total, weight = summed_loss(
         params,
         config,
@@ -57,6 +64,26 @@ def loss(
         chunk=chunk,
     )
     return total / jnp.maximum(weight, 1e-9), weight
+
+
+def _checked(config: GPT2Config, tokens_BT: Any, weights_BT: Any) -> tuple[Any, Any]:
+    """Tokens and weights as arrays that fit each other and the model."""
+    arrays = [x if isinstance(x, jax.Array) else np.asarray(x) for x in (tokens_BT, weights_BT)]
+    tokens_BT, weights_BT = arrays
+    if tokens_BT.ndim != 2 or tokens_BT.shape != weights_BT.shape:
+        raise ValueError(
+            f"tokens_BT is {list(tokens_BT.shape)} and weights_BT {list(weights_BT.shape)}; both have a row for each text and "
+            "a column for each token"
+        )
+    if not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
+        raise ValueError(f"tokens_BT is {tokens_BT.dtype}; give token ids, whole numbers")
+    if isinstance(tokens_BT, np.ndarray) and tokens_BT.size:
+        low, high = int(tokens_BT.min()), int(tokens_BT.max())
+        if low < 0 or high >= config.vocab_size:
+            raise ValueError(f"tokens_BT holds ids from {low} to {high}; the model's are 0 to {config.vocab_size - 1}")
+    if isinstance(weights_BT, np.ndarray) and not (np.isfinite(weights_BT).all() and (weights_BT >= 0).all()):
+        raise ValueError("weights_BT holds a weight below 0, or one that is not finite; a token that is no target weighs 0")
+    return tokens_BT, weights_BT.astype(jnp.float32)
 
 
 def summed_loss(

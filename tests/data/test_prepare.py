@@ -264,7 +264,9 @@ def test_a_killed_prepare_leaves_no_folder_that_opens_and_no_process(tmp_path, t
     if children.parent.parent.parent.parent.exists():
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     pipe.unlink()
+    assert list(tmp_path.glob(".data.*"))
     prepare([write_corpus(pipe, 30)], tmp_path / "data", tokenizer, ExampleOptions(EOS))  # the next one is not hindered
+    assert not list(tmp_path.glob(".data.*"))  # and takes away what was left
 
 
 def wait_for(condition):

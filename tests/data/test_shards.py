@@ -171,3 +171,25 @@ def test_what_is_not_whole_does_not_open(tmp_path):
     broken("it has no shard", lambda: (folder / "data.json").write_text('{"format": 1, "shards": []}'))
     broken("broken data", lambda: (folder / "data.json").write_text("[]"))
     assert len(open_shards(folder)) == 60
+
+
+def test_what_a_killed_process_left_is_taken_away_and_what_a_living_one_writes_is_not(tmp_path):
+    living = Writer(tmp_path / "data")
+    left = tmp_path / ".data.0123abcd"
+    left.mkdir()
+    (left / "tokens-00000.npy").write_bytes(b"half")
+    moved = tmp_path / ".data.4567cdef.old"  # old data, which a process moved away before it was killed
+    moved.mkdir()
+    (moved / "data.json").write_text("whole")
+    other = tmp_path / ".data2.0123abcd"
+    other.mkdir()
+    writer = Writer(tmp_path / "data")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [other.name, living.folder.name, writer.folder.name, "data"]
+    )
+    assert (tmp_path / "data" / "data.json").read_text() == "whole"
+    moved.mkdir()
+    writer.close()
+    living.close()
+    Writer(tmp_path / "data").close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "data"]

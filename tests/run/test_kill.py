@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 # Two processes of four devices against one of eight: sums of some hundred float32 terms of about 8, in another order.
 TOLERANCE = 1e-5
 PATIENCE = 600  # seconds for one process on a busy machine
-KILLS, STEPS = 20, 80
+KILLS = int(os.environ.get("DIALOGPT_TESTS_KILLS", "20"))  # .ci/run has fewer
+STEPS = 4 * KILLS
 SIZES = f"--steps {STEPS} --batch-size 8 --buckets 1 --max-length 32 --learning-rate 1e-2 --log-every 1 --dropout 0.1"
 SIZES += " --save-every 1 --evaluate-every 0"
 SERVER = """
@@ -160,7 +161,7 @@ def seen_steps(said: str) -> list[int]:
     return [int(step) for step in re.findall(r"^step (\d+)/", said, re.MULTILINE)]
 
 
-def test_killed_at_twenty_moments_it_loses_nothing(place, capfd):
+def test_killed_at_many_moments_it_loses_nothing(place, capfd):
     """Each life is killed a random while after a random line; every second one once a checkpoint is being written."""
     lives, run, rng = Lives(place), place / "killed", random.Random(7)
     lives.begin("--out", place / "whole", "--export", place / "expected")
@@ -208,7 +209,7 @@ def test_killed_at_twenty_moments_it_loses_nothing(place, capfd):
             f"{repeated} steps done twice"
         )
     assert max(held) < STEPS, "the run was over before the last kill"
-    assert writing >= 5
+    assert writing >= KILLS // 4
     assert (place / "found/model.safetensors").read_bytes() == (place / "expected/model.safetensors").read_bytes()
     assert sums(run) == sums(place / "whole")  # optimiser and key too
     assert losses(run) == losses(place / "whole")

@@ -186,3 +186,29 @@ def test_logits_are_never_held_whole():
     assert "f32[8,256]" in chunked
     assert "[48,256]" not in chunked
     assert "[2,24,256]" not in chunked
+
+
+def test_what_cannot_be_is_an_error_and_lists_will_do():
+    long_BT = np.zeros((2, CONFIG.n_positions + 1), np.int32)
+    negative_BT, nan_BT = WEIGHTS_BT.copy(), WEIGHTS_BT.copy()
+    negative_BT[1, 2], nan_BT[1, 2] = -0.5, np.nan
+    wrong_BT = TOKENS_BT.copy()
+    wrong_BT[2, 1] = CONFIG.vocab_size
+    for tokens_BT, weights_BT, said in (
+        (long_BT, np.ones(long_BT.shape), f"a row has {CONFIG.n_positions + 1} tokens; n_positions is {CONFIG.n_positions}"),
+        (TOKENS_BT, WEIGHTS_BT[:, 1:], r"tokens_BT is \[3, 11\] and weights_BT \[3, 10\]; both have a row for each text"),
+        (TOKENS_BT[0], WEIGHTS_BT[0], r"tokens_BT is \[11\]"),
+        (TOKENS_BT + 0.0, WEIGHTS_BT, "tokens_BT is float64; give token ids"),
+        (wrong_BT, WEIGHTS_BT, f"holds ids from 0 to {CONFIG.vocab_size}; the model's are 0 to {CONFIG.vocab_size - 1}"),
+        (TOKENS_BT, negative_BT, "a weight below 0, or one that is not finite"),
+        (TOKENS_BT, nan_BT, "a weight below 0, or one that is not finite"),
+    ):
+        with pytest.raises(ValueError, match=said) as refused:
+            losses.loss(PARAMS, CONFIG, tokens_BT, weights_BT)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="n_positions"):  # shapes are known under jit too
+        both(PARAMS, CONFIG, jnp.asarray(long_BT), jnp.ones(long_BT.shape))
+    with pytest.raises(ValueError, match="n_positions"):
+        token_losses(PARAMS, CONFIG, jnp.asarray(long_BT))
+    found = losses.loss(PARAMS, CONFIG, TOKENS_BT.tolist(), WEIGHTS_BT.tolist())
+    assert float(found[0]) == pytest.approx(float(loss(TOKENS_BT, WEIGHTS_BT)[0]), rel=1e-6)
