@@ -35,6 +35,9 @@ from dialogpt_jax.text.tokenizer import MOST_ID, Tokenizer
 REPLIES, ALL, LAST = "replies", "all", "last"
 WHICH_TURNS = (REPLIES, ALL, LAST)  # what is no speaker's name
 MOST_JOINED = 5  # dialogues in one
+Weighed = tuple[
+    Sequence[Sequence[int]], Sequence[float]
+]  # a dialogue's turns as ids, and the weight of each as a target
 
 
 class _Fields(NamedTuple):
@@ -196,9 +199,7 @@ def dialogue_examples(
     return list(windows(turns, eos=eos, max_length=max_length, weights=weights))
 
 
-def joined_dialogues(
-    dialogues: Sequence[tuple[Sequence[Sequence[int]], Sequence[float]]], *, max_length: int, rng: np.random.Generator
-) -> Iterator[tuple[list[Sequence[int]], list[float]]]:
+def joined_dialogues(dialogues: Sequence[Weighed], *, max_length: int, rng: np.random.Generator) -> Iterator[Weighed]:
     """The dialogues in a drawn order, two to five of them joined to one, as far as `max_length` tokens go.
 
     A model that has learned single exchanges only has never seen a reply deep in a chat, and derails there. Joined, it
@@ -214,7 +215,9 @@ def joined_dialogues(
     """
     order = rng.permutation(len(dialogues)).tolist()
     while order:
-        most, turns, weights, used, size = int(rng.integers(2, MOST_JOINED + 1)), [], [], 0, 0
+        most, used, size = int(rng.integers(2, MOST_JOINED + 1)), 0, 0
+        turns: list[Sequence[int]] = []
+        weights: list[float] = []
         while order and used < most:
             more, weighed = dialogues[order[-1]]
             size += sum(len(turn) + 1 for turn in more)
@@ -277,7 +280,7 @@ def make_examples(
         known = ", ".join(map(repr, WHICH_TURNS))
         raise DataError(f"train_on is {train_on!r}; give {known} or a speaker; the dialogues name {names}")
     ordered = [order_and_weigh(dialogue, train_on=train_on, reverse=bool(reverse)) for dialogue in checked]
-    weighed = [(tokenizer.encode_batch(dialogue.turns), dialogue.weights or ()) for dialogue in ordered]
+    weighed: list[Weighed] = [(tokenizer.encode_batch(dialogue.turns), dialogue.weights or ()) for dialogue in ordered]
     rng = np.random.default_rng(0)
     several = [pair for _ in range(joined) for pair in joined_dialogues(weighed, max_length=max_length, rng=rng)]
     found = [

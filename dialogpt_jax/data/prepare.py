@@ -23,6 +23,7 @@ from dialogpt_jax.data.examples import (
     REPLIES,
     WHICH_TURNS,
     Example,
+    Weighed,
     dialogue_examples,
     joined_dialogues,
     order_and_weigh,
@@ -230,7 +231,7 @@ def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, options: ExampleOptions) ->
     ids = iter(tokenizer.encode_batch([turn for _, dialogue in numbered for turn in dialogue.turns]))
     examples: list[Example] = []
     counts = Counter(lines=len(chunk.lines))
-    weighed = [([next(ids) for _ in dialogue.turns], dialogue.weights or ()) for _, dialogue in numbered]
+    weighed: list[Weighed] = [([next(ids) for _ in dialogue.turns], dialogue.weights or ()) for _, dialogue in numbered]
     for (number, _), (turns, weights) in zip(numbered, weighed, strict=True):
         new = dialogue_examples(turns, weights, eos=options.eos, max_length=options.max_length)
         if not new:

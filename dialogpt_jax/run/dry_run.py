@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.example_options import MAX_LENGTH
@@ -149,7 +150,16 @@ def chip_of(devices: list[Any]) -> Chip:
     )
 
 
-def lower_decoding(config, mesh, *, rows, length, max_new_tokens, sampling, dtype) -> Any:
+def lower_decoding(
+    config: GPT2Config,
+    mesh: Mesh,
+    *,
+    rows: int,
+    length: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    dtype: jax.typing.DTypeLike,
+) -> jax.stages.Lowered:
     """`generate` with parameters and rows on a mesh, lowered from shapes alone."""
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
     params, on = _placed(params, shardings(params, mesh)), decode_sharding(mesh)
@@ -198,9 +208,9 @@ def _environment(wanted: Mapping[str, str]):
             os.environ.pop(name, None)
 
 
-def _shape(shape, dtype, sharding):
+def _shape(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _placed(tree, places):
+def _placed(tree: Any, places: Any) -> Any:
     return jax.tree.map(lambda leaf, place: _shape(leaf.shape, leaf.dtype, place), tree, places)

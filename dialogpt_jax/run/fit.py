@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.data.batches import Batch, Batches, examples_hash, lengths_of, read_ahead, rows_multiple
+from dialogpt_jax.data.batches import Batch, Batches, read_ahead
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.errors import naming
 from dialogpt_jax.model import Params
@@ -30,22 +30,17 @@ from dialogpt_jax.parallel.chips import peak_flops, training_flops
 from dialogpt_jax.parallel.distributed import first_process_says, global_batch, rows_here
 from dialogpt_jax.parallel.mesh import make_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, check_divides
+from dialogpt_jax.run.begin import TrainingError, begin_state, identity_of
 from dialogpt_jax.run.checkpoints import Checkpoints
 from dialogpt_jax.run.journal import Journal, Pace, progress_line
 from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.run.program import make_program, shardings_of
-from dialogpt_jax.run.same_run import differences, json_round_trip
 from dialogpt_jax.run.stopping import Stopping
 from dialogpt_jax.training.average import average_of
 from dialogpt_jax.training.step import TrainState
 
 CHECKPOINTS = "checkpoints"
-BAD_STEPS = 5  # not finite, one after the other: then no later one will be
-MAY_CHANGE = ("steps", "decay")  # of the identity, when a run goes on: it ends elsewhere
-
-
-class TrainingError(ValueError):
-    """A run that cannot begin, go on or end well: one line."""
+BAD_STEPS = 5  # so many in a row that are not finite stop the run: they change nothing, so the next would not be either
 
 
 class Fitted(NamedTuple):
@@ -118,11 +113,11 @@ def fit(
     mesh = make_mesh() if mesh is None else mesh
     folder = None if out is None else Path(out)
     check_divides(config, mesh)
+    identity = identity_of(options, config, examples, mesh)
     program = make_program(options, config, mesh)
-    identity = _identity(options, config, examples, mesh)
     checkpoints = _open(folder, options)
     try:
-        state, identity = _begin(params, program, identity, checkpoints, resume=resume, report=report)
+        state, identity = begin_state(params, program, identity, checkpoints, resume=resume, report=report)
         if options.recipe is not None and int(state.step):
             opt_state = options.recipe.resumed(state.opt_state, program.optimizer, state.params, int(state.step))
             state = dataclasses.replace(
@@ -283,52 +278,8 @@ def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _identity(options, config, examples, mesh) -> dict[str, Any]:
-    """All that decides which numbers come out, as JSON."""
-    sizes = lengths_of(examples)
-    if not len(sizes):
-        raise TrainingError("there are no examples to train on")
-    longest, context = int(sizes.max()), config.n_positions
-    prepared = getattr(examples, "info", {}).get("max_length")
-    length = options.max_length or prepared or min(-(-longest // 8) * 8, context)
-    if max(length, longest) > context:
-        raise TrainingError(f"examples have up to {max(length, longest)} tokens; the model's context is {context}")
-    if longest > length:
-        raise TrainingError(f"an example has {longest} tokens, more than max_length {length}")
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    return json_round_trip(
-        {
-            "options": options.identity(),
-            "model": dataclasses.asdict(config),
-            "data": {"examples": len(sizes), "fingerprint": examples_hash(examples)},
-            "length": length,
-            "multiple": rows_multiple(options.batch_size, accumulate=options.accumulate, shards=shards),
-        }
-    )
-
-
 def _open(folder: Path | None, options: TrainOptions) -> Checkpoints | None:
     if folder is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     return Checkpoints(folder / CHECKPOINTS, keep=options.keep, best="valid_loss")
-
-
-def _begin(params, program, identity, checkpoints, *, resume, report) -> tuple[TrainState, dict[str, Any]]:
-    """The state of step 0, or that of the newest checkpoint, on the mesh; and the identity that the run follows."""
-    latest = None if checkpoints is None else checkpoints.latest_step()
-    if latest is None:
-        masters = jax.tree.map(lambda x: np.array(x, np.float32), params)  # a copy: the state's buffers are donated
-        return program.begin(jax.device_put(masters, shardings_of(program.layout.params))), identity
-    if not resume:
-        raise TrainingError(
-            f"{checkpoints.folder} holds a run at step {latest}; resume it (--resume), or choose another folder"
-        )
-    state, old = checkpoints.restore(program.layout)
-    identity = identity | {"multiple": old.get("multiple", identity["multiple"])}
-    changed = differences(old, identity)
-    refused = [line for line in changed if not line.startswith(tuple(f"options.{name}:" for name in MAY_CHANGE))]
-    if refused:
-        raise TrainingError(f"this is not the run in {checkpoints.folder}: {'; '.join(refused)}")
-    report("; ".join([f"going on from step {int(state.step)}", *changed]))
-    return state, identity

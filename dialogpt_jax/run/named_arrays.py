@@ -57,7 +57,7 @@ def dtype_and_shape(leaf: Any) -> dict[str, Any]:
 
 
 def first_difference(held: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> str:
-    """The first array of `wanted` that `held` (of `dtype_and_shape`) lacks or has otherwise, as half a line; "" if none."""
+    """The first array of `wanted` that `held` (of `dtype_and_shape`) lacks or has otherwise, for an error; "" if none."""
 
     def told(description: dict[str, Any]) -> str:
         return f"{description['dtype']}{description['shape']}"

@@ -213,7 +213,7 @@ class TrainOptions:
 
     def without_what_is_told(self) -> "TrainOptions":
         """The same run, all that decides how often something is told or kept at one value: what is compiled is the same."""
-        return dataclasses.replace(self, **dict.fromkeys(TOLD, 1))
+        return dataclasses.replace(self, log_every=1, evaluate_every=1, save_every=1, keep=1)
 
     def _numbered(self) -> Recipe:
         """The recipe with this run's numbers."""

@@ -25,7 +25,7 @@ class AveragedState(NamedTuple):
       inner: of the optimiser.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name, which nothing calls here
     average: Any
     inner: Any
 

@@ -11,6 +11,8 @@ longer run.
 import jax.numpy as jnp
 import optax
 
+from dialogpt_jax.arguments import as_number, as_whole_number
+
 # What microsoft/DialoGPT multiplies `--learning_rate` by (gpt2_training/train_utils.py, set_lr).
 _NOAM_FACTOR = 1e4
 # lsp_model/optim.py there, the defaults of noamwd_decay, which nothing overrides.
@@ -112,6 +114,9 @@ def make_schedule(
       UnknownSchedule: a ValueError that names those there are.
       ValueError: the numbers do not fit each other.
     """
+    learning_rate = as_number("learning_rate", learning_rate)
+    steps, warmup = as_whole_number("steps", steps, least=1), as_whole_number("warmup", warmup, least=0)
+    decay = None if decay is None else as_whole_number("decay", decay, least=1)
     if name == "constant":
         return constant(learning_rate, warmup=warmup)
     if name == "linear":

@@ -297,6 +297,14 @@ def test_what_does_not_fit_is_one_line():
         run(dataclasses.replace(OPTIONS, max_length=16))
     with pytest.raises(TrainingError, match="there are no examples"):
         run(data=[])
+    with pytest.raises(
+        TrainingError, match=r"an example is \['Hi!', 'Hello.'\]; `make_examples` makes examples of dialogues"
+    ):
+        run(data=[["Hi!", "Hello."]])
+    with pytest.raises(TrainingError, match="examples is .*; give the list of `make_examples`"):
+        run(data=iter(EXAMPLES))
+    with pytest.raises(TrainingError, match=r"options is {'steps': 3}; give a TrainOptions, such as"):
+        run({"steps": 3})
     with pytest.raises(ValueError, match="a batch of 8 examples is not divided by 3 parts"):
         run(dataclasses.replace(OPTIONS, accumulate=3))
     with pytest.raises(ValueError, match="steps is 0; it must be a whole number from 1"):

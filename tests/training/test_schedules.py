@@ -129,10 +129,10 @@ def test_an_unknown_name_is_told_which_there_are():
     ("name", "numbers", "told"),
     [
         ("linear", {"warmup": 50}, "warm-up has 50 steps and the run 50"),
-        ("cosine", {"warmup": -1}, "warm-up has -1 steps and the run 50"),
+        ("cosine", {"warmup": -1}, "warmup is -1; it must be a whole number, at least 0"),
         ("noam", {"warmup": 0}, "which has 0 steps"),
         ("noamwd", {"warmup": 0}, "which has 0 steps"),
-        ("noamwd", {"decay": 0}, "which is 0; give it at least 1"),
+        ("noamwd", {"decay": 0}, "decay is 0; it must be a whole number, at least 1"),
         ("trapezoid", {"decay": 43}, "50 steps does not hold a warm-up of 8 and a fall of 43"),
     ],
 )
@@ -145,3 +145,19 @@ def test_a_large_step_is_no_overflow():
     late = float(noam(1e-5, warmup=16_000, d_model=768)(np.int32(2**31 - 2)))
     assert late == pytest.approx(1e-5 * 1e4 * 768**-0.5 * 2.0**-15.5, rel=1e-5)
     assert 0 <= float(schedules.noamwd(1e-5, warmup=16_000, d_model=768)(np.int32(2**31 - 2000))) < 1e-30
+
+
+def test_numbers_of_a_schedule_are_numbers_and_numpy_s_will_do():
+    given = {"learning_rate": 1e-3, "steps": 20, "warmup": 4, "d_model": 64}
+    for wrong, said in (
+        ({"steps": 1.5}, "steps is 1.5; it must be a whole number"),
+        ({"steps": 0}, "steps is 0; it must be a whole number"),
+        ({"warmup": -1}, "warmup is -1; it must be a whole number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a finite number"),
+        ({"decay": 0}, "decay is 0; it must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_schedule("linear", **(given | wrong))
+    numpy_s = {"learning_rate": np.float64(1e-3), "steps": np.int64(20), "warmup": np.int32(4)}
+    found = [float(make_schedule("linear", **(given | numbers))(7)) for numbers in ({}, numpy_s)]
+    assert found[0] == found[1] > 0
