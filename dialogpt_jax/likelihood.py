@@ -75,13 +75,7 @@ def hidden_of_texts(
     dropout_key: jax.Array | None,
     checkpoint_blocks: bool,
 ) -> jax.Array:
-    """The last hidden states of rows that hold one text each, or several where `segments_BT` tells them apart.
-
-    Raises:
-      ValueError: a text may have more tokens than the model has positions.
-    """
-    if segments_BT is None and tokens_BT.shape[1] > config.n_positions:
-        raise ValueError(f"a row has {tokens_BT.shape[1]} tokens; n_positions is {config.n_positions}: give shorter rows")
+    """The last hidden states of rows that hold one text each, or several where `segments_BT` tells them apart."""
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
     if segments_BT is not None:  # positions restart: the index, less that of the segment's first token
         starts_BT = jnp.where(first_of_text(segments_BT, tokens_BT), positions_BT, 0)

@@ -41,7 +41,7 @@ def identity_of(options: TrainOptions, config: GPT2Config, examples: Sequence[Ex
         raise TrainingError(f"options is {shown(options)}; give a TrainOptions, such as TrainOptions(steps=200)")
     if not isinstance(examples, Sequence):
         raise TrainingError(
-            f"examples is {shown(examples)}; give the list of `make_examples`, or the folder's `open_shards`"
+            f"examples is {shown(examples)}; give the list of `make_examples`, or `open_shards(folder)`"
         )
     if not len(examples):
         raise TrainingError("there are no examples to train on")

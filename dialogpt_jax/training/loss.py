@@ -22,6 +22,7 @@ from dialogpt_jax.likelihood import (
     split_chunks,
 )
 from dialogpt_jax.matmul import product_gradient
+from dialogpt_jax.token_arrays import as_tokens
 
 
 def loss(
@@ -41,7 +42,7 @@ def loss(
 
     Raises:
       ValueError: shapes or values that cannot be, or rows longer than `n_positions`. Values are looked at where they are
-        the host's, lists and NumPy's arrays, and not within a compiled program.
+        at hand, weights in lists and NumPy's arrays only, and not within a compiled program.
 
     Source: arXiv 1911.00536, equation 1; per batch as in microsoft/DialoGPT `lsp_model/modeling_gpt2.py`.
 
@@ -68,22 +69,14 @@ def loss(
 
 def _checked(config: GPT2Config, tokens_BT: Any, weights_BT: Any) -> tuple[Any, Any]:
     """Tokens and weights as arrays that fit each other and the model."""
-    arrays = [x if isinstance(x, jax.Array) else np.asarray(x) for x in (tokens_BT, weights_BT)]
-    tokens_BT, weights_BT = arrays
-    if tokens_BT.ndim != 2 or tokens_BT.shape != weights_BT.shape:
-        raise ValueError(
-            f"tokens_BT is {list(tokens_BT.shape)} and weights_BT {list(weights_BT.shape)}; both have a row for each text and "
-            "a column for each token"
-        )
-    if not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
-        raise ValueError(f"tokens_BT is {tokens_BT.dtype}; give token ids, whole numbers")
-    if isinstance(tokens_BT, np.ndarray) and tokens_BT.size:
-        low, high = int(tokens_BT.min()), int(tokens_BT.max())
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(f"tokens_BT holds ids from {low} to {high}; the model's are 0 to {config.vocab_size - 1}")
+    tokens_BT = as_tokens(config, tokens_BT)
+    if not isinstance(weights_BT, jax.Array):
+        weights_BT = np.asarray(weights_BT)
+    if tokens_BT.shape != weights_BT.shape:
+        raise ValueError(f"tokens are {tokens_BT.shape} and weights {weights_BT.shape}; give a weight for each token")
     if isinstance(weights_BT, np.ndarray) and not (np.isfinite(weights_BT).all() and (weights_BT >= 0).all()):
-        raise ValueError("weights_BT holds a weight below 0, or one that is not finite; a token that is no target weighs 0")
-    return tokens_BT, weights_BT.astype(jnp.float32)
+        raise ValueError("a weight is below 0, or not finite; a token that is no target weighs 0")
+    return tokens_BT, weights_BT.astype(np.float32)
 
 
 def summed_loss(

@@ -301,7 +301,7 @@ def test_what_does_not_fit_is_one_line():
         TrainingError, match=r"an example is \['Hi!', 'Hello.'\]; `make_examples` makes examples of dialogues"
     ):
         run(data=[["Hi!", "Hello."]])
-    with pytest.raises(TrainingError, match="examples is .*; give the list of `make_examples`"):
+    with pytest.raises(TrainingError, match=r"examples is .*; give the list of `make_examples`"):
         run(data=iter(EXAMPLES))
     with pytest.raises(TrainingError, match=r"options is {'steps': 3}; give a TrainOptions, such as"):
         run({"steps": 3})
