@@ -6,6 +6,8 @@ and nothing else; what goes wrong is a line on stderr, and the chat goes on.
 
 import contextlib
 import dataclasses
+import glob
+import os
 import signal
 import sys
 import warnings
@@ -17,11 +19,13 @@ from rich.console import Console
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.chat.settings import checked_length, seed_or_drawn
+from dialogpt_jax.chat.wrapping import WordWrap
 from dialogpt_jax.decoding.logits import Sampling, describe_sampling
 from dialogpt_jax.errors import escape_controls, one_line
 from dialogpt_jax.text.dialogue import TruncationWarning
 from dialogpt_jax.text.lines import written_lines
 
+COMMANDS = ("/undo", "/retry", "/reset", "/save", "/load", "/settings", "/help", "/quit")
 HELP = """\
 /undo              take the last turn and its reply back
 /retry             another reply to the last turn
@@ -33,6 +37,8 @@ HELP = """\
 _ONE_LINE = str.maketrans("\r\n", "  ")
 
 SETTINGS = {field.name: field.type for field in dataclasses.fields(Sampling)}
+SETTABLE = (*SETTINGS, "max_new_tokens", "seed")
+SHOWN_TURNS = 4  # of a chat that is gone on with
 
 
 class Terminal:
@@ -42,20 +48,27 @@ class Terminal:
       chat: the conversation; `/load` replaces it.
     """
 
-    def __init__(self, bot: Bot, chat: Chat, *, name: str):
-        self.chat, self._bot, self._name = chat, bot, name
+    def __init__(self, bot: Bot, chat: Chat, *, name: str, loaded: str | None = None):
+        """
+        Args:
+          bot, chat: who replies, and what was said so far.
+          name: of the model, for the first line.
+          loaded: the file that the chat is from.
+        """
+        self.chat, self._bot, self._name, self._loaded = chat, bot, name, loaded
         self._person = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
         self._out, self._err = Console(highlight=False), Console(stderr=True, highlight=False)
 
     def run(self) -> int:
         """Until the end of the input, or `/quit`."""
         if self._person:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  gives input() editing and history
+            _edit_lines()
             self._say(
                 f"{self._name}: {self._bot.config.num_parameters:,} parameters. {describe_sampling(self.chat.sampling)}."
             )
             self._say("/help lists the commands, Ctrl-D leaves.")
+            if self._loaded is not None:
+                self._show_turns(self._loaded)
         with warnings.catch_warnings():
             warnings.simplefilter("always", TruncationWarning)  # each time, not the first time only
             others = warnings.showwarning
@@ -118,7 +131,7 @@ class Terminal:
             case "load":
                 with _files():
                     self.chat = Chat.load(rest, self._bot)
-                self._say(f"{len(self.chat.turns)} turns of {rest}")
+                self._show_turns(rest)
             case "settings":
                 self._set(rest.split())
                 shown = f"{describe_sampling(self.chat.sampling)}, max_new_tokens {self.chat.max_new_tokens}"
@@ -129,9 +142,8 @@ class Terminal:
     def _set(self, words: list[str]) -> None:
         if not words:
             return
-        if len(words) != 2 or words[0] not in (*SETTINGS, "max_new_tokens", "seed"):
-            names = ", ".join((*SETTINGS, "max_new_tokens", "seed"))
-            raise ValueError(f"/settings NAME VALUE, with one of {names}")
+        if len(words) != 2 or words[0] not in SETTABLE:
+            raise ValueError(f"/settings NAME VALUE, with one of {', '.join(SETTABLE)}")
         name, text = words
         value: Any
         try:
@@ -149,21 +161,44 @@ class Terminal:
 
     def _show(self, pieces: Iterator[str]) -> None:
         """Prints a reply as it comes; Ctrl-C ends it between two steps, and what was said stays said."""
+        wrap = WordWrap(len("bot: "))
         if self._person:
             self._out.print("[bold green]bot:[/] ", end="")
-        with _interrupts() as stopped:
+        with _interrupts(quiet=self._person) as stopped:
             for piece in pieces:
-                # Through a pipe a reply is one line, whatever the model says.
-                shown = piece if self._person else piece.translate(_ONE_LINE)
-                self._out.file.write(escape_controls(shown, keep="\n\t"))
-                self._out.file.flush()
+                if self._person:
+                    self._write(wrap.feed(escape_controls(piece, keep="\n\t"), self._out.width))
+                else:  # through a pipe a reply is one line, whatever the model says
+                    self._write(escape_controls(piece.translate(_ONE_LINE), keep="\t"))
                 if stopped:
                     pieces.close()  # type: ignore[attr-defined]
                     break
-        self._out.file.write("\n")
-        self._out.file.flush()
+        self._write(wrap.end(self._out.width) + "\n")
         if self._person and not self.chat.finished:
-            self._say("(cut; /settings max_new_tokens 80 lets replies run longer)" if not stopped else "(stopped)")
+            self._say("(stopped)" if stopped else self._why_cut())
+
+    def _why_cut(self) -> str:
+        said, most = self.chat.max_new_tokens, self._bot.config.n_positions
+        if said >= most:
+            return f"(cut: the model has {most} positions, and no more)"
+        return f"(cut after {said} tokens; /settings max_new_tokens {min(2 * said, most)} lets replies run longer)"
+
+    def _show_turns(self, file: str) -> None:
+        """How many turns a chat has, and to a person the last of them."""
+        turns = self.chat.turns
+        last = turns[-SHOWN_TURNS:]  # an even number, so the first is the user's
+        if not self._person or not turns:
+            return self._say(f"{len(turns)} turns of {file}")
+        self._say(f"{len(turns)} turns of {file}" + (f"; the last {len(last)}:" if len(last) < len(turns) else ":"))
+        for number, turn in enumerate(last):
+            who, colour = ("bot: ", "bold green") if number % 2 else ("you: ", "bold cyan")
+            self._out.print(who, style=colour, end="")
+            wrap, width = WordWrap(len(who)), self._out.width
+            self._write(wrap.feed(escape_controls(turn, keep="\n\t"), width) + wrap.end(width) + "\n")
+
+    def _write(self, text: str) -> None:
+        self._out.file.write(text)
+        self._out.file.flush()
 
     def _say(self, text: str) -> None:
         """What is not part of the conversation: grey on a terminal, on stderr through a pipe."""
@@ -175,9 +210,42 @@ class Terminal:
     def _complain(self, text: str) -> None:
         self._print(self._err, text, "red" if self._person else None)
 
-    @staticmethod
-    def _print(console: Console, text: str, style: str | None = None) -> None:
-        console.print(escape_controls(text), style=style, markup=False, emoji=False, soft_wrap=True)
+    def _print(self, console: Console, text: str, style: str | None = None) -> None:
+        # A person's lines end between words; a program's where the message ends.
+        console.print(escape_controls(text), style=style, markup=False, emoji=False, soft_wrap=not self._person)
+
+
+def completions(line: str) -> list[str]:
+    """What Tab offers for the last word of a line that is being typed: commands, names of settings, files."""
+    command, space, rest = line.partition(" ")
+    if not space:
+        return [f"{name} " for name in COMMANDS if name.startswith(line)] if line.startswith("/") else []
+    if command == "/settings":
+        return [f"{name} " for name in SETTABLE if name.startswith(rest)]
+    if command in ("/load", "/save"):
+        found = sorted(glob.glob(glob.escape(rest) + "*"))
+        return [f"{path}/" if os.path.isdir(path) else path for path in found]
+    return []
+
+
+def _edit_lines() -> None:
+    """Gives `input` editing, a history, and Tab."""
+    try:
+        import readline
+    except ImportError:  # not on this system
+        return
+    offered: list[str] = []
+
+    def complete(_: str, number: int) -> str | None:
+        nonlocal offered
+        if number == 0:
+            offered = completions(readline.get_line_buffer()[: readline.get_endidx()])
+        return offered[number] if number < len(offered) else None
+
+    readline.set_completer_delims(" ")
+    readline.set_completer(complete)
+    on_mac = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if on_mac else "tab: complete")
 
 
 @contextlib.contextmanager
@@ -190,8 +258,12 @@ def _files() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """While it lasts, Ctrl-C is noted in the list instead of raised: a step in progress ends in peace."""
+def _interrupts(*, quiet: bool) -> Iterator[list[int]]:
+    """While it lasts, Ctrl-C is noted in the list instead of raised, so that a step in progress ends.
+
+    Args:
+      quiet: the terminal does not write `^C` where it is pressed.
+    """
     noted: list[int] = []
     try:
         before = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
@@ -199,6 +271,24 @@ def _interrupts() -> Iterator[list[int]]:
         yield noted
         return
     try:
-        yield noted
+        with _no_marks() if quiet else contextlib.nullcontext():
+            yield noted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _no_marks() -> Iterator[None]:
+    """While it lasts, the terminal shows no `^C`."""
+    try:
+        import termios
+    except ImportError:  # not on this system
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    changed = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)

@@ -33,4 +33,4 @@ def run(
         chat = Chat.load(load, bot)
     else:
         chat = bot.chat(seed=seed, sampling=settings, max_new_tokens=reply.max_new_tokens)
-    return Terminal(bot, chat, name=model.model or "the bundled model").run()
+    return Terminal(bot, chat, name=model.model or "the bundled model", loaded=load).run()

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 import dialogpt_jax as dg
 from dialogpt_jax.chat.session import Chat
-from dialogpt_jax.chat.terminal import Terminal
+from dialogpt_jax.chat.terminal import COMMANDS, HELP, SETTABLE, Terminal, completions
 from dialogpt_jax.errors import escape_controls
 
 LENGTH = 8
@@ -261,3 +262,77 @@ def test_on_a_terminal_there_are_a_prompt_colours_and_ctrl_c(bot, tmp_path):
         program.kill()
         program.wait()
         os.close(ours)
+
+
+def test_tab_completes_commands_settings_and_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chat.json").touch()
+    (tmp_path / "chats").mkdir()
+    assert completions("/") == [f"{name} " for name in COMMANDS]
+    assert completions("/se") == ["/settings "]
+    assert completions("/settings t") == ["temperature ", "top_k ", "top_p "]
+    assert completions("/settings ") == [f"{name} " for name in SETTABLE]
+    assert completions("/load ch") == ["chat.json", "chats/"]
+    assert completions("Hello /s") == completions("") == completions("/undo x") == []
+    assert all(command in HELP for command in COMMANDS)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("columns", [40, 100])
+def test_on_a_terminal_words_are_whole_turns_are_shown_and_ctrl_c_leaves_no_mark(columns, monkeypatch, tmp_path):
+    """On a terminal of our own, in this process: a chat with long turns is loaded, and a reply is stopped."""
+    import fcntl
+    import struct
+    import termios
+
+    bot = fakes.tiny_bot()
+    said = "I like to go to the cinema in the evening, and then we talk about the films that we have seen."
+    chat = Chat(bot, seed=0, max_new_tokens=6, turns=["One?", "Two.", "Hello\x1b[2J", said, "And?", said])
+    chat.save(tmp_path / "chat.json")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    marks = []
+
+    def tokens(self, context, keys_B):
+        for number, token in enumerate(bot.tokenizer.encode(said), start=1):
+            if number == 9:
+                marks.append(termios.tcgetattr(theirs)[3] & termios.ECHOCTL)
+                signal.raise_signal(signal.SIGINT)
+            yield token
+
+    lines = iter(["Hello", EOFError])
+
+    def typed(prompt):
+        line = next(lines)
+        if line is EOFError:
+            raise EOFError
+        return line
+
+    with open(theirs, "r+b", buffering=0, closefd=False) as raw:
+        stream = io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
+        for name in ("stdin", "stdout", "stderr"):
+            monkeypatch.setattr(sys, name, stream)
+        monkeypatch.setattr("builtins.input", typed)
+        monkeypatch.setattr(Chat, "_tokens", tokens)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", str(columns))  # what is asked for the width is descriptor 1, which pytest has
+        terminal = Terminal(bot, Chat.load(tmp_path / "chat.json", bot), name="fake", loaded="chat.json")
+        assert terminal.run() == 0
+        monkeypatch.undo()
+        seen = re.sub(r"\x1b\[[0-9;]*m|\r", "", read_until(ours, "(stopped)"))
+    assert marks == [0]
+    assert termios.tcgetattr(theirs)[3] & termios.ECHOCTL
+    os.close(ours)
+    os.close(theirs)
+    shown = seen.split("\n")
+    assert all(len(line) <= columns for line in shown)
+    assert "6 turns of chat.json; the last 4:" in seen
+    assert "One?" not in seen
+    assert "you: Hello\\x1b[2J" in shown
+    whole = " ".join(shown)
+    assert whole.count(f"bot: {said}") == 2
+    assert next(line for line in shown if line.startswith("bot: ")) == (
+        "bot: I like to go to the cinema in the" if columns == 40 else f"bot: {said}"
+    )
+    assert said.startswith(terminal.chat.turns[-1])
+    assert f"bot: {terminal.chat.turns[-1]}" in whole
