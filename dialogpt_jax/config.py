@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from dialogpt_jax.arguments import as_plain
+
 # Rows of the token embedding are padded to a multiple of this: 50,257 = 29 · 1733 divides by no mesh and no vector
 # register; 50,304 = 393 · 128 does. The pad never shows outside the model.
 VOCAB_MULTIPLE = 128
@@ -77,6 +79,8 @@ class GPT2Config:
     eos_token_id: int = 50256
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, as_plain(getattr(self, field.name)))  # NumPy's numbers, as Python's
         sizes = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
         sizes += [] if self.n_inner is None else ["n_inner"]
         for name in sizes:

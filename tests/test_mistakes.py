@@ -220,6 +220,8 @@ ODD = [
 ]
 
 SAME = [
+    ("dg.GPT2Config(n_layer=np.int64(2), resid_pdrop=np.float64(0.5))", "dg.GPT2Config(n_layer=2, resid_pdrop=0.5)"),
+    ("hash(dg.GPT2Config(n_layer=np.int64(2)))", "hash(dg.GPT2Config(n_layer=2))"),
     ("bot.encode('Hi!')", "bot.encode(['Hi!'])"),
     ("bot.encode([{'role': 'user', 'content': 'Hi!'}])", "bot.encode(['Hi!'])"),
     ("bot.encode(np.array(['Hi!', 'Hello.']))", "bot.encode(['Hi!', 'Hello.'])"),

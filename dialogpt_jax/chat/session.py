@@ -33,7 +33,7 @@ from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.decoding.logits import Sampling, describe_sampling
 from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.model import compute_dtype
-from dialogpt_jax.text.dialogue import Turns, as_turns, texts_of
+from dialogpt_jax.text.dialogue import Turn, Turns, as_turns, texts_of
 
 FORMAT = "dialogpt_jax chat 1"
 _SHOWN_TURNS = 12
@@ -108,15 +108,15 @@ class Chat:
         """The texts so far, the user's first; a copy. A reply that is still being streamed is not among them."""
         return list(self._turns)
 
-    def say(self, text: str) -> str:
+    def say(self, text: Turn) -> str:
         """The reply to the next turn."""
         return "".join(self.stream(text))
 
-    def stream(self, text: str) -> Generator[str, None, None]:
+    def stream(self, text: Turn) -> Generator[str, None, None]:
         """The reply in pieces. Left before its end, what was said by then is the reply; an error takes the turn back."""
         with self._free():
-            text = as_turns([*self._turns, text])[-1]
-            return self._run(self._turns, text, attempt=0)
+            said: list[Any] = [*self._turns, text]
+            return self._run(self._turns, as_turns(said)[-1], attempt=0)
 
     def undo(self) -> str:
         """Takes the last turn and its reply back; the user's text."""

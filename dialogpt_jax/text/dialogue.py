@@ -28,6 +28,8 @@ class Texts(Protocol):
     def __len__(self) -> int: ...
 
 
+# One turn: a text, or a chat message
+Turn = str | Mapping[str, Any]
 # A dialogue of several turns: their texts, or chat messages, {"role": …, "content": …}
 TurnList = Texts | Sequence[Mapping[str, Any]]
 # Or one text, a dialogue of one turn
