@@ -19,15 +19,26 @@ Examples:
   dialogpt reply "Hi!" "Hello." "Any plans?"    three turns; the reply is to the last
   echo "Hi!" | dialogpt reply -                 turns from a pipe, one a line
   dialogpt reply --json --candidates 4 "Hi!"    everything, for a program
+  dialogpt reply --data talk.jsonl > out.jsonl  a reply to each line
   dialogpt reply -- "-_-"                       a turn that begins with a hyphen
 """
-app = make_app("reply", "dialogpt reply [OPTIONS] TEXT...", help_epilogue=EXAMPLES)
+app = make_app("reply", "dialogpt reply [OPTIONS] TEXT... | --data FILE", help_epilogue=EXAMPLES)
 
 
 @app.default
 def run(
     *turns: Annotated[str, Parameter(name="TEXT", help="a turn of the dialogue; `-` reads them, one a line")],
     candidates: Annotated[int, WHOLE, Parameter(metavar="N", help="so many replies")] = 1,
+    data: Annotated[
+        str | None,
+        Parameter(
+            metavar="FILE", help="reply to each line of a file, in a form that `dialogpt data check --help` shows"
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        Parameter(metavar="FILE", help="with --data: JSON lines, written as they come; goes on where it stopped"),
+    ] = None,
     as_json: Annotated[
         bool, Parameter(name="--json", help="one JSON object: turns, seed, and each reply's figures")
     ] = False,
@@ -35,6 +46,12 @@ def run(
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
 ) -> int:
+    if data is not None:
+        if turns or candidates != 1 or as_json:
+            raise UsageError("--data takes the texts from the file and gives JSON lines; leave the others out")
+        return _reply_to_file(data, out, model, reply, sampling_of(sampling))
+    if out is not None:
+        raise UsageError("--out goes with --data FILE")
     if not turns:
         raise UsageError("no text to reply to; give a turn, or `-` to read turns from standard input")
     said = list(written_lines(sys.stdin)) if turns == (HYPHEN,) else [turn.replace(HYPHEN, "-") for turn in turns]
@@ -46,6 +63,31 @@ def run(
         streams.print_json(_everything(dialogue, seed, found))
     else:
         streams.show("\n".join(candidate.text for candidate in found))
+    return 0
+
+
+def _reply_to_file(data: str, out: str | None, model: ModelFlags, reply: ReplyFlags, sampling) -> int:
+    from dialogpt_jax.cli.progress import show_progress  # which one reply does without
+    from dialogpt_jax.data.formats import dialogues_to_reply_to
+    from dialogpt_jax.evaluation import harness
+    from dialogpt_jax.evaluation.contexts import Context
+
+    contexts = [Context(turns, "", number) for number, turns in enumerate(dialogues_to_reply_to(data))]
+    settings = harness.Settings(sampling, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens)
+    with show_progress("replies", "tokens") as progress:
+        found = harness.answer(
+            load_bot(model),
+            contexts,
+            settings,
+            out=out,
+            progress=lambda new, left: progress(len(new), left, sum(each.tokens for each in new)),
+        )
+    if out is not None:
+        streams.tell(f"{len(found)} replies in {out}")
+        return 0
+    for each in found:
+        line = {"turns": contexts[each.context].turns, "reply": each.text, "logprob": each.logprob}
+        streams.print_json(json.dumps(line | {"finished": each.finished}, ensure_ascii=False))
     return 0
 
 

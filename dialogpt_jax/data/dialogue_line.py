@@ -133,8 +133,8 @@ class _Refused(Exception):
         self.reason, self.kind = reason, kind or reason
 
 
-def parse_line(number: int, line: bytes, *, form: Form) -> Dialogue | Dropped:
-    """The dialogue of a line, or why there is none."""
+def parse_line(number: int, line: bytes, *, form: Form, least: int = 2) -> Dialogue | Dropped:
+    """The dialogue of a line, of at least so many turns, or why there is none."""
     try:
         try:
             text = line.decode("utf-8").removeprefix("\ufeff")  # a byte-order mark, within files that were joined too
@@ -144,17 +144,17 @@ def parse_line(number: int, line: bytes, *, form: Form) -> Dialogue | Dropped:
         if not text.strip():
             raise _Refused("the line is blank")
         if form.columns:
-            return _check(_parse_row(text, form))
+            return _check(_parse_row(text, form), least)
         if form in (TSV, WEIGHTED_TSV):
-            return _check(_parse_tsv(text, weighted=form == WEIGHTED_TSV))
-        return _check(_parse_json(text))
+            return _check(_parse_tsv(text, weighted=form == WEIGHTED_TSV), least)
+        return _check(_parse_json(text), least)
     except _Refused as refused:
         return Dropped(number, refused.reason, refused.kind)
     except DataError as error:
         return Dropped(number, str(error), "not a dialogue")
 
 
-def _check(dialogue: Dialogue) -> Dialogue:
+def _check(dialogue: Dialogue, least: int) -> Dialogue:
     for number, turn in enumerate(dialogue.turns, start=1):
         if not turn.strip():
             raise _Refused(f"turn {number} is empty", "a turn is empty")
@@ -163,7 +163,7 @@ def _check(dialogue: Dialogue) -> Dialogue:
             raise _Refused(f"turn {number} has {len(turn):,} characters; {limit}", "a turn is too long")
         if not turn.isascii() and any("\ud800" <= character <= "\udfff" for character in turn):
             raise _Refused(f"turn {number} holds a lone surrogate, which is no character", "a lone surrogate")
-    if len(dialogue.turns) < 2:
+    if len(dialogue.turns) < least:
         count = "one turn" if dialogue.turns else "no turn"
         raise _Refused(f"{count}; a dialogue has at least two", "fewer than two turns")
     return dialogue

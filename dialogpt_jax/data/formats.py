@@ -88,7 +88,24 @@ def held_out(path: str | os.PathLike[str], most: int | None = None) -> tuple[lis
     return dialogues, f"{path}: dropped {len(dropped):,} of {lines:,} lines, the first {first}" if dropped else ""
 
 
-def lenient_dialogues(path: str | os.PathLike[str]) -> Iterator[Dialogue | Dropped]:
+def dialogues_to_reply_to(path: str | os.PathLike[str]) -> list[list[str]]:
+    """The turns of every line of a file, of one turn too; in their order, so that reply i is to line i.
+
+    Raises:
+      OSError: it cannot be read.
+      DataError: a line is no dialogue, or there is none.
+    """
+    found = []
+    for line in lenient_dialogues(path, least=1):
+        if isinstance(line, Dropped):
+            raise DataError(f"{path}, line {line.line}: {line.reason}")
+        found.append(list(line.turns))
+    if not found:
+        raise DataError(f"{path}: the file is empty; {FORMS_IN_SHORT}")
+    return found
+
+
+def lenient_dialogues(path: str | os.PathLike[str], *, least: int = 2) -> Iterator[Dialogue | Dropped]:
     """Each line of a file, in any of the forms.
 
     Raises:
@@ -98,7 +115,7 @@ def lenient_dialogues(path: str | os.PathLike[str]) -> Iterator[Dialogue | Dropp
     form = form_of(path)
     with Path(path).open("rb") as raw:
         for line in read_lines(unzipped(raw, path), form):
-            yield line if isinstance(line, Dropped) else parse_line(*line, form=form)
+            yield line if isinstance(line, Dropped) else parse_line(*line, form=form, least=least)
 
 
 def unzipped(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:

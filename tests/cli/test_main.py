@@ -107,6 +107,33 @@ def test_the_flags_are_the_sampling(command, model):
     assert command("reply", "--temperature", "0", "Hello")[1] == model[1].reply("Hello", sampling=dg.GREEDY) + "\n"
 
 
+def test_a_file_gets_a_reply_a_line_and_goes_on_where_it_stopped(command, model, tmp_path):
+    dialogues = [["Hello"], ["Hello", "no", "why?"], ["☕"], ["no"]]
+    data, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    data.write_text("".join(json.dumps({"turns": turns}) + "\n" for turns in dialogues), encoding="utf-8")
+    flags = ("--data", str(data), "--max-new-tokens", "9", "--seed", "3")
+    expected = model[1].replies(dialogues, max_new_tokens=9, seed=3)
+    status, shown, _ = command("reply", *flags)
+    lines = [json.loads(line) for line in shown.splitlines()]
+    assert status == 0
+    assert [line["reply"] for line in lines] == expected
+    assert [line["turns"] for line in lines] == dialogues
+    assert command("reply", *flags, "--out", str(out))[:2] == (0, "")
+    whole = out.read_bytes()
+    assert [json.loads(line)["text"] for line in whole.splitlines()[1:]] == expected
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))  # as a run that was killed leaves it
+    assert command("reply", *flags, "--out", str(out))[0] == 0
+    assert out.read_bytes() == whole
+    status, _, err = command("reply", *flags[:-1], "4", "--out", str(out))
+    assert status == 1
+    assert "another run" in err
+    data.write_text('{"turns": ["Hi"]}\n{"turns": []}\n')
+    status, shown, err = command("reply", *flags)
+    assert (status, shown) == (1, "")
+    assert f"{data}, line 2: no turn" in err
+    assert command("reply", "--out", str(out), "Hi")[0] == 2
+
+
 def test_chat_talks_through_a_pipe_and_loads(command, model, tmp_path):
     file = tmp_path / "chat.json"
     status, out, err = command("chat", "--max-new-tokens", "8", stdin=f"Hello\n/save {file}\nno\n".encode())
