@@ -14,7 +14,7 @@ from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS
 from dialogpt_jax.chat.settings import row_keys
 from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.logits import GREEDY, Sampling
-from dialogpt_jax.decoding.request import seen_tokens
+from dialogpt_jax.decoding.request import assemble, seen_tokens
 
 
 def test_a_context_s_seen_tokens_leave_its_pads_out():
@@ -83,3 +83,26 @@ def test_a_row_s_key_is_the_same_alone_and_in_a_batch():
     for row, (place, turn) in enumerate([(5, 1), (0, 2), (9, 3)]):
         np.testing.assert_array_equal(batch[row], jax.random.key_data(row_keys(7, [place], [turn]))[0])
         np.testing.assert_array_equal(batch[row], jax.random.key_data(row_keys(7, [place], [turn], [0]))[0])
+
+
+# What is put together.
+
+
+def test_a_request_holds_what_the_cache_does_not():
+    starts_B = np.array([8, 0, 5, 0])
+    how = {"sampling": Sampling(top_k=5), "max_new_tokens": np.int64(20), "keys": KEYS}
+    request = assemble(CONFIG, TOKENS, LENGTHS, starts_B=starts_B, width=16, **how)
+    for row, (start, length) in enumerate(zip(starts_B, LENGTHS, strict=True)):
+        new = TOKENS[row, start:length].tolist()
+        assert request.tokens_BT[row].tolist() == new + [0] * (16 - len(new))
+    assert (request.slots, request.bucket, request.candidates, request.seen_BV) == (32, 16, 1, None)
+    assert request.settings.limits_M.tolist() == [20] * 4
+    assert request.settings.sampling.top_k.tolist() == [5] * 4
+    with pytest.raises(ValueError, match="starts run from 0 to 9; that of row 0 is 9, it must be 0 to 8"):
+        assemble(CONFIG, TOKENS, LENGTHS, starts_B=[9, 0, 5, 0], **how)
+
+
+def test_what_is_no_sampling_is_one_clear_line():
+    for wrong in (None, 0.7, {"top_k": 5}):
+        with pytest.raises(TypeError, match="give a Sampling, such as GREEDY"):
+            assemble(CONFIG, TOKENS, LENGTHS, sampling=wrong, max_new_tokens=3, keys=KEYS)

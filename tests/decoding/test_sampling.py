@@ -3,6 +3,8 @@
 Letters: B rows.
 """
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -83,3 +85,31 @@ def test_settings_are_described():
     assert "penalize_context" in describe_sampling(Sampling(repetition_penalty=1.2, penalize_context=True))
     assert "min_new_tokens 0" in describe_sampling(Sampling(min_new_tokens=0))
     assert "temperature [0.5 0.7]" in describe_sampling(Sampling(temperature=np.array([0.5, 0.7])))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"temperature": np.array([0.5, -1.0])}, "of which -1.0; it must be a number from 0 to 10000"),
+        ({"top_k": np.array([3, 0])}, "of which 0; it must be a whole number from 1 to 1024"),
+        ({"top_k": np.array([3.5, 2])}, "of which 3.5; it must be a whole number"),
+        ({"top_p": np.array([0.5, np.nan])}, "of which nan"),
+        ({"min_p": np.array(["a", "b"])}, "it must be a number"),
+        ({"temperature": np.array([True, False])}, "it must be a number"),
+        ({"temperature": np.True_}, "it must be a number"),
+    ],
+    ids=str,
+)
+def test_arrays_are_checked_too(numbers, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        Sampling(**numbers)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    assert by_row(Sampling(temperature=np.array(0.5), top_k=np.int64(4)), 2).top_k.tolist() == [4, 4]
+    assert by_row(Sampling(temperature=np.array([0.0, 0.5])), 2).temperature.tolist() == [0, 0.5]
+    with pytest.raises(
+        ValueError, match=r"temperature has the shape \(2,\); expected one number, or one for each of 3"
+    ):
+        by_row(Sampling(temperature=np.array([0.1, 0.5])), 3)

@@ -143,3 +143,73 @@ def test_no_end_before_the_minimum():
     got_MV = kept(warpers.forbid_early_end(logits_MV, np.array([0, 1, 2]), 2, EOS))
     assert got_MV[:, EOS].tolist() == [False, False, True]
     assert np.delete(got_MV, EOS, axis=1).all()
+
+
+def nucleus_of_transformers(logits_V, top_p):
+    """The support of `TopPLogitsWarper`: a rising, stable order, cut where the sum so far is at most 1 − top_p.
+
+    Source: transformers 5, `generation/logits_process.py`. And how near to a boundary it came.
+    """
+    order_V = np.argsort(logits_V, kind="stable")
+    upto_V = np.cumsum(softmax(logits_V.astype(np.float64))[order_V])
+    kept_V = np.ones(len(logits_V), bool)
+    kept_V[order_V[:-1][(upto_V <= 1 - top_p)[:-1]]] = False
+    return kept_V, np.abs(upto_V - (1 - top_p)).min()
+
+
+def support(logits_V, **numbers):
+    """The tokens that any uniform draws."""
+    sampling = Sampling(min_new_tokens=None, **numbers)
+    uniforms_J = np.append((np.arange(3000, dtype=np.float32) + 0.5) / 3000, [0, 1 - 2**-23])
+    drawn_J = choose_all(logits_V, uniforms_J, sampling=sampling, bucket=top_k_bucket(sampling, len(logits_V)))
+    return set(drawn_J.tolist())
+
+
+def test_a_set_that_holds_p_to_within_rounding_is_enough():
+    logits_V = np.log(np.array([0.3, 0.1, 0.1, 0.5], np.float32))
+    assert support(logits_V, top_k=4, top_p=0.8) == {0, 3}  # .5 + .3; in float32 neither sums nor .8 are exact
+    assert support(logits_V, top_p=0.8) == {0, 3}
+    assert support(logits_V, top_k=2, top_p=0.8) == {0, 3}  # of .625 and .375
+    assert support(logits_V, top_k=2, top_p=0.6) == {3}
+
+
+def test_of_equals_at_the_end_of_a_nucleus_the_last_stay():
+    logits_V = np.log(np.array([0.3, 0.1, 0.1, 0.5], np.float32))
+    assert support(logits_V, top_k=4, top_p=0.85) == {0, 2, 3}
+    assert support(logits_V, top_p=0.85) == {0, 1, 2, 3}  # without top-k, all of them
+    flat_V = np.zeros(9, np.float32)
+    assert support(flat_V, top_k=9, top_p=0.5) == {4, 5, 6, 7, 8}
+    two_V = np.array([1, 1, 0, 0, 0, -9], np.float32)
+    assert support(two_V, top_k=5, top_p=0.3) == {1}
+    assert support(two_V, top_k=5, top_p=0.7) == {0, 1, 4}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_nucleus_is_transformers_unless_a_boundary_is_near(ties):
+    """Against its own rule, in float64, over many distributions: alone, and behind a top-k that keeps all."""
+    random, compared = np.random.default_rng(17), 0
+    top_p = np.array([0.1, 0.5, 0.8, 0.85, 0.9, 0.95, 0.99])
+    for _ in range(60):
+        logits_V = random.normal(scale=random.uniform(0.2, 4.0), size=12).astype(np.float32)
+        if ties:
+            logits_V = np.round(logits_V)
+        logits_MV = np.tile(logits_V, (len(top_p), 1))
+        order_MV = np.argsort(-logits_MV, axis=1, kind="stable")  # as lax.top_k has it
+        sorted_MK = kept(warpers.keep_nucleus_sorted(np.take_along_axis(logits_MV, order_MV, 1), top_p))
+        whole_MV = kept(warpers.keep_nucleus(logits_MV, top_p))
+        for m, p in enumerate(top_p):
+            expected_V, distance = nucleus_of_transformers(logits_V, p)
+            if distance < 1e-6:
+                continue
+            compared += 1
+            assert set(order_MV[m][sorted_MK[m]]) == set(np.flatnonzero(expected_V))
+            if not ties:
+                np.testing.assert_array_equal(whole_MV[m], expected_V)
+    assert compared > 350
+
+
+def test_ties_with_the_k_th_stay_as_far_as_the_bucket_holds_them():
+    logits_V = np.zeros(40, np.float32)
+    logits_V[5] = 1.0
+    assert support(logits_V, top_k=3) == set(range(16))  # the bucket of 3 is 16: the best, and 15 of its 39 equals
+    assert support(logits_V, top_k=20) == set(range(40))  # that of 20 is 64
