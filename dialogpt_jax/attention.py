@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from dialogpt_jax.cache import KVCache, LayerCache, ReplyCache, write
+from dialogpt_jax.cache import KVCache, ReplyCache, write
 from dialogpt_jax.matmul import precision_of
 
 Part = tuple[jax.Array, jax.Array, jax.Array]  # k_GSK, v_GSK, visible
@@ -54,28 +54,28 @@ def causal(length: int, segments_BT: jax.Array | None) -> jax.Array:
 
 
 def prefix_part(
-    cache: KVCache, layer: int, k_BTHK: jax.Array, v_BTHK: jax.Array, positions_BT: jax.Array
+    cache: KVCache, k_BTHK: jax.Array, v_BTHK: jax.Array, positions_BT: jax.Array
 ) -> tuple[list[Part], KVCache]:
     """Writes into the rows' own cache; a query sees the slots up to its position."""
     rows, heads = k_BTHK.shape[0], k_BTHK.shape[2]
     slots_GT = jnp.repeat(positions_BT, heads, axis=0)
-    k_GSK, v_GSK = write(cache.layers[layer], merged(k_BTHK, rows), merged(v_BTHK, rows), slots_GT)
-    cache = KVCache(_with(cache.layers, layer, (k_GSK, v_GSK)))
+    k_GSK, v_GSK = write(cache.layers[0], merged(k_BTHK, rows), merged(v_BTHK, rows), slots_GT)
+    cache = KVCache(((k_GSK, v_GSK),))
     visible_BTS = jnp.arange(k_GSK.shape[1])[None, None, :] <= positions_BT[:, :, None]
     return [(k_GSK, v_GSK, visible_BTS[:, None, None])], cache
 
 
 def reply_parts(
-    cache: ReplyCache, layer: int, k_BTHK: jax.Array, v_BTHK: jax.Array, positions_BT: jax.Array
+    cache: ReplyCache, k_BTHK: jax.Array, v_BTHK: jax.Array, positions_BT: jax.Array
 ) -> tuple[list[Part], ReplyCache]:
     """Writes into the replies; a query sees its row's whole prefix, and its own reply up to its position."""
     rows, heads = cache.lengths_B.shape[0], k_BTHK.shape[2]
     slots_BNT = positions_BT.reshape(rows, -1, positions_BT.shape[1]) - cache.lengths_B[:, None, None]
     slots_BHNT = jnp.repeat(slots_BNT[:, None], heads, axis=1)
     slots_GT = slots_BHNT.reshape(-1, slots_BHNT.shape[-1])
-    k_GRK, v_GRK = write(cache.reply.layers[layer], merged(k_BTHK, rows), merged(v_BTHK, rows), slots_GT)
-    reply = KVCache(_with(cache.reply.layers, layer, (k_GRK, v_GRK)))
-    k_GSK, v_GSK = cache.prefix.layers[layer]
+    k_GRK, v_GRK = write(cache.reply.layers[0], merged(k_BTHK, rows), merged(v_BTHK, rows), slots_GT)
+    reply = KVCache(((k_GRK, v_GRK),))
+    k_GSK, v_GSK = cache.prefix.layers[0]
     before_BS = jnp.arange(k_GSK.shape[1])[None, :] < cache.lengths_B[:, None]
     own_BNTR = jnp.arange(k_GRK.shape[1])[None, None, None, :] <= slots_BNT[..., None]
     parts = [(k_GSK, v_GSK, before_BS[:, None, None, None]), (k_GRK, v_GRK, own_BNTR[:, None])]
@@ -90,7 +90,3 @@ def heads_first(x_BTHK: jax.Array, rows: int) -> jax.Array:
 def merged(x_BTHK: jax.Array, rows: int) -> jax.Array:
     """(B·N, T, H, K) → (G, T, K), G = B·H·N: the cache's shape."""
     return heads_first(x_BTHK, rows).reshape(-1, x_BTHK.shape[1], x_BTHK.shape[3])
-
-
-def _with(layers: tuple[LayerCache, ...], index: int, layer: LayerCache) -> tuple[LayerCache, ...]:
-    return (*layers[:index], layer, *layers[index + 1 :])

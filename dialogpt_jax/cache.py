@@ -17,6 +17,9 @@ Rows and heads are merged into one axis, (G, S, K), because that is the shape th
 carried as (B, H, S, K) and reshaped inside is copied whole at every step of a compiled loop.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -66,6 +69,24 @@ def init_reply(config: GPT2Config, prefix: KVCache, lengths_B: jax.Array, candid
     """`candidates` empty replies of `slots` slots for each row of a prefix."""
     rows = lengths_B.shape[0] * candidates
     return ReplyCache(prefix, lengths_B, init_cache(config, rows, slots, prefix.layers[0][0].dtype))
+
+
+def of_block(cache: KVCache | ReplyCache | None, layer: int) -> KVCache | ReplyCache | None:
+    """The part of a cache that is one block's: the same kind, with one pair."""
+    if cache is None:
+        return None
+    if isinstance(cache, KVCache):
+        return KVCache((cache.layers[layer],))
+    return cache.replace(prefix=KVCache((cache.prefix.layers[layer],)), reply=KVCache((cache.reply.layers[layer],)))
+
+
+def of_blocks(cache: KVCache | ReplyCache | None, parts: Sequence[Any]) -> KVCache | ReplyCache | None:
+    """The inverse: a whole cache of what the blocks gave back; of a reply's, the prefix is as it was."""
+    if cache is None:
+        return None
+    if isinstance(cache, KVCache):
+        return KVCache(tuple(part.layers[0] for part in parts))
+    return cache.replace(reply=KVCache(tuple(part.reply.layers[0] for part in parts)))
 
 
 def write(layer: LayerCache, k_GTK: jax.Array, v_GTK: jax.Array, slots_GT: jax.Array) -> LayerCache:

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from dialogpt_jax.arguments import shown
 from dialogpt_jax.attention import Part, attend, causal, heads_first, prefix_part, reply_parts
-from dialogpt_jax.cache import KVCache, ReplyCache
+from dialogpt_jax.cache import KVCache, ReplyCache, of_block, of_blocks
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.matmul import matmul
 from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
@@ -82,7 +82,7 @@ class QueriesKeysValues(Linear):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with or without a cache; `layer` is the block's index."""
+    """Causal self-attention with or without a cache, which is the block's own; `layer` is the block's index."""
 
     config: GPT2Config
     layer: int
@@ -109,10 +109,10 @@ class Attention(nn.Module):
         parts: list[Part]
         if isinstance(cache, ReplyCache):
             rows = cache.lengths_B.shape[0]
-            parts, cache = reply_parts(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
+            parts, cache = reply_parts(cache, k_BTHK, v_BTHK, positions_BT)
         elif isinstance(cache, KVCache):
             rows = x_BTD.shape[0]
-            parts, cache = prefix_part(cache, self.layer, k_BTHK, v_BTHK, positions_BT)
+            parts, cache = prefix_part(cache, k_BTHK, v_BTHK, positions_BT)
         else:
             rows = x_BTD.shape[0]
             k_BHTK, v_BHTK = (heads_first(x_BTHK, rows)[:, :, 0] for x_BTHK in (k_BTHK, v_BTHK))
@@ -200,17 +200,37 @@ class GPT2(nn.Module):
             inside_BT = jnp.clip(positions_BT, 0, self.config.n_positions - 1)
             x_BTD = self.wte(tokens_BT) + self.wpe(inside_BT)
             x_BTD = self.drop(x_BTD, dropout_key is None, keys[-1])
+        caches = []
         for layer, block in enumerate(self.h):
-            with jax.named_scope(f"block_{layer}"):
-                run = _checkpointed(block) if checkpoint_blocks else block
-                x_BTD, cache = run(x_BTD, positions_BT, cache, segments_BT, keys[layer])
-        return self.ln_f(x_BTD), cache
+            run = block if self.is_initializing() else _as_function(block, checkpoint_blocks)
+            x_BTD, own = run(x_BTD, positions_BT, of_block(cache, layer), segments_BT, keys[layer])
+            caches.append(own)
+        return self.ln_f(x_BTD), of_blocks(cache, caches)
 
 
-def _checkpointed(block: Block) -> Callable[..., tuple[jax.Array, Cache | None]]:
-    """The block as a pure function of its parameters, whose inside is computed again for the gradient."""
-    module, variables = block.unbind()
-    return functools.partial(jax.checkpoint(module.apply), variables)
+def _as_function(block: Block, checkpoint: bool) -> Callable[..., tuple[jax.Array, Cache | None]]:
+    """The block as a pure function of its parameters; with `checkpoint` its inside is computed again for the gradient."""
+    layer = block.layer if block.config.scale_attn_by_inverse_layer_idx else 0  # else all blocks are one function
+    run = functools.partial(_apply_block, config=block.config, layer=layer)
+    return functools.partial(jax.checkpoint(run) if checkpoint else run, block.variables["params"])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layer"))
+def _apply_block(
+    params: Params,
+    x_BTD: jax.Array,
+    positions_BT: jax.Array,
+    cache: Cache | None,
+    segments_BT: jax.Array | None,
+    dropout_key: jax.Array | None,
+    *,
+    config: GPT2Config,
+    layer: int,
+) -> tuple[jax.Array, Cache | None]:
+    """Jitted so that a program of many blocks is traced and lowered once for all of them: XLA inlines the calls."""
+    block: Any = Block(config, layer, parent=None)
+    with jax.named_scope("block"):
+        return block.apply({"params": params}, x_BTD, positions_BT, cache, segments_BT, dropout_key)
 
 
 def _layer_norm(config: GPT2Config) -> nn.LayerNorm:
