@@ -1,20 +1,36 @@
 """The bundled model's card: a bot and held-out dialogues in, `README.md` with measured figures and unpicked replies out."""
 
+import collections
+import dataclasses
+import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dialogpt_jax.bundled.prompts import (
+    LOOKED_AT,
+    MARKS,
+    UNMARKED,
+    Exchange,
+    answer_prompts,
+    count_marks,
+    hold_chats,
+    read_marks,
+    read_prompts,
+)
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.decoding.logits import describe_sampling
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.harness import DECODINGS, Settings, answer
 from dialogpt_jax.evaluation.intervals import Estimate
-from dialogpt_jax.evaluation.model_measures import measure_model
+from dialogpt_jax.evaluation.model_measures import measure_model, measure_replies
+from dialogpt_jax.evaluation.perplexity import bits_per_byte
 from dialogpt_jax.evaluation.replies import Reply
 from dialogpt_jax.evaluation.tables import as_markdown
 
 CARD = "README.md"
-NUM_CONTEXTS, NUM_SHOWN = 1000, 20
+NUM_CONTEXTS, NUM_EVERYDAY, NUM_SHOWN = 1000, 300, 20
+TEMPERATURES = (0.3, 0.4, 0.5, 0.6, 0.7)
 DECODE = "chat"
 SETTINGS = Settings(DECODINGS[DECODE])
 EVALUATION = (
@@ -29,12 +45,13 @@ SOURCES = """\
 | Topical-Chat (alexa/Topical-Chat, its valid and test files) | CDLA-Sharing-1.0 | talk about facts |
 | Synthetic-Persona-Chat (google-research-datasets, its valid and test files) | CC BY 4.0 | polite persona talk, written by a language model |
 | personality (microsoft/botframework-cli, qna_chitchat_friendly) | MIT | who are you, how are you |
+| everyday | CC0 | greetings, feelings, food, home, work, small repairs; **written for this corpus by a language model**, each dialogue on its own |
 
 Turns with slurs, e-mail addresses, phone numbers, URLs or more than 60 words were cut out of it beforehand."""
 
 LIMITS = """\
-- It is small, and read seven million words. It makes small talk in short turns; it states facts, and they are invented. It
-  remembers at most 256 tokens of the conversation.
+- It is small, and read some seven million words. It makes small talk in short turns; it states facts, and they are invented. It
+  remembers at most 512 tokens of the conversation.
 - It is a product of its corpora: American students and crowd workers, films and sport. Slurs were filtered out of the
   training text by a list; nothing filters what the model says. Do not put it before people without a filter of your own.
 - English only.
@@ -47,6 +64,16 @@ def read_curve(metrics: Path) -> list[tuple[int, float]]:
     return sorted({row["step"]: row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row}.items())
 
 
+def read_by_source(path: Path) -> dict[str, list[list[str]]]:
+    """The dialogues of a `.jsonl.gz` by their `source`, in the order of the first of each."""
+    found: dict[str, list[list[str]]] = collections.defaultdict(list)
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            found[entry["source"]].append(entry["turns"])
+    return dict(found)
+
+
 def measure(bot: Bot, valid: Sequence[Sequence[str]]) -> tuple[list[Estimate], list[Context], list[Reply]]:
     """What the command EVALUATION measures, and the contexts with the replies that it was measured on."""
     contexts = cut(valid, NUM_CONTEXTS)
@@ -57,24 +84,58 @@ def measure(bot: Bot, valid: Sequence[Sequence[str]]) -> tuple[list[Estimate], l
 def write_card(
     directory: Path,
     bot: Bot,
-    valid: Sequence[Sequence[str]],
+    valid: Mapping[str, Sequence[Sequence[str]]],
+    everyday: Mapping[str, Sequence[Sequence[str]]],
     *,
     curve: list[tuple[int, float]],
     command: str,
     how: str,
+    history: str = "",
 ) -> None:
-    """Measures the model in `directory` and writes its card there."""
-    found, contexts, answers = measure(bot, valid)
-    f = {estimate.name: estimate.value for estimate in found}
-    config = bot.config
-    shown = "\n".join(
-        f"| {_cell(context.turns[-1])} | {_cell(answer.text)} |"
-        for context, answer in list(zip(contexts, answers, strict=True))[:NUM_SHOWN]
-    )
-    steps = " | ".join(f"{step}" for step, _ in curve)
-    bits = " | ".join(f"{value:.3f}" for _, value in curve)
+    """Measures the model in `directory` and writes its card there.
+
+    Args:
+      directory: a model directory.
+      bot: what `load` makes of it.
+      valid, everyday: the held-out dialogues by source.
+      curve: (step, bits per byte) of the run.
+      command: that makes the model.
+      how: the options of its training.
+      history: a paragraph on how these very weights came to be.
+    """
+    dialogues = [turns for of_source in valid.values() for turns in of_source]
+    found, contexts, answers = measure(bot, dialogues)
+    prompts, marks = read_prompts(), read_marks()
+    exchanges = answer_prompts(bot, prompts.prompts, SETTINGS.sampling)
+    chats = hold_chats(bot, prompts.chats, SETTINGS.sampling)
     (directory / CARD).write_text(
-        f"""\
+        "\n\n".join(
+            [
+                _head(bot, command, how, history, curve),
+                _figures(found, len(dialogues), len(contexts)),
+                _bits(bot, {**valid, **everyday}, found),
+                _prompts(exchanges, prompts.kinds, prompts.rule, marks),
+                _temperatures(bot, [turns for of_source in everyday.values() for turns in of_source], marks),
+                _chats(chats, marks),
+                f"## The first {NUM_SHOWN} contexts and their replies, unpicked\n\n"
+                "The model saw the whole context; the table shows its last turn.\n",
+                _table(
+                    ("said to it", "its reply"),
+                    [
+                        (context.turns[-1], answer.text)
+                        for context, answer in list(zip(contexts, answers, strict=True))[:NUM_SHOWN]
+                    ],
+                ),
+                f"## Limits\n\n{LIMITS}\n",
+            ]
+        ),
+        encoding="utf-8",
+    )
+
+
+def _head(bot: Bot, command: str, how: str, history: str, curve: list[tuple[int, float]]) -> str:
+    config = bot.config
+    return f"""\
 ---
 license: mit
 language: en
@@ -85,8 +146,8 @@ tags: [dialogue, gpt2, DialoGPT]
 
 A DialoGPT in miniature: a GPT-2 of {config.num_parameters:,} parameters ({config.n_layer} layers of width \
 {config.n_embd}, {config.n_head} heads, {config.n_positions} positions, a byte-level BPE of {config.vocab_size}), trained
-from scratch on open dialogues with the objective of Zhang et al. 2019, p(every turn after the first | all before it), a
-token's loss counted alike wherever it stands. Stored in float16; any reader of GPT-2 directories loads it.
+on open dialogues with the objective of Zhang et al. 2019, p(every turn after the first | all before it), a token's loss
+counted alike wherever it stands. Stored in float16; any reader of GPT-2 directories loads it.
 
 ## How it was made
 
@@ -94,41 +155,49 @@ token's loss counted alike wherever it stands. Stored in float16; any reader of 
 {command}
 ```
 
-That trains the tokenizer on the same text, and then runs
+That makes the tokenizer and a model of half the blocks from the large sources; then it grows that model, each new block
+beginning as one that adds nothing, and goes on with everyday talk in the mix, by
 
 ```sh
-dialogpt data prepare CORPUS/train.jsonl.gz RUN/data --tokenizer RUN/start --max-length {config.n_positions}
-dialogpt train --config RUN/start/config.json --tokenizer RUN/start --data RUN/data … {how}
-dialogpt convert RUN/trained MODEL --dtype float16
+dialogpt train --init RUN/first --config RUN/start/config.json --data RUN/data … {how}
 ```
 
-Muon for the matrices, Adam for the rest, bfloat16 products, float32 state; the rates are level, and fall to 0 at the end. It saw the
-train part of a corpus of 34,237 dialogues, 6.7 million words:
+and `dialogpt convert RUN/trained MODEL --dtype float16`. Muon for the matrices, Adam for the rest, bfloat16 products,
+float32 state; the rates are level, and fall to 0 at the end; what is exported is the running average of the weights.
+{history}
+It saw the train part of a corpus of 39,900 dialogues, 6.9 million words:
 
 {SOURCES}
 
-Bits per byte on the first 100 dialogues of the valid part, while it was trained (up to 8,192 tokens a step):
+Bits per byte on the first 100 dialogues of the valid part, while it was trained (up to 4,096 tokens a step):
 
-| step | {steps} |
-|---|{"---|" * len(curve)}
-| bits per byte | {bits} |
+{_table(("step", *(f"{step}" for step, _ in curve)), [("bits per byte", *(f"{value:.3f}" for _, value in curve))])}"""
 
+
+def _figures(found: list[Estimate], dialogues: int, contexts: int) -> str:
+    f = {estimate.name: estimate.value for estimate in found}
+    rows = [
+        (
+            "bits per byte of the turns after the first (EOS counted in the bits, not in the bytes)",
+            f"{f['bits per byte']:.3f}",
+        ),
+        ("perplexity per token", f"{f['perplexity']:.1f}"),
+        ("replies that ended by themselves", f"{f['ended']:.1%}"),
+        ("replies that repeat a 4-gram of words", f"{f['repeating']:.1%}"),
+        ("share of the commonest reply", f"{f['commonest']:.1%}"),
+        ("words in a reply", f"{f['length']:.1f}"),
+    ]
+    if "PMI hits@1" in f:
+        true = "the true next turn beats nine turns of other dialogues, by what the context adds to its log-probability"
+        rows.append((f"{true} (chance is 10 %)", f"{f['PMI hits@1']:.1%}"))
+        rows.append(("the same by its mean log-probability a token", f"{f['hits@1']:.1%}"))
+    return f"""\
 ## Figures
 
-On the valid part, {len(valid)} dialogues split off by a hash. Replies with the default settings \
-({describe_sampling(SETTINGS.sampling)}, at most {SETTINGS.max_new_tokens} tokens, seed {SETTINGS.seed}) to {len(contexts)} contexts, each dialogue
-cut before a drawn turn.
+On the valid part, {dialogues} dialogues split off by a hash. Replies with the default settings \
+({_settings()}) to {contexts} contexts, each dialogue cut before a drawn turn.
 
-| | |
-|---|---|
-| bits per byte of the turns after the first (EOS counted in the bits, not in the bytes) | {f["bits per byte"]:.3f} |
-| perplexity per token | {f["perplexity"]:.1f} |
-| replies that ended by themselves | {f["ended"]:.1%} |
-| replies that repeat a 4-gram of words | {f["repeating"]:.1%} |
-| share of the commonest reply | {f["commonest"]:.1%} |
-| words in a reply | {f["length"]:.1f} |
-| the true next turn beats nine turns of other dialogues, by what the context adds to its log-probability (chance is 10 %) | {f["PMI hits@1"]:.1%} |
-| the same by its mean log-probability a token | {f["hits@1"]:.1%} |
+{_table(("measure", "value"), rows)}
 
 All measures of those replies, NIST and BLEU against the one turn that really came; Ent and Dist depend on how many replies
 there are. The table is what this prints:
@@ -137,22 +206,92 @@ there are. The table is what this prints:
 {EVALUATION}
 ```
 
-{as_markdown({DECODE: found})}
+{as_markdown({DECODE: found})}"""
 
-## The first {NUM_SHOWN} contexts and their replies, unpicked
 
-The model saw the whole context; the table shows its last turn.
+def _bits(bot: Bot, by_source: Mapping[str, Sequence[Sequence[str]]], found: list[Estimate]) -> str:
+    rows = []
+    for source, dialogues in by_source.items():
+        if not any(len(turns) > 1 for turns in dialogues):
+            continue
+        spent = bits_per_byte(bot.params, bot.config, bot.tokenizer, dialogues)
+        rows.append((source, f"{len(dialogues)}", f"{spent['bits_per_byte']:.3f}", f"{spent['perplexity']:.1f}"))
+    return f"""\
+## Bits per byte by source
 
-| said to it | its reply |
-|---|---|
-{shown}
+Of held-out dialogues; the everyday ones are not among the valid part above.
 
-## Limits
+{_table(("source", "dialogues", "bits per byte", "perplexity per token"), rows)}"""
 
-{LIMITS}
-""",
-        encoding="utf-8",
+
+def _prompts(
+    exchanges: Sequence[Exchange], kinds: Sequence[str], rule: Mapping[str, str], marks: Mapping[Exchange, str]
+) -> str:
+    counts = count_marks(exchanges, marks)
+    rows = [
+        (kind, " / ".join(turns), reply, marks.get(Exchange(turns, reply), UNMARKED))
+        for kind, (turns, reply) in zip(kinds, exchanges, strict=True)
+    ]
+    return f"""\
+## Forty everyday prompts, unpicked
+
+A fixed list, never trained on ({_settings()}). {", ".join(f"**{count} {mark}**" for mark, count in counts.items() if count)}.
+Marked once, by hand, by this rule: {"; ".join(f"*{mark}*: {meaning}" for mark, meaning in rule.items())}.
+
+{_table(("kind", "said to it", "its reply", "mark"), rows)}"""
+
+
+def _temperatures(bot: Bot, everyday: Sequence[Sequence[str]], marks: Mapping[Exchange, str]) -> str:
+    prompts, contexts, rows = read_prompts().prompts, cut(everyday, NUM_EVERYDAY), []
+    for temperature in TEMPERATURES:
+        sampling = dataclasses.replace(SETTINGS.sampling, temperature=temperature)
+        counts = count_marks(answer_prompts(bot, prompts, sampling), marks)
+        answers = answer(bot, contexts, dataclasses.replace(SETTINGS, sampling=sampling))
+        f = {estimate.name: estimate.value for estimate in measure_replies(contexts, answers, resamples=0)}
+        shares = (f"{f[name]:.1%}" for name in ("ended", "repeating", "commonest"))
+        rows.append((f"{temperature}", *(f"{counts[mark]}" for mark in (*MARKS, UNMARKED)), *shares))
+    return f"""\
+## Temperatures
+
+The forty prompts' replies by their marks; and of the replies to {len(contexts)} held-out everyday dialogues, cut before a
+drawn turn, how many ended by themselves, repeat a 4-gram, and equal the commonest. Everything else as in the defaults.
+
+{_table(("temperature", *MARKS, UNMARKED, "ended", "repeating", "commonest"), rows)}"""
+
+
+def _chats(chats: Sequence[Sequence[Exchange]], marks: Mapping[Exchange, str]) -> str:
+    rows = [
+        (f"{turn}", *(f"{count}" for count in count_marks([chat[turn - 1] for chat in chats], marks).values()))
+        for turn in LOOKED_AT
+    ]
+    shown = "\n\n".join(
+        _table(("turn", "said to it", "its reply", "mark"), [_chat_row(n, e, marks) for n, e in enumerate(chat, 1)])
+        for chat in chats
     )
+    return f"""\
+## Chats of eight turns
+
+{len(chats)} chats whose one side is fixed, whatever the answers; the replies at turns {", ".join(map(str, LOOKED_AT))} are marked.
+
+{_table(("turn", *MARKS, UNMARKED), rows)}
+
+{shown}"""
+
+
+def _chat_row(number: int, exchange: Exchange, marks: Mapping[Exchange, str]) -> tuple[str, ...]:
+    mark = marks.get(exchange, UNMARKED) if number in LOOKED_AT else ""
+    return f"{number}", exchange.turns[-1], exchange.reply, mark
+
+
+def _settings() -> str:
+    tokens, seed = SETTINGS.max_new_tokens, SETTINGS.seed
+    return f"{describe_sampling(SETTINGS.sampling)}, at most {tokens} tokens, seed {seed}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def _cell(text: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from fakes import SENTENCES, tiny_bot
 
 from dialogpt_jax.bundled import card
+from dialogpt_jax.bundled.prompts import Prompts, read_prompts
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.decoding.score import score
 from dialogpt_jax.evaluation import hits, model_measures
@@ -111,14 +112,23 @@ def test_a_card_shows_what_the_command_prints(bot, evaluate, tmp_path, monkeypat
     monkeypatch.setattr(card, "NUM_CONTEXTS", 20)
     monkeypatch.setattr(card, "SETTINGS", Settings(max_new_tokens=9, rows=4))
     monkeypatch.setattr(card, "DECODE", "greedy")
-    card.write_card(tmp_path, bot, DIALOGUES, curve=[(10, 2.5), (20, 1.25)], command="make it", how="--so")
+    valid, everyday = {"one": DIALOGUES[:7], "two": DIALOGUES[7:]}, {"everyday": DIALOGUES[:4]}
+    monkeypatch.setattr(card, "TEMPERATURES", (0.5,))
+    monkeypatch.setattr(card, "NUM_EVERYDAY", 4)
+    few = Prompts(["short", "long"], [("Hello",), ("Hi", "Yes", "No")], [("Hello",) * 8], read_prompts().rule)
+    monkeypatch.setattr(card, "read_prompts", lambda: few)
+    run = {"curve": [(10, 2.5), (20, 1.25)], "command": "make it", "how": "--so"}
+    card.write_card(tmp_path, bot, valid, everyday, **run)
     text = (tmp_path / card.CARD).read_text(encoding="utf-8")
     words = (*RUN, "--contexts", 20, "--bootstrap", 1000, "--markdown")
     _, shown, _ = evaluate(*words)
     assert shown.strip() in text
     assert "| step | 10 | 20 |" in text
     assert "\nmake it\n" in text
-    assert "dialogpt train --config RUN/start/config.json --tokenizer RUN/start --data RUN/data … --so\n" in text
+    assert "dialogpt train --init RUN/first --config RUN/start/config.json --data RUN/data … --so\n" in text
+    spent = bits_per_byte(bot.params, bot.config, bot.tokenizer, valid["two"])
+    assert f"| two | 6 | {spent['bits_per_byte']:.3f} |" in text
+    assert text.count("| not marked |\n") == 2 + 4  # no mark is another model's
     assert "dialogpt eval --model MODEL --data CORPUS/valid.jsonl.gz --contexts 1000 --decode chat --markdown" in text
 
 
