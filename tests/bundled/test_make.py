@@ -47,8 +47,10 @@ def test_from_nothing_a_small_model_grows_on_the_mix(told, folders):
     assert (small.count("everyday.jsonl.gz"), large.count("everyday.jsonl.gz")) == (0, make.EVERYDAY_TIMES)
     assert ("--max-length 256" in small, "--max-length 512" in large) == (True, True)
     first, second = (" ".join(told[place]) for place in (1, 3))
-    assert first.startswith("train --config") and second.startswith("train --init")
-    assert make.HOW in second and f"--steps {make.STEPS} --decay {make.DECAY} --seed 0" in second
+    assert first.startswith("train --config")
+    assert second.startswith("train --init")
+    assert make.HOW in second
+    assert f"--steps {make.STEPS} --decay {make.DECAY} --seed 0" in second
     sizes = json.loads((make.Path(told[3][told[3].index("--config") + 1])).read_text())
     assert (sizes["n_layer"], sizes["n_positions"]) == (make.CONFIG.n_layer, make.CONFIG.n_positions)
     told.clear()
