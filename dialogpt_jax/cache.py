@@ -77,7 +77,8 @@ def of_block(cache: KVCache | ReplyCache | None, layer: int) -> KVCache | ReplyC
         return None
     if isinstance(cache, KVCache):
         return KVCache((cache.layers[layer],))
-    return cache.replace(prefix=KVCache((cache.prefix.layers[layer],)), reply=KVCache((cache.reply.layers[layer],)))
+    prefix, reply = (KVCache((part.layers[layer],)) for part in (cache.prefix, cache.reply))
+    return ReplyCache(prefix, cache.lengths_B, reply)
 
 
 def of_blocks(cache: KVCache | ReplyCache | None, parts: Sequence[Any]) -> KVCache | ReplyCache | None:
@@ -86,7 +87,7 @@ def of_blocks(cache: KVCache | ReplyCache | None, parts: Sequence[Any]) -> KVCac
         return None
     if isinstance(cache, KVCache):
         return KVCache(tuple(part.layers[0] for part in parts))
-    return cache.replace(reply=KVCache(tuple(part.reply.layers[0] for part in parts)))
+    return ReplyCache(cache.prefix, cache.lengths_B, KVCache(tuple(part.reply.layers[0] for part in parts)))
 
 
 def write(layer: LayerCache, k_GTK: jax.Array, v_GTK: jax.Array, slots_GT: jax.Array) -> LayerCache:

@@ -21,7 +21,10 @@ SAMPLING_HELP = {
     "min_new_tokens": "the shortest reply, in tokens",
 }
 if TYPE_CHECKING:
-    SamplingFlags = SamplingChanges = Any
+
+    class SamplingFlags(Any): ...
+
+    class SamplingChanges(Any): ...
 else:
     SamplingChanges = flags_of(Sampling, SAMPLING, defaults=Sampling(None, min_new_tokens=None), help=SAMPLING_HELP)
     SamplingFlags = flags_of(Sampling, SAMPLING, defaults=DEFAULT_SAMPLING, help=SAMPLING_HELP)

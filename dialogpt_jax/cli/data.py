@@ -66,7 +66,10 @@ HELP = {
     "pack": "fill each row with several whole dialogues",
 }
 if TYPE_CHECKING:
-    CheckFlags = PrepareFlags = Any
+
+    class CheckFlags(Any): ...
+
+    class PrepareFlags(Any): ...
 else:
     CheckFlags = flags_of(ExampleOptions, EXAMPLES_READ, without=("eos", "pack"), help=HELP)
     PrepareFlags = flags_of(ExampleOptions, EXAMPLES_READ, without=("eos",), help=HELP)

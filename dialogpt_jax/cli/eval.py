@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -141,6 +141,7 @@ def run(
         raise ValueError(
             "nothing to measure: name a file of replies with --hypotheses FILE, or dialogues with --data FILE"
         )
+    table: tables.Table | None
     if ask.data is None:
         _refuse({"model": model.model, "contexts": ask.contexts, "out": ask.out, "part": ask.part}, "needs --data")
         table = measure_files(files, shown)
@@ -178,7 +179,7 @@ def measure_files(files: FileFlags, shown: ResultFlags) -> tables.Table:
     references = files.references and reply_files.read_references(
         files.references, human=files.human, sets=files.reference_sets
     )
-    keys: Collection[str] | None = files.keys and reply_files.read_texts(files.keys)  # type: ignore[assignment]
+    keys = reply_files.read_texts(files.keys) if files.keys else None
     paths = [str(files.hypotheses), *([files.compare] if files.compare else [])]
     names = [os.path.basename(path) for path in paths]
     if len(set(names)) < len(names):

@@ -30,8 +30,8 @@ class UsageError(ValueError):
 def make_app(name: str, usage: str, **named: Any) -> App:
     """A command whose flags have no opposite (`--no-json`); said twice, the last counts. Examples stand as written."""
     shown = Parameter(negative=(), allow_repeating=True, show_default=_shown)
-    panels = {"group_parameters": OPTIONS, "default_parameter": shown}
-    return App(name=name, usage=f"Usage: {usage}", help_format="plaintext", **panels, **named)
+    how: dict[str, Any] = {"group_parameters": OPTIONS, "default_parameter": shown} | named
+    return App(name=name, usage=f"Usage: {usage}", help_format="plaintext", **how)
 
 
 def _shown(default: Any) -> str | None:
@@ -100,7 +100,7 @@ def flags_of(
             kind = next(k for k in kinds if k is not type(None))
             converter = whole if kind is int else None
         shown = Parameter(help=text, converter=converter, metavar="N" if kind in (int, float) else None)
-        annotation = Annotated[kind | None, shown]  # type: ignore[operator]
+        annotation: Any = Annotated[kind | None, shown]  # type: ignore[valid-type]
         fields.append((field.name, annotation, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(f"{options.__name__}Flags", fields, frozen=True)
     made.__module__ = __name__  # cyclopts takes a class of the module `types` for one that Python brings

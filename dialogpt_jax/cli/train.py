@@ -46,7 +46,10 @@ HELP = {
     "log_every": "a line every N steps",
 }
 if TYPE_CHECKING:
-    HowFlags = WhenFlags = Any
+
+    class HowFlags(Any): ...
+
+    class WhenFlags(Any): ...
 else:
     TYPES = {"optimizer": Literal[OPTIMIZERS], "dtype": Literal["float32", "bfloat16"]}
     HowFlags = flags_of(TrainOptions, HOW, without=(*TOLD, "recipe"), types=TYPES, help=HELP)

@@ -144,7 +144,7 @@ def read_examples(
     wanted = {"train_on": inputs.train_on, "reverse": inputs.reverse or None, "joined": inputs.joined}
     if not folder.is_dir():
         folder, failure = Path(inputs.out) / "data", None
-        chosen = {**wanted, "max_length": max_length, "reverse": inputs.reverse}
+        chosen: dict[str, Any] = {**wanted, "max_length": max_length, "reverse": inputs.reverse}
         if jax.process_index() == 0 and not (resume and (folder / "data.json").exists()):
             try:
                 options = options_for_file(inputs.data, config.eos_token_id, config.n_positions, **chosen)
