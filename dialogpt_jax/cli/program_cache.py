@@ -44,9 +44,9 @@ def heal(warning: str) -> str | None:
     import jax
 
     act, program, reason = trouble.groups()
-    if not jax.config.read("jax_enable_compilation_cache"):  # told before
+    if not jax.config.values["jax_enable_compilation_cache"]:  # told before
         return None
-    folder, gone = Path(jax.config.read("jax_compilation_cache_dir")), 0
+    folder, gone = Path(jax.config.values["jax_compilation_cache_dir"]), 0
     if act == "reading":
         for entry in folder.glob(f"{program}*-cache"):
             with contextlib.suppress(OSError):
