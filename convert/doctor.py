@@ -145,7 +145,7 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
         found, renamed, dropped = normalise(tensors)
         score = found.pop(SCORE, None)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", WeightsWarning)  # the findings have it
+            warnings.simplefilter("ignore", WeightsWarning)  # the findings say the same
             guess = infer_config(found, n_head=_heads(found, config))
     except (MappingError, ValueError) as error:  # a config that no GPT-2 has is a ValueError
         return dataclasses.replace(plain, warnings=(str(error),))

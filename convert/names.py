@@ -108,7 +108,9 @@ def to_microsoft(tensors: Tensors, config: GPT2Config) -> dict[str, np.ndarray]:
         if name.endswith(".attn.c_attn.weight"):
             out[name.replace("c_attn.weight", "bias")] = np.tril(np.ones((1, 1, n, n), dtype))
         out["lm_head.decoder.weight" if name == HEAD else name] = array
-    out.setdefault("lm_head.decoder.weight", tensors[EMBEDDING].copy())  # a copy: theirs shares no memory either
+    out.setdefault(
+        "lm_head.decoder.weight", tensors[EMBEDDING].copy()
+    )  # a copy: in their files the head is stored on its own
     return out
 
 

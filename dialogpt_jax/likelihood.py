@@ -54,12 +54,12 @@ def token_losses(
 
 
 def next_tokens(a_BT: Array) -> jax.Array:
-    """What stands one token later; behind the last, 0."""
+    """The array shifted by one: each place holds the next token's value, the last place 0."""
     return jnp.pad(a_BT[:, 1:], ((0, 0), (0, 1)))
 
 
 def split_chunks(a_BT: jax.Array, chunk: int) -> jax.Array:
-    """(B, T, …) → (C, B, t, …): as few chunks of at most `chunk` tokens as hold T, alike, the last one padded by zeros."""
+    """(B, T, …) → (C, B, t, …): the fewest equal chunks of at most `chunk` tokens; the last is padded by zeros."""
     length = a_BT.shape[1]
     count = -(-length // chunk)
     size = -(-length // count)

@@ -250,7 +250,7 @@ def load(
     tokenizer = Tokenizer.load(folder)
     try:
         return Bot(params, config, tokenizer)
-    except ValueError as error:  # two files that do not belong together
+    except ValueError as error:  # the weights and the tokenizer do not belong together
         raise ValueError(f"{folder}: {error}") from None
 
 

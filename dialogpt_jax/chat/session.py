@@ -98,7 +98,7 @@ class Chat:
         self._cached: list[int] = []
         # Weak, so that a stream which its reader drops is closed at once, and recorded.
         self._running: Callable[[], Generator[str, None, None] | None] = lambda: None
-        self._thread = 0  # which began it
+        self._thread = 0  # the thread that began the running reply
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, _CHECKS[name](value) if name in _CHECKS else value)
@@ -286,7 +286,7 @@ class Chat:
         done = False
         while not done:
             last, done_now = jax.device_get((state.last_M, state.done_M))
-            self._cache, self._cached = state.cache.prefix, context  # the prefill has come back sound
+            self._cache, self._cached = state.cache.prefix, context  # the prefill succeeded
             ids, done = [*ids, int(last[0])], bool(done_now[0])
             if not done:
                 yield ids[-1]
@@ -294,7 +294,7 @@ class Chat:
                 state = streaming.step(params, config, state)
         self._cache, self._cached = None, []
         self._cache = streaming.keep(config, state)
-        self._cached = context + ids[:-1]  # the last token drawn was never fed
+        self._cached = context + ids[:-1]  # the last token drawn is not in the cache
         yield ids[-1]
 
 

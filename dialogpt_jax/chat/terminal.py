@@ -96,7 +96,7 @@ class Terminal:
             return
         while True:
             try:
-                # The marks 1 and 2 tell readline which characters take no room.
+                # The marks 1 and 2 tell readline which characters have no width.
                 line = input("\001\033[1;36m\002you:\001\033[0m\002 ")
             except KeyboardInterrupt:
                 print()

@@ -34,7 +34,7 @@ def keep_compiled_programs() -> Path | None:
 
 
 def heal(warning: str) -> str | None:
-    """What is left to tell of a warning: nothing of a damaged program, which goes and is compiled and kept anew.
+    """What a person still has to be told of a warning: nothing for a damaged program, which goes and is compiled and kept anew.
 
     A folder that can no longer be read or written is told once, and used no more by this process.
     """
@@ -44,7 +44,7 @@ def heal(warning: str) -> str | None:
     import jax
 
     act, program, reason = trouble.groups()
-    if not jax.config.values["jax_enable_compilation_cache"]:  # told before
+    if not jax.config.values["jax_enable_compilation_cache"]:  # a first warning has turned it off
         return None
     folder, gone = Path(jax.config.values["jax_compilation_cache_dir"]), 0
     if act == "reading":

@@ -84,7 +84,7 @@ def render_histogram(lengths: np.ndarray) -> list[str]:
     counts = padded.reshape(-1, width).sum(axis=1)
     lines = []
     for number, count in enumerate(counts.tolist()):
-        eighths = max(round(8 * BAR * count / counts.max()), int(count > 0))  # few is not none
+        eighths = max(round(8 * BAR * count / counts.max()), int(count > 0))  # the shortest bar is for a count of 1
         bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
         low, high = number * width + 1, min((number + 1) * width, longest)
         lines.append(f"{low:>6}-{high:<6}{count:>10,}  {bar}".rstrip())
@@ -97,7 +97,7 @@ def padding(lengths: np.ndarray, max_length: int) -> tuple[float, float, float]:
     count, tokens = int(lengths.sum()), int((sizes * lengths).sum())
     buckets = np.array([length for _, length in Buckets(64, max_length).shapes(max_length)])
     bucketed = int((buckets[np.searchsorted(buckets, sizes)] * lengths).sum())
-    places = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)  # as the whole is, but fewer
+    places = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)  # a sample, spread evenly over all
     sample = np.searchsorted(np.cumsum(lengths), places, side="right")
     packed = len(plan_rows(sample, max_length)) * max_length
     return 1 - tokens / (count * max_length), 1 - tokens / bucketed, 1 - int(sample.sum()) / packed

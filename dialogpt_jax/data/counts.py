@@ -18,7 +18,7 @@ _MOST_SPEAKERS = 10_000  # names kept for an error message; every line may have 
 
 
 class Encoded(NamedTuple):
-    """What a chunk became."""
+    """The examples that a chunk of lines gave, and what was dropped of it."""
 
     columns: Columns
     dropped: list[Dropped]

@@ -187,7 +187,7 @@ def read_lines(text: BinaryIO, form: Form = JSON) -> Iterator[tuple[int, bytes] 
         try:
             line = _read_line(text)
             size = len(line)
-            while size > MAX_LINE_BYTES and not line.endswith(b"\n"):  # the rest of it, to find the next
+            while size > MAX_LINE_BYTES and not line.endswith(b"\n"):  # skip the rest of an overlong line
                 line = text.readline(MAX_LINE_BYTES)
                 size += len(line)
                 if not line:

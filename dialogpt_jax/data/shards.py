@@ -75,7 +75,7 @@ def to_columns(examples: Sequence[Example], *, vocab_size: int, max_length: int)
 def _find_runs(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where equal values begin in rows that stand one after another, and how many such runs each row has."""
     ends = np.cumsum(sizes)
-    begins = np.diff(values, prepend=np.nan) != 0  # NaN differs from all
+    begins = np.diff(values, prepend=np.nan) != 0  # the first is always a beginning: NaN equals nothing
     begins[ends[:-1]] = True
     places = np.flatnonzero(begins)
     return places, np.diff(np.searchsorted(places, ends), prepend=0)
@@ -117,7 +117,9 @@ class Writer:
             if not self._open or self._ends[0] >= self._shard_tokens:
                 self._next_shard(columns)
             ends = self._ends + np.cumsum(columns.rows[done:], axis=0)
-            stop = done + int(np.searchsorted(ends[:, 0], self._shard_tokens)) + 1  # through the row that fills it
+            stop = (
+                done + int(np.searchsorted(ends[:, 0], self._shard_tokens)) + 1
+            )  # up to and with the row that fills the shard
             before, after = columns.rows[:done].sum(axis=0), columns.rows[:stop].sum(axis=0)
             for place, name in enumerate(_ARRAYS[:3]):
                 self._open[name].append(columns[place][before[place] : after[place]])

@@ -75,7 +75,7 @@ def _in_processes(function: Callable, items: Iterable, count: int) -> Iterator[I
             child.stdin.flush()  # type: ignore[union-attr]
             result, error = pickle.load(child.stdout)  # type: ignore[arg-type]
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it is at its end, or its answer was none
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it has ended, or it never answered
                 child.wait(timeout=_SECONDS_TO_DIE)
             child.kill()
             status = child.wait()

@@ -114,7 +114,7 @@ def begin(
 
 
 def advance(step_fn: StepFn, state: DecodeState) -> DecodeState:
-    """One step: feeds each row's last token, draws the next. A row that is done stands still.
+    """One step: feeds each row's last token, draws the next. A row that is done does not change.
 
     The token that is fed is number `counts − 1` of the reply, so it stands at position `lengths + counts − 1`. A row that
     is done feeds its last token again, to the same slot.

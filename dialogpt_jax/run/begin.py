@@ -23,7 +23,10 @@ from dialogpt_jax.run.program import TrainProgram, shardings_of
 from dialogpt_jax.run.same_run import differences, json_round_trip
 from dialogpt_jax.training.step import TrainState
 
-MAY_CHANGE = ("steps", "decay")  # of the identity, when a run goes on: it ends elsewhere
+MAY_CHANGE = (
+    "steps",
+    "decay",
+)  # parts of the identity that may differ when a run is resumed: it may end later, or sooner
 
 
 class TrainingError(ValueError):

@@ -119,7 +119,7 @@ def topology_devices(topology: str) -> list[Any]:
         )
     from jax.experimental import topologies
 
-    if getattr(jax.config, "jax_platforms", None) is None:  # else jax would start the TPU that libtpu promises
+    if getattr(jax.config, "jax_platforms", None) is None:  # else jax would look for a TPU, since libtpu is installed
         jax.config.update("jax_platforms", "cpu")
     with _environment(_ENVIRONMENT):
         try:

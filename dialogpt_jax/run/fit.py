@@ -156,7 +156,7 @@ def fit(
 
 @dataclasses.dataclass
 class _Run:
-    """What the loop has at hand; `go` is the loop."""
+    """Everything that the loop uses; `go` runs it."""
 
     step: Callable[..., Any]
     batches: Batches

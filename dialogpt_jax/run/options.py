@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 LONGEST_WARMUP = 1000
-TOLD = ("log_every", "evaluate_every", "save_every", "keep")  # of no meaning to the numbers that come out
+TOLD = ("log_every", "evaluate_every", "save_every", "keep")  # these do not change the trained weights
 UNSAID: Any = None  # so the fields below have the type that they have once they are filled in
 
 

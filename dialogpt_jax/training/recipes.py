@@ -138,7 +138,7 @@ class Recipe:
         )
 
     def optimizer(self, d_model: int) -> optax.GradientTransformation:
-        """What takes the gradient of the mean loss of a batch that `weigh` has weighed.
+        """The optimiser. It takes the gradient of the mean loss of a batch whose weights are those of `weigh`.
 
         Args:
           d_model: the model's width, for noam.
