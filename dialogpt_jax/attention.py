@@ -45,7 +45,11 @@ def attend(q_BHNTK: jax.Array, parts: Sequence[Part], dropout: Callable[[jax.Arr
 
 
 def causal(length: int, segments_BT: jax.Array | None) -> jax.Array:
-    """Which positions each position may attend to: the earlier ones, of its own segment where texts are packed. (B or 1, 1, 1, T, T)."""
+    """Which positions each position may attend to: the earlier ones, in its own segment.
+
+    Returns:
+      bool (B or 1, 1, 1, T, T).
+    """
     index_T = jnp.arange(length)
     visible_BTS = (index_T[None, :] <= index_T[:, None])[None]
     if segments_BT is not None:

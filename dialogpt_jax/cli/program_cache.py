@@ -34,7 +34,7 @@ def keep_compiled_programs() -> Path | None:
 
 
 def heal(warning: str) -> str | None:
-    """What a person still has to be told of a warning: nothing for a damaged program, which goes and is compiled and kept anew.
+    """What a person still has to be told of a warning: nothing for a damaged program, which is compiled anew.
 
     A folder that can no longer be read or written is told once, and used no more by this process.
     """
