@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -39,7 +39,7 @@ from dialogpt_jax.token_arrays import Array, as_tokens, check_width
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
 Cache = KVCache | ReplyCache
-CacheT = TypeVar("CacheT", KVCache, ReplyCache)
+CacheT = TypeVar("CacheT", KVCache, ReplyCache, None)
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
@@ -310,45 +310,17 @@ def compute_dtype(params: Params) -> jnp.dtype:
     return jnp.dtype(params["wte"]["embedding"].dtype)
 
 
-@overload
 def hidden(
     params: Params,
     config: GPT2Config,
     tokens_BT: Array,
     positions_BT: Array,
-    cache: None = None,
+    cache: CacheT = None,  # type: ignore[assignment]  # without one, its type is None
     *,
     segments_BT: Array | None = None,
     dropout_key: jax.Array | None = None,
     checkpoint_blocks: bool = False,
-) -> tuple[jax.Array, None]: ...
-
-
-@overload
-def hidden(
-    params: Params,
-    config: GPT2Config,
-    tokens_BT: Array,
-    positions_BT: Array,
-    cache: CacheT,
-    *,
-    segments_BT: Array | None = None,
-    dropout_key: jax.Array | None = None,
-    checkpoint_blocks: bool = False,
-) -> tuple[jax.Array, CacheT]: ...
-
-
-def hidden(
-    params: Params,
-    config: GPT2Config,
-    tokens_BT: Array,
-    positions_BT: Array,
-    cache: Cache | None = None,
-    *,
-    segments_BT: Array | None = None,
-    dropout_key: jax.Array | None = None,
-    checkpoint_blocks: bool = False,
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, CacheT]:
     """The last hidden state of every token, x_BTD in the parameters' dtype, and the cache with these tokens written.
 
     Args:

@@ -81,6 +81,7 @@ def assemble(
     """
     max_new_tokens = as_whole_number("max_new_tokens", max_new_tokens, least=1)
     candidates = as_whole_number("candidates", candidates, least=1)
+    most = min(max_new_tokens, config.n_positions)  # no reply is longer, and int32 holds it
     if not isinstance(sampling, Sampling):
         raise TypeError(f"sampling is {shown(sampling)}; give a Sampling, such as GREEDY or Sampling(top_k=10)")
     contexts_BT = as_integers("tokens", contexts_BT, ndim=2)
@@ -104,13 +105,13 @@ def assemble(
         starts_B=starts_B,
         settings=RowSettings(
             lengths_M=lengths_B,
-            limits_M=library.minimum(max_new_tokens, config.n_positions - lengths_B).astype(library.int32),
+            limits_M=library.minimum(most, config.n_positions - lengths_B).astype(library.int32),
             keys_M=keys,
             sampling=by_row(sampling, rows),
         ),
         seen_BV=seen_BV,
         candidates=candidates,
-        slots=bucket_of(max_new_tokens, config.n_positions),
+        slots=bucket_of(most, config.n_positions),
         bucket=top_k_bucket(sampling, config.vocab_size),
     )
 

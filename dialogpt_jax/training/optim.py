@@ -83,9 +83,10 @@ def adamw(
     if clip:
         parts.insert(0, optax.clip_by_global_norm(clip))
     kernels, embeddings = _decay_of(weight_decay, embedding_decay)
-    if kernels:
+    if kernels == embeddings and kernels:
+        parts.append(optax.add_decayed_weights(kernels, decays))
+    elif kernels or embeddings:
         parts.append(optax.add_decayed_weights(kernels, _named("kernel")))
-    if embeddings:
         parts.append(optax.add_decayed_weights(embeddings, _named("embedding")))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 

@@ -159,6 +159,7 @@ def evaluate(folder, capsys, monkeypatch):
 
 RUN = ("--model", "model", "--data", "d.jsonl.gz", "--no-compilation-cache", "--bootstrap", 20, "--max-new-tokens", 9)
 RUN = (*RUN, "--batch-size", 4)
+DROPPED = "d.jsonl.gz: dropped 1 of 13 lines, the first line 13: one turn; a dialogue has at least two\n"
 
 
 def test_command(evaluate, folder):
@@ -173,12 +174,12 @@ def test_command(evaluate, folder):
     first = (folder / "g.jsonl").read_bytes()
     assert first.count(b"\n") == 17
     status, again, told = evaluate(*RUN, "--contexts", 16, "--json", "--out", "g.jsonl")
-    assert (again, told) == (shown, "")  # nothing was left to do
+    assert (again, told) == (shown, DROPPED)  # nothing was left to do
     assert (folder / "g.jsonl").read_bytes() == first
 
     words = (*RUN, "--decode", "topk", "--top-k", 3, "--temperature", 0.5, "--contexts", 16, "--compare", "g.jsonl")
     _, shown, _ = evaluate(*words)
-    assert shown.startswith("16 contexts of 13 dialogues, temperature 0.5, top_k 3, seed 0\n")
+    assert shown.startswith("16 contexts of 12 dialogues, temperature 0.5, top_k 3, seed 0\n")
     head = shown.splitlines()[2].split()
     assert head[:2] == ["measure", "topk"]
     assert "g.jsonl" in head
@@ -207,19 +208,16 @@ LINE = b'{"turns": ["a", "b"]}\n'
     ("data", "message"),
     [
         (None, "none.jsonl: No such file or directory"),
-        (b"", "data.jsonl, line 1: the file is empty"),
-        (LINE + b"\xff\n", "data.jsonl, line 2: byte 1 (0xff) is not UTF-8; convert the file to UTF-8"),
-        (LINE + b"{\n", "data.jsonl, line 2: not a dialogue"),
-        (LINE + b"[]\n", "data.jsonl, line 2: not a dialogue"),
-        (LINE + b'{"turns": "hello"}\n', "data.jsonl, line 2: `turns` is not a list of texts"),
-        (LINE + b'{"turns": ["a", 1]}\n', "data.jsonl, line 2: `turns` is not a list of texts"),
-        (b'{"turns": ["a"]}\n', "data.jsonl: no dialogue has a second turn"),
-        (gzip.compress(LINE * 9, mtime=0)[:-9], "data.jsonl.gz, line 10: the gzip file is broken"),
-        (LINE, "data.jsonl.gz, line 1: the gzip file is broken"),
+        (b"", "data.jsonl: none of 0 lines is a dialogue; the file is empty"),
+        (
+            b'{"turns": ["a"]}\n',
+            "data.jsonl: none of 1 lines is a dialogue; line 1: one turn; a dialogue has at least two",
+        ),
+        (LINE, "data.jsonl.gz: none of 1 lines is a dialogue; line 1: the gzip file is broken"),
     ],
 )
-def test_data_that_cannot_be_read_is_one_line(evaluate, tmp_path, data, message):
-    path = tmp_path / message.partition(":")[0].partition(",")[0]
+def test_data_without_a_dialogue_is_one_line(evaluate, tmp_path, data, message):
+    path = tmp_path / message.partition(":")[0]
     if data is not None:
         path.write_bytes(data)
     status, shown, told = evaluate("--data", path)
@@ -229,9 +227,30 @@ def test_data_that_cannot_be_read_is_one_line(evaluate, tmp_path, data, message)
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (LINE + b"\xff\n", "data.jsonl: dropped 1 of 2 lines, the first line 2: byte 1 (0xff) is not UTF-8"),
+        (LINE + b"{\n", "data.jsonl: dropped 1 of 2 lines, the first line 2: not JSON"),
+        (LINE + b'{"turns": "hello"}\n', "data.jsonl: dropped 1 of 2 lines, the first line 2: `turns` is no list"),
+        (LINE + b'{"turns": ["a", 1]}\n', "data.jsonl: dropped 1 of 2 lines, the first line 2: turn 2 has no text"),
+        (
+            gzip.compress(LINE * 9, mtime=0)[:-9],
+            "data.jsonl.gz: dropped 1 of 10 lines, the first line 10: the gzip file is",
+        ),
+    ],
+)
+def test_lines_that_are_no_dialogue_are_dropped_and_told(evaluate, tmp_path, data, message):
+    path = tmp_path / message.partition(":")[0]
+    path.write_bytes(data)
+    status, _, told = evaluate(*RUN, "--data", path)
+    assert status == 0
+    assert message in told.splitlines()[0]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--data", "d.jsonl.gz", "--contexts", 99), "99 contexts were asked for; the 13 dialogues hold"),
+        (("--data", "d.jsonl.gz", "--contexts", 99), "99 contexts were asked for; the 12 dialogues hold"),
         (("--data", "d.jsonl.gz", "--references", "x"), "--references does not go with --data"),
         (("--data", "d.jsonl.gz", "--clean"), "--clean does not go with --data"),
         (("--data", "d.jsonl.gz", "--part", "1/2"), "--part needs --out"),
@@ -244,7 +263,7 @@ def test_flags_that_do_not_go_together(evaluate, words, message):
     status, _, told = evaluate(*words)
     assert status == 1
     assert message in told
-    assert len(told.splitlines()) == 1
+    assert len(told.replace(DROPPED, "").splitlines()) == 1
 
 
 @pytest.mark.parametrize("word", ["0/2", "3/2", "2", "a/b"])

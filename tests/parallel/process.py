@@ -81,7 +81,9 @@ def resume(folder: Path) -> list[int]:
             init_params(CONFIG, jax.random.key(1)),
             CONFIG,
             examples(dialogues, eos=CONFIG.eos_token_id, max_length=LENGTH),
-            TrainOptions(steps=steps, batch_size=8, buckets=1, schedule="constant", evaluate_every=2, keep=9),
+            TrainOptions(
+                steps=steps, batch_size=8, buckets=1, schedule="constant", evaluate_every=2, save_every=0, keep=9
+            ),
             out=folder,
             resume=True,
             evaluate=lambda params: {"valid_loss": next(losses)},
