@@ -369,7 +369,7 @@ def test_a_chat_shows_its_turns_and_not_the_model(bot):
     turns = ["Hi", "Hello <b>", "x" * 5000, "\x1b[31mred"] * 4
     chat = dg.Chat(bot, turns=turns)
     lines = repr(chat).splitlines()
-    assert lines[0] == "Chat(16 turns; seed 0, temperature 0.7, top_k 50, top_p 0.9)"
+    assert lines[0] == "Chat(16 turns; seed 0, temperature 0.4, top_k 50, top_p 0.9)"
     assert lines[1] == "  … 4 turns before"
     assert lines[-2:] == [f"  user: '{'x' * 37}...{'x' * 38}'", "  bot: '\\x1b[31mred'"]
     assert len(lines) == 14

@@ -134,7 +134,7 @@ def test_help_and_settings_are_no_part_of_the_conversation(talk):
     text = "\n".join(err)
     for command in ("/undo", "/retry", "/reset", "/save", "/load", "/settings", "/help", "/quit", "Ctrl-C", "Ctrl-D"):
         assert command in text
-    assert "temperature 0.7, top_k 50, top_p 0.9, max_new_tokens 8, seed 0" in err[6]
+    assert "temperature 0.4, top_k 50, top_p 0.9, max_new_tokens 8, seed 0" in err[6]
     assert "temperature 0.25, top_p 0.9, max_new_tokens 8, seed 0" in err[-1]
     assert chat.sampling == dg.Sampling(temperature=0.25, top_p=0.9)
 
