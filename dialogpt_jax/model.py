@@ -201,8 +201,9 @@ class GPT2(nn.Module):
             x_BTD = self.wte(tokens_BT) + self.wpe(inside_BT)
             x_BTD = self.drop(x_BTD, dropout_key is None, keys[-1])
         caches = []
+        inside = self.is_initializing() or self.is_mutable_collection("intermediates")  # what a function would hide
         for layer, block in enumerate(self.h):
-            run = block if self.is_initializing() else _as_function(block, checkpoint_blocks)
+            run = block if inside else _as_function(block, checkpoint_blocks)
             x_BTD, own = run(x_BTD, positions_BT, of_block(cache, layer), segments_BT, keys[layer])
             caches.append(own)
         return self.ln_f(x_BTD), of_blocks(cache, caches)
