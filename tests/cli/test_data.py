@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from dialogpt_jax.chat.bot import bundled_directory
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.data.shards import open_shards
 from dialogpt_jax.text.tokenizer import Tokenizer
+from dialogpt_jax.weights.directory import read_config
 
 UNKNOWN = "no `turns`, `messages`, `conversations`, or `prompt` and `response`"
 
@@ -125,10 +127,11 @@ def test_the_tokenizer_of_the_package_is_the_default(command, talk, tmp_path):
     assert command("prepare", talk, tmp_path / "data", own=False)[0] == 0
     info = open_shards(tmp_path / "data").info
     assert (info["vocab_size"], info["eos_token_id"]) == (8192, 8191)
-    status, _, err = command("prepare", talk, tmp_path / "more", "--max-length", "257", own=False)
+    most = read_config(bundled_directory()).n_positions
+    status, _, err = command("prepare", talk, tmp_path / "more", "--max-length", most + 1, own=False)
     assert status == 1
-    assert "max_length is 257; the model in" in err
-    assert "has a context of 256 (n_positions)" in err
+    assert f"max_length is {most + 1}; the model in" in err
+    assert f"has a context of {most} (n_positions)" in err
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,9 @@ def test_a_card_shows_what_the_command_prints(bot, evaluate, tmp_path, monkeypat
     assert "dialogpt train --init RUN/first --config RUN/start/config.json --data RUN/data … --so\n" in text
     spent = bits_per_byte(bot.params, bot.config, bot.tokenizer, valid["two"])
     assert f"| two | 6 | {spent['bits_per_byte']:.3f} |" in text
-    assert text.count("| not marked |\n") == 2 + 4 + 1  # of each reply, for no mark is another model's; and a table's head
+    assert (
+        text.count("| not marked |\n") == 2 + 4 + 1
+    )  # of each reply, for no mark is another model's; and a table's head
     assert "dialogpt eval --model MODEL --data CORPUS/valid.jsonl.gz --contexts 1000 --decode chat --markdown" in text
 
 
