@@ -245,7 +245,8 @@ def test_two_processes_are_one_and_stop_together(place):
             break
     second.send_signal(signal.SIGTERM)  # one of them alone
     outs = ["".join(heard) + finish(first), finish(second)]
-    step = max(whole_steps(stopped))  # the best one, evaluated before, stays too
+    *earlier, step = sorted(whole_steps(stopped))
+    assert set(earlier) <= set(range(4, step, 4))  # the best ones, which stand where they were evaluated
     assert 5 <= step < 24
     assert f"stopped by SIGTERM after step {step} of 24" in outs[0]
     assert not seen_steps(outs[1])  # only the first one speaks
