@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from dialogpt_jax.chat.bot import Bot
-from dialogpt_jax.chat.session import Chat
+from dialogpt_jax.chat.session import Chat, ChatError
 from dialogpt_jax.chat.settings import checked_length, seed_or_drawn
 from dialogpt_jax.chat.wrapping import WordWrap
 from dialogpt_jax.decoding.logits import Sampling, describe_sampling
@@ -30,9 +30,13 @@ HELP = """\
 /undo              take the last turn and its reply back
 /retry             another reply to the last turn
 /reset             begin anew
-/save FILE         write the chat; /load FILE goes on with it
-/settings          show them; /settings temperature 0.5 sets one, /settings top_k none turns one off
-/help, /quit       this list; leave (also Ctrl-D). Ctrl-C stops a reply."""
+/save FILE         write the chat
+/load FILE         go on with a chat that /save wrote
+/settings          show how replies are drawn
+/settings top_k 5  set one of them; `none` turns it off
+/help              this list
+/quit              leave, as Ctrl-D does
+Ctrl-C             stop a reply"""
 
 _ONE_LINE = str.maketrans("\r\n", "  ")
 
@@ -126,6 +130,7 @@ class Terminal:
                 raise ValueError(f"/{command} wants a file: /{command} chat.json")
             case "save":
                 with _files():
+                    self._refuse_other_files(rest)
                     self.chat.save(rest)
                 self._say(f"wrote {rest}")
             case "load":
@@ -135,9 +140,17 @@ class Terminal:
             case "settings":
                 self._set(rest.split())
                 shown = f"{describe_sampling(self.chat.sampling)}, max_new_tokens {self.chat.max_new_tokens}"
-                self._say(f"{shown}, seed {self.chat.seed}; {self.chat.context_tokens} tokens of context last")
+                self._say(f"{shown}, seed {self.chat.seed}; the last context had {self.chat.context_tokens} tokens")
             case _:
                 raise ValueError(f"/{command} is no command; /help lists them")
+
+    def _refuse_other_files(self, path: str) -> None:
+        """A chat is written over a chat, and over nothing else that somebody may need."""
+        if os.path.isfile(path) and os.path.getsize(path):
+            try:
+                Chat.load(path, self._bot)
+            except ChatError:
+                raise ValueError(f"{path} is there, and is no chat; name another file") from None
 
     def _set(self, words: list[str]) -> None:
         if not words:
@@ -262,7 +275,7 @@ def _interrupts(*, quiet: bool) -> Iterator[list[int]]:
     """While it lasts, Ctrl-C is noted in the list instead of raised, so that a step in progress ends.
 
     Args:
-      quiet: the terminal does not write `^C` where it is pressed.
+      quiet: what is typed meanwhile, Ctrl-C too, does not show in the middle of the reply; the next prompt has it.
     """
     noted: list[int] = []
     try:
@@ -271,22 +284,22 @@ def _interrupts(*, quiet: bool) -> Iterator[list[int]]:
         yield noted
         return
     try:
-        with _no_marks() if quiet else contextlib.nullcontext():
+        with _no_echo() if quiet else contextlib.nullcontext():
             yield noted
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
-def _no_marks() -> Iterator[None]:
-    """While it lasts, the terminal shows no `^C`."""
+def _no_echo() -> Iterator[None]:
+    """While it lasts, the terminal does not show what is typed."""
     try:
         import termios
     except ImportError:  # not on this system
         yield
         return
     before = termios.tcgetattr(sys.stdin)
-    changed = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    changed = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
     termios.tcsetattr(sys.stdin, termios.TCSANOW, changed)
     try:
         yield

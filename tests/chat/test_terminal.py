@@ -134,7 +134,7 @@ def test_help_and_settings_are_no_part_of_the_conversation(talk):
     text = "\n".join(err)
     for command in ("/undo", "/retry", "/reset", "/save", "/load", "/settings", "/help", "/quit", "Ctrl-C", "Ctrl-D"):
         assert command in text
-    assert "temperature 0.4, top_k 50, top_p 0.9, max_new_tokens 8, seed 0" in err[6]
+    assert "temperature 0.4, top_k 50, top_p 0.9, max_new_tokens 8, seed 0" in err[len(HELP.splitlines())]
     assert "temperature 0.25, top_p 0.9, max_new_tokens 8, seed 0" in err[-1]
     assert chat.sampling == dg.Sampling(temperature=0.25, top_p=0.9)
 
@@ -275,11 +275,23 @@ def test_tab_completes_commands_settings_and_files(tmp_path, monkeypatch):
     assert completions("/load ch") == ["chat.json", "chats/"]
     assert completions("Hello /s") == completions("") == completions("/undo x") == []
     assert all(command in HELP for command in COMMANDS)
+    assert max(map(len, HELP.splitlines())) <= 60  # no line is broken in a narrow window
+
+
+def test_a_chat_is_saved_over_a_chat_and_over_no_other_file(talk, tmp_path):
+    data, chat = tmp_path / "talk.jsonl", tmp_path / "chat.json"
+    data.write_text('{"turns": ["Hi!", "Hello."]}\n', encoding="utf-8")
+    chat.touch()
+    out, err, _ = talk(f"Hello\n/save {data}\n/save {chat}\nno\n/save {chat}\n")
+    assert err == [f"{data} is there, and is no chat; name another file", f"wrote {chat}", f"wrote {chat}"]
+    assert len(out) == 2
+    assert data.read_text(encoding="utf-8") == '{"turns": ["Hi!", "Hello."]}\n'
+    assert len(json.loads(chat.read_text(encoding="utf-8"))["turns"]) == 4
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 @pytest.mark.parametrize("columns", [40, 100])
-def test_on_a_terminal_words_are_whole_turns_are_shown_and_ctrl_c_leaves_no_mark(columns, monkeypatch, tmp_path):
+def test_on_a_terminal_words_are_whole_turns_are_shown_and_what_is_typed_leaves_no_mark(columns, monkeypatch, tmp_path):
     """On a terminal of our own, in this process: a chat with long turns is loaded, and a reply is stopped."""
     import fcntl
     import struct
@@ -296,7 +308,9 @@ def test_on_a_terminal_words_are_whole_turns_are_shown_and_ctrl_c_leaves_no_mark
     def tokens(self, context, keys_B):
         for number, token in enumerate(bot.tokenizer.encode(said), start=1):
             if number == 9:
-                marks.append(termios.tcgetattr(theirs)[3] & termios.ECHOCTL)
+                os.write(ours, b"/undo\n")  # typed ahead, in the middle of the reply
+                assert select.select([theirs], [], [], PATIENCE)[0]
+                marks.append(termios.tcgetattr(theirs)[3] & termios.ECHO)
                 signal.raise_signal(signal.SIGINT)
             yield token
 
@@ -321,11 +335,12 @@ def test_on_a_terminal_words_are_whole_turns_are_shown_and_ctrl_c_leaves_no_mark
         monkeypatch.undo()
         seen = re.sub(r"\x1b\[[0-9;]*m|\r", "", read_until(ours, "(stopped)"))
     assert marks == [0]
-    assert termios.tcgetattr(theirs)[3] & termios.ECHOCTL
+    assert termios.tcgetattr(theirs)[3] & termios.ECHO
     os.close(ours)
     os.close(theirs)
     shown = seen.split("\n")
     assert all(len(line) <= columns for line in shown)
+    assert "/undo" not in seen
     assert "6 turns of chat.json; the last 4:" in seen
     assert "One?" not in seen
     assert "you: Hello\\x1b[2J" in shown
