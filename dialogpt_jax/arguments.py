@@ -48,6 +48,17 @@ def as_number(name: str, value: Any, *, least: float = 0.0, below: float = math.
     return float(plain)
 
 
+def as_flag(name: str, value: Any) -> bool:
+    """True or False, Python's or NumPy's.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {shown(value)}; give True or False")
+    return bool(value)
+
+
 def as_plain(value: Any) -> Any:
     """NumPy's arrays and scalars and pandas' Series as the lists and scalars they hold; anything else as it is."""
     return value.tolist() if callable(getattr(value, "tolist", None)) else value

@@ -18,6 +18,21 @@ from dialogpt_jax.config import GPT2Config
 Array = np.ndarray | jax.Array
 
 
+def as_float_dtype(name: str, value: Any) -> np.dtype:
+    """A dtype of floating numbers, by its name or as NumPy's or jax's.
+
+    Raises:
+      TypeError: it is none.
+    """
+    try:
+        dtype = jnp.dtype(value) if isinstance(value, str | type | np.dtype) else None
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} is {shown(value)}; give float32, bfloat16 or float16")
+    return dtype
+
+
 def is_traced(value: Any) -> bool:
     """Whether a value is a stand-in for arrays to come, as under `jit`."""
     return isinstance(value, jax.core.Tracer)

@@ -216,6 +216,38 @@ ODD = [
     ("dg.init_state(bot, optax.adam(1e-3), jax.random.key(0))", TypeError, r"params is Bot\(.*; give the parameters"),
     ("dg.init_state(bot.params, 'adam', jax.random.key(0))", TypeError, "optimizer is 'adam'; give one of optax"),
     ("dg.init_state(bot.params, optax.adam(1e-3), 0)", TypeError, "key is 0; give a key, such as"),
+    (
+        "dg.init_params(bot.config, jax.random.key(0), 'x')",
+        TypeError,
+        "dtype is 'x'; give float32, bfloat16 or float16",
+    ),
+    ("dg.init_params(bot.config, jax.random.key(0), 'int32')", TypeError, "dtype is 'int32'; give float32, bfloat16"),
+    ("dg.init_params(bot.config, jax.random.key(0), None)", TypeError, "dtype is None; give float32, bfloat16"),
+    ("dg.Sampling(penalize_context='yes')", TypeError, "penalize_context is 'yes'; give True or False"),
+    ("bot.reply('Hi', sampling=dg.Sampling(temperature=object()))", ValueError, "temperature is <object .*a number"),
+    ("step(state=None)", TypeError, "state is None; give the TrainState of `init_state`"),
+    ("step(batch=None)", TypeError, r"batch is None; give a Batch of arrays \(rows, tokens\)"),
+    ("step(config='small')", TypeError, "config is 'small'; give the GPT2Config"),
+    ("step(optimizer='adam')", TypeError, "optimizer is 'adam'; give one of optax"),
+    ("step(compute_dtype='int32')", TypeError, "compute_dtype is 'int32'; give float32"),
+    ("step(accumulate=0)", ValueError, "accumulate is 0; it must be a whole number, at least 1"),
+    ("step(accumulate=2)", ValueError, "accumulate is 2, which does not divide a batch of 3 rows"),
+    ("step(checkpoint_blocks='no')", TypeError, "checkpoint_blocks is 'no'; give True or False"),
+    ("step(mesh='data=2')", TypeError, "mesh is 'data=2'; give one of `make_mesh`, or None"),
+    *(
+        (f"fit(params={wrong})", TypeError, "params are .*; give the tree that load_params")
+        for wrong in ("None", "bot", "['Hi']")
+    ),
+    ("fit(config='small')", TypeError, "config is 'small'; give the GPT2Config"),
+    ("fit(mesh='data=2')", TypeError, "mesh is 'data=2'; give one of `make_mesh`, or None"),
+    ("fit(evaluate=3)", TypeError, "evaluate is 3; give a function"),
+    ("fit(resume='yes')", TypeError, "resume is 'yes'; give True or False"),
+    ("fit(out=3)", TypeError, "out is 3; give the name of a file or folder"),
+    (
+        "fit(examples=[dg.Example([1, 2], [0, 1]), dg.Example([1, 999], [0, 1])])",
+        ValueError,
+        "example 1 has the token id 999, outside the model's vocabulary of 320; make the examples with",
+    ),
     ("dg.open_shards('/no/such/folder')", ValueError, "/no/such/folder: no such folder; `dialogpt data prepare FILE"),
 ]
 
@@ -258,6 +290,19 @@ SAME = [
 def names():
     """What the lines of Python above speak of."""
     bot = fakes.tiny_bot()
+    optimizer = optax.adamw(1e-3)
+    step = {
+        "state": dg.init_state(bot.params, optimizer, jax.random.key(0)),
+        "batch": dg.Batch(np.ones((3, 4), np.int32), np.ones((3, 4), np.float32)),
+        "config": bot.config,
+        "optimizer": optimizer,
+    }
+    fit = {
+        "params": bot.params,
+        "config": bot.config,
+        "examples": dg.make_examples([["Hi", "Hello"]], bot.tokenizer),
+        "options": dg.TrainOptions(steps=1, batch_size=8),
+    }
     return {
         "dg": dg,
         "np": np,
@@ -270,6 +315,8 @@ def names():
         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
         "nowhere": "/no/such/folder",
         "replaced": lambda **changes: dataclasses.replace(bot.config, **changes),
+        "step": lambda **changes: dg.train_step(**step | changes),
+        "fit": lambda **changes: dg.fit(**fit | changes),
         "shown": lambda examples: [(e.tokens_T.tolist(), e.weights_T.tolist()) for e in examples],
     }
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dialogpt_jax.arguments import shown
+from dialogpt_jax.arguments import as_flag, shown
 from dialogpt_jax.token_arrays import Array, array_library
 
 TOP_K_BUCKETS = (16, 64, 256, 1024)
@@ -75,6 +75,7 @@ class Sampling:
         _check("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
         _check("min_p", self.min_p, low=0.0, high=1.0)
         _check("repetition_penalty", self.repetition_penalty, low=0.0, high=1e4, open_low=True)
+        as_flag("penalize_context", self.penalize_context)
         _check("min_new_tokens", self.min_new_tokens, low=0, high=2**31 - 1, whole=True)
 
 
@@ -125,10 +126,12 @@ def by_row(sampling: Sampling, rows: int) -> Sampling:
     """The same with every number float32 and once for each row, so that 1, 1.0 and one value a row are one program.
 
     Raises:
-      ValueError: a number is given for more or fewer rows.
+      ValueError: a number is given for more or fewer rows, or what is given is none.
     """
 
     def each(path: Any, number: Any) -> Array:
+        if not (_is_number(number) or isinstance(number, np.ndarray | jax.Array)):
+            raise ValueError(f"{path[0].name} is {shown(number)}; it must be a number")
         library = array_library(number)
         if np.shape(number) not in ((), (rows,)):
             raise ValueError(

@@ -50,6 +50,7 @@ def identity_of(options: TrainOptions, config: GPT2Config, examples: Sequence[Ex
         raise TrainingError("there are no examples to train on")
     if not isinstance(examples[0], Example):
         raise TrainingError(f"an example is {shown(examples[0])}; `make_examples` makes examples of dialogues")
+    _check_ids(examples, config)
     sizes = lengths_of(examples)
     longest, context = int(sizes.max()), config.n_positions
     prepared = getattr(examples, "info", {}).get("max_length")
@@ -68,6 +69,22 @@ def identity_of(options: TrainOptions, config: GPT2Config, examples: Sequence[Ex
             "multiple": rows_multiple(options.batch_size, accumulate=options.accumulate, shards=shards),
         }
     )
+
+
+def _check_ids(examples: Sequence[Example], config: GPT2Config) -> None:
+    """Whether the model has a row for each token id; beyond them the embedding gives NaN, and so would the loss.
+
+    Prepared data says how large its vocabulary is, and is read only where that is more than the model's.
+    """
+    info = getattr(examples, "info", {})
+    if "vocab_size" in info and max(info["vocab_size"], info["eos_token_id"] + 1) <= config.vocab_size:
+        return
+    for number, example in enumerate(examples):
+        if len(example.tokens_T) and example.tokens_T.max() >= config.vocab_size:
+            raise TrainingError(
+                f"example {number} has the token id {example.tokens_T.max()}, outside the model's vocabulary of "
+                f"{config.vocab_size}; make the examples with this model's tokenizer"
+            )
 
 
 def begin_state(

@@ -21,11 +21,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from dialogpt_jax.arguments import as_flag, as_path, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch, Batches, read_ahead
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.errors import naming
-from dialogpt_jax.model import Params
+from dialogpt_jax.model import Params, check_params
 from dialogpt_jax.parallel.chips import peak_flops, training_flops
 from dialogpt_jax.parallel.distributed import first_process_says, global_batch, rows_here
 from dialogpt_jax.parallel.mesh import make_mesh
@@ -110,8 +111,15 @@ def fit(
       >>> fitted = dg.fit(bot.params, bot.config, examples, options, report=lambda line: None)
       >>> pip = dg.Bot(fitted.params, fitted.config, bot.tokenizer)
     """
+    check_params(params, config)
+    as_flag("resume", resume)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh is {shown(mesh)}; give one of `make_mesh`, or None")
+    for name, function in {"evaluate": evaluate, "sample": sample, "report": report}.items():
+        if not callable(function) and (function is not None or name == "report"):
+            raise TypeError(f"{name} is {shown(function)}; give a function")
     mesh = make_mesh() if mesh is None else mesh
-    folder = None if out is None else Path(out)
+    folder = None if out is None else as_path("out", out)
     check_divides(config, mesh)
     identity = identity_of(options, config, examples, mesh)
     program = make_program(options, config, mesh)

@@ -5,15 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from dialogpt_jax.arguments import shown
+from dialogpt_jax.arguments import as_flag, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.sharded_gradient import gather_params, shard_gradient
+from dialogpt_jax.token_arrays import as_float_dtype
 from dialogpt_jax.training.loss import summed_loss
 
 
@@ -94,6 +96,8 @@ def train_step(
       >>> int(state.step), bool(metrics["finite"])
       (1, True)
     """
+    compute_dtype = _check_step(state, batch, config, optimizer, compute_dtype, accumulate, mesh)
+    checkpoint_blocks = as_flag("checkpoint_blocks", checkpoint_blocks)
     dropout_key = None
     if config.embd_pdrop or config.attn_pdrop or config.resid_pdrop:
         dropout_key = jax.random.fold_in(state.key, state.step)
@@ -146,6 +150,25 @@ def train_step(
     )
     state = TrainState(state.step + 1, params, opt_state, state.key)
     return state, {"loss": value, "targets": targets, "grad_norm": grad_norm, "finite": finite}
+
+
+def _check_step(state, batch, config, optimizer, compute_dtype, accumulate, mesh) -> np.dtype:
+    """The dtype of the products, if all fit what `train_step` says of them."""
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state is {shown(state)}; give the TrainState of `init_state`")
+    if not isinstance(batch, Batch) or any(getattr(x, "ndim", 0) != 2 for x in batch[:2]):
+        raise TypeError(f"batch is {shown(batch)}; give a Batch of arrays (rows, tokens)")
+    if not isinstance(config, GPT2Config):
+        raise TypeError(f"config is {shown(config)}; give the GPT2Config that belongs to the parameters")
+    if not callable(getattr(optimizer, "update", None)):
+        raise TypeError(f"optimizer is {shown(optimizer)}; give one of optax, such as optax.adamw(1e-4)")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh is {shown(mesh)}; give one of `make_mesh`, or None")
+    if batch.tokens_BT.shape[0] % as_whole_number("accumulate", accumulate, least=1):
+        raise ValueError(
+            f"accumulate is {accumulate}, which does not divide a batch of {batch.tokens_BT.shape[0]} rows"
+        )
+    return as_float_dtype("compute_dtype", compute_dtype)
 
 
 def _parts(a_BT, count):
