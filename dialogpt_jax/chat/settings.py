@@ -72,7 +72,7 @@ def seed_or_drawn(seed: int | None) -> int:
     """The seed, or one drawn by the system and logged, so that the call can be repeated."""
     if seed is None:
         seed = secrets.randbits(32)
-        _log.warning("drew seed %d; give seed=%d to repeat this", seed, seed)
+        _log.warning("drew seed %d; the same seed repeats this", seed)
     return as_whole_number("seed", seed, least=0, most=2**63 - 1)
 
 

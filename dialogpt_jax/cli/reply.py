@@ -32,7 +32,9 @@ def run(
     data: Annotated[
         str | None,
         Parameter(
-            metavar="FILE", help="reply to each line of a file, in a form that `dialogpt data check --help` shows"
+            metavar="FILE",
+            help="reply to the last turn of each line of a file, in a form that `dialogpt data check --help` shows; a "
+            "prompt alone will do",
         ),
     ] = None,
     out: Annotated[

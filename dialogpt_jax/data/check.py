@@ -1,7 +1,7 @@
 """What `dialogpt data check` shows: a report and the first examples in, lines for a person out.
 
-A turn stands on a line of its own behind its weight, so that the mask is read without colours too; with them, context is
-dim, a target green, a weight under 1 yellow and over 1 bold.
+A turn stands on a line of its own behind "context", "learned" or its weight, so that the mask is read without colours too;
+with them, context is dim, a target green, a weight under 1 yellow and over 1 bold.
 
 Letters: T tokens.
 """
@@ -52,7 +52,7 @@ def first_examples(files: Sequence, tokenizer: Tokenizer, options: ExampleOption
 
 
 def render_example(shown: Shown, tokenizer: Tokenizer, eos: int) -> Text:
-    """An example, a turn a line: its weight, its text, its EOS; `…` where it is cut."""
+    """An example, a turn a line: what it is for, its text, its EOS; `…` where it is cut."""
     tokens_T, weights_T, _ = shown.example
     part = f", the first of {shown.of} examples" if shown.of > 1 else ""
     text = Text(f"{escape_controls(shown.file)}, line {shown.line}: {len(tokens_T)} tokens{part}\n", style="bold")
@@ -63,7 +63,8 @@ def render_example(shown: Shown, tokenizer: Tokenizer, eos: int) -> Text:
             break
         weight = float(weights_T[start])
         style = "dim" if not weight else "yellow" if weight < 1 else "green" if weight == 1 else "bold green"
-        text.append(f"{f'{weight:g}' if weight else 'context':>8}  ", style=style)
+        label = "context" if not weight else "learned" if weight == 1 else f"× {weight:g}"
+        text.append(f"{label:>8}  ", style=style)
         said = escape_controls(tokenizer.decode(tokens_T[start:end]), keep="")
         text.append(said or CUT_MARK, style=style)  # a context whose end alone had room
         text.append(EOS_MARK if end < len(tokens_T) else CUT_MARK, style=f"{style} reverse" if weight else style)
@@ -82,12 +83,15 @@ def render_histogram(lengths: np.ndarray) -> list[str]:
     padded = np.zeros(width * -(-longest // width), np.int64)
     padded[:longest] = lengths[1:]
     counts = padded.reshape(-1, width).sum(axis=1)
-    lines = []
+    lines: list[str] = []
     for number, count in enumerate(counts.tolist()):
+        if not count and not lines:  # shorter than every example
+            continue
         eighths = max(round(8 * BAR * count / counts.max()), int(count > 0))  # the shortest bar is for a count of 1
         bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
         low, high = number * width + 1, min((number + 1) * width, longest)
-        lines.append(f"{low:>6}-{high:<6}{count:>10,}  {bar}".rstrip())
+        span = f"{low:>6}-{high:<6}" if low < high else f"{low:>6}{'':7}"
+        lines.append(f"{span}{count:>10,}  {bar}".rstrip())
     return lines
 
 
@@ -118,7 +122,8 @@ def summary(report: DataCounts, options: ExampleOptions) -> list[str]:
     one, bucketed, packed = padding(report.lengths, options.max_length)
     alone = not (counts["longer"] or options.joined or options.reverse)
     advice = (
-        "every dialogue is one exchange: a bot that learns them alone derails later in a chat; join them (--joined 3)"
+        "every dialogue is one exchange: a bot that learns them alone derails later in a chat; join them "
+        "(--joined 3, which `dialogpt train` does by itself where --data is a file)"
     )
     return [
         *lines,

@@ -147,7 +147,7 @@ def parse_line(number: int, line: bytes, *, form: Form, least: int = 2) -> Dialo
             return _check(_parse_row(text, form), least)
         if form in (TSV, WEIGHTED_TSV):
             return _check(_parse_tsv(text, weighted=form == WEIGHTED_TSV), least)
-        return _check(_parse_json(text), least)
+        return _check(_parse_json(text, least), least)
     except _Refused as refused:
         return Dropped(number, refused.reason, refused.kind)
     except DataError as error:
@@ -169,7 +169,7 @@ def _check(dialogue: Dialogue, least: int) -> Dialogue:
     return dialogue
 
 
-def _parse_json(text: str) -> Dialogue:
+def _parse_json(text: str, least: int) -> Dialogue:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -180,7 +180,7 @@ def _parse_json(text: str) -> Dialogue:
         raise _Refused(f"{_UNKNOWN}, but {text.strip()[:40]}", "no known form")
     name = next((name for name in ("turns", "messages", "conversations") if name in found), "")
     if not name:
-        return Dialogue(_pair(found))
+        return Dialogue(_pair(found, least))
     items = found[name]
     if not isinstance(items, list):
         raise _Refused(f"`{name}` is no list")
@@ -196,9 +196,11 @@ def _parse_json(text: str) -> Dialogue:
 _UNKNOWN = "no `turns`, `messages`, `conversations`, or `prompt` and `response`"
 
 
-def _pair(found: Mapping[str, Any]) -> tuple[str, ...]:
-    """The two turns of a prompt and its response."""
+def _pair(found: Mapping[str, Any], least: int) -> tuple[str, ...]:
+    """The two turns of a prompt and its response; a prompt alone where one turn is enough."""
     names = [next((name for name in known if name in found), None) for known in (PROMPTS, RESPONSES)]
+    if least == 1 and names[0] is not None and names[1] is None:
+        names.pop()
     if None in names:
         raise _Refused(_UNKNOWN, "no known form")
     for number, name in enumerate(names, start=1):
@@ -207,7 +209,7 @@ def _pair(found: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found[str(name)] for name in names)
 
 
-def columns_of(names: Sequence[str]) -> tuple[int, ...]:
+def columns_of(names: Sequence[str], least: int = 2) -> tuple[int, ...]:
     """The places of a table's turns, in the order in which they were said, by the names of its columns.
 
         id, prompt, response                    1 2
@@ -221,7 +223,7 @@ def columns_of(names: Sequence[str]) -> tuple[int, ...]:
     numbered = sorted(
         (int(m[1]), place) for name, place in known.items() if (m := re.fullmatch(r"turn[ _-]?(\d+)", name))
     )
-    if len(numbered) > 1:
+    if len(numbered) >= least:
         return tuple(place for _, place in numbered)
     response = next((known[name] for name in RESPONSES if name in known), None)
     if response is not None and "context" in known:
@@ -230,6 +232,8 @@ def columns_of(names: Sequence[str]) -> tuple[int, ...]:
         )
         return (*(place for _, place in reversed(older)), known["context"], response)
     prompt = next((known[name] for name in PROMPTS if name in known), None)
+    if prompt is not None and response is None and least == 1:
+        return (prompt,)
     if prompt is None or response is None:
         shown = ", ".join(name.strip()[:20] for name in names[:8])
         raise DataError(

@@ -112,7 +112,7 @@ def lenient_dialogues(path: str | os.PathLike[str], *, least: int = 2) -> Iterat
       OSError: the file cannot be read.
       DataError: the columns of a table do not say which are the turns.
     """
-    form = form_of(path)
+    form = form_of(path, least=least)
     with Path(path).open("rb") as raw:
         for line in read_lines(unzipped(raw, path), form):
             yield line if isinstance(line, Dropped) else parse_line(*line, form=form, least=least)
@@ -123,7 +123,7 @@ def unzipped(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
     return gzip.GzipFile(fileobj=raw) if Path(path).suffix == ".gz" else raw  # type: ignore[return-value]
 
 
-def form_of(path: str | os.PathLike[str]) -> Form:
+def form_of(path: str | os.PathLike[str], *, least: int = 2) -> Form:
     """The form of a file, by its name and its first lines.
 
     A turn may begin with a number by chance ("2 of them ."), so a `.tsv` has weights if in most of its first 100 lines
@@ -142,7 +142,7 @@ def form_of(path: str | os.PathLike[str]) -> Form:
         whole = (line[1] for line in lines if not isinstance(line, Dropped))
         texts = (line.decode("utf-8", "replace").removeprefix("\ufeff") for line in whole)
         if kind == ".csv":
-            return _table(path, next(texts, ""))
+            return _table(path, next(texts, ""), least)
         if kind == ".json":
             return JSON_LIST if _begins_a_list(next((text for text in texts if text.strip()), "")) else JSON
         dialogues = [split_tsv(text) for text in texts if text.count("\t") == 1]
@@ -150,13 +150,13 @@ def form_of(path: str | os.PathLike[str]) -> Form:
     return WEIGHTED_TSV if 2 * weighted > len(dialogues) else TSV
 
 
-def _table(path: str | os.PathLike[str], header: str) -> Form:
+def _table(path: str | os.PathLike[str], header: str, least: int) -> Form:
     if not header.strip():
         raise DataError(f"{path}, line 1: no names of columns; {FORMS_IN_SHORT}")
     delimiter = ";" if header.count(";") > header.count(",") else ","
     names = [name.strip().strip('"') for name in header.strip().split(delimiter)]
     try:
-        return Form("CSV", columns_of(names), delimiter)
+        return Form("CSV", columns_of(names, least), delimiter)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -101,7 +101,8 @@ def _check(name: str, value: Any, *, low: float, high: float, open_low: bool = F
     if not inside.all():
         kind = "a whole number" if whole else "a number"
         wrong = value if numbers.ndim == 0 else f"{shown(value)}, of which {numbers[~inside].flat[0]}"
-        limits = f"{'over' if open_low else 'from'} {low:g} to {high:g}"
+        above = open_low and name != "temperature"  # whose 0 is greedy
+        limits = f"over {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
         raise ValueError(f"{name} is {wrong}; it must be {kind} {limits}")
 
 

@@ -41,7 +41,7 @@ def cut(dialogues: Sequence[Sequence[str]], count: int | None = None, *, seed: i
     ]
     most = sum(map(len, places))
     if count is not None and count > most:
-        raise ValueError(f"{count} contexts were asked for; the {len(dialogues)} dialogues hold {most}")
+        raise ValueError(f"{count} contexts were asked for; the {len(dialogues)} dialogues hold {most}; ask for fewer")
     contexts = [
         Context(list(dialogues[d][: ats[turn]]), dialogues[d][ats[turn]], d)
         for turn in range(max(map(len, places), default=0))

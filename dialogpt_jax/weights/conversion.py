@@ -3,6 +3,7 @@
 Whatever is wrong is found before anything is written, and a target is written whole or not at all.
 """
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -54,6 +55,9 @@ def convert(
         cannot hold (`ExportError`).
       OSError: it cannot be read or written. What was at `target` is still there.
     """
+    suffix = Path(target).suffix
+    if to == "directory" and suffix in (".pkl", ".gguf") and not Path(target).is_dir():
+        raise ValueError(f"{target} is the name of a file; for one give --to {suffix[1:]}, else name a directory")
     check = check_target if to == "directory" else check_new_file
     check(target, replace=force)
     found = open_source(source, config=config, heads=heads, tokenizer=tokenizer, revision=revision)

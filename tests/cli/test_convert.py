@@ -176,6 +176,14 @@ def test_what_is_there_is_not_overwritten_unless_forced(tmp_path, source, tokeni
     assert main(["convert", str(tmp_path / "out"), str(source), "--to", "pkl", "--force"]) == 0
 
 
+@pytest.mark.parametrize("form", ["pkl", "gguf"])
+def test_a_directory_is_not_called_like_a_file(tmp_path, source, tokenizer_dir, capsys, form):
+    target = tmp_path / f"back.{form}"
+    words = ["convert", source, target, "--tokenizer", tokenizer_dir]
+    assert f"give --to {form}, else name a directory" in fails(capsys, *words)
+    assert not target.exists()
+
+
 def test_weights_that_are_not_finite_are_one_line_and_not_an_error(tmp_path, tokenizer_dir, capsys):
     tensors = draw(PLAIN)
     tensors["transformer.ln_f.bias"][:2] = np.nan

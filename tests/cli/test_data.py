@@ -55,15 +55,14 @@ def test_check_shows_everything(command, talk):
     assert [line.rstrip() for line in out.splitlines()] == [
         f"{talk}, line 1: 20 tokens",
         " context  Hi ☕!⟨EOS⟩",
-        "     0.3  Hello.⟨EOS⟩",
-        "       1  Bye.⟨EOS⟩",
+        "   × 0.3  Hello.⟨EOS⟩",
+        " learned  Bye.⟨EOS⟩",
         "",
         f"{talk}, line 4: 13 tokens",
         " context  Where?⟨EOS⟩",
-        "       1  Here.⟨EOS⟩",
+        " learned  Here.⟨EOS⟩",
         "",
         "tokens       examples",
-        *[f"{low:>6}-{low + 1:<6}{0:>10}" for low in range(1, 13, 2)],
         f"    13-14             1  {'█' * 40}",
         "    15-16             0",
         "    17-18             0",
@@ -95,7 +94,7 @@ def test_what_never_ends_is_refused_and_force_is_another_thing(command, tmp_path
     status, out, err = command("check", file, "--max-length", "8")
     assert status == 1
     assert "EOS is a target after 0 of 1 trained turns; 1 longer than 8 tokens lost their end" in out
-    assert "       1  a long …" in out
+    assert " learned  a long …" in out
     (line,) = [line for line in err.splitlines() if line.startswith("dialogpt data: ")]
     assert "no EOS is a target, so that a model would never learn to stop" in line
     assert command("check", file, "--max-length", "8", "--allow-no-eos")[0] == 0

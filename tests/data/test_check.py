@@ -50,10 +50,10 @@ def test_each_turn_stands_behind_its_weight(tmp_path, tokenizer):
     assert plain(render_example(shown, tokenizer, EOS)).splitlines() == [
         f"{files[0]}, line 1: 30 tokens",
         " context  Hi!⟨EOS⟩",
-        "     0.3  Hello.⟨EOS⟩",
+        "   × 0.3  Hello.⟨EOS⟩",
         " context  So?⟨EOS⟩",
-        r"       2  Bye \x1b[2J\n.⟨EOS⟩",
-        "       1  Oh!⟨EOS⟩",
+        r"     × 2  Bye \x1b[2J\n.⟨EOS⟩",
+        " learned  Oh!⟨EOS⟩",
         "",
     ]
 
@@ -86,7 +86,7 @@ def test_what_is_cut_shows_it(tokenizer):
     assert plain(render_example(Shown("f", 3, cut, 2), tokenizer, EOS)).splitlines()[:3] == [
         "f, line 3: 4 tokens, the first of 2 examples",
         " context  …⟨EOS⟩",
-        "       1  abc…",
+        " learned  abc…",
     ]
 
 
@@ -111,7 +111,8 @@ def test_bars_are_in_proportion():
     assert lines[-1].split() == ["31-32", "1", "▏"]
     odd = np.zeros(20, np.int64)
     odd[19] = 8
-    assert [line.split()[0] for line in render_histogram(odd)][-1] == "19-19"
+    assert [line.split()[0] for line in render_histogram(odd)][-1] == "19"
+    assert len(render_histogram(odd)) == 1  # the empty ranges before the first example are left out
     assert sum(int(line.split()[1]) for line in render_histogram(odd)) == 8
 
 

@@ -11,6 +11,7 @@ from dialogpt_jax.data.formats import (
     DataError,
     Dialogue,
     Dropped,
+    dialogues_to_reply_to,
     form_of,
     held_out,
     lenient_dialogues,
@@ -135,6 +136,16 @@ def test_tables(tmp_path, mark, end):
         DataError, match=r"talk.csv: the columns are id, text; name them prompt and response, or turn 1"
     ):
         table("id,text", "1,a")
+
+
+def test_a_prompt_alone_is_replied_to_and_no_dialogue_to_learn(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hi!"}\n{"prompt": "So?", "response": "Yes."}\n', encoding="utf-8")
+    (tmp_path / "p.csv").write_text("id,prompt\n1,Hi!\n2,So?\n", encoding="utf-8")
+    assert dialogues_to_reply_to(tmp_path / "p.jsonl") == [["Hi!"], ["So?", "Yes."]]
+    assert dialogues_to_reply_to(tmp_path / "p.csv") == [["Hi!"], ["So?"]]
+    assert isinstance(next(lenient_dialogues(tmp_path / "p.jsonl")), Dropped)
+    with pytest.raises(DataError, match="the columns are id, prompt"):
+        list(lenient_dialogues(tmp_path / "p.csv"))
 
 
 def test_byte_order_marks_and_line_ends_are_no_part_of_turns(tmp_path):

@@ -44,6 +44,7 @@ def test_named_samplings():
         ("temperature", 1e5, "100000"),
         ("temperature", float("inf"), "inf"),
         ("temperature", float("nan"), "nan"),
+        ("temperature", -1, "it must be a number from 0 to 10000"),  # 0 is greedy
         ("temperature", "warm", "'warm'"),
         ("temperature", True, "True"),
         ("temperature", [0.5, 0.7], "array"),
@@ -52,7 +53,7 @@ def test_named_samplings():
         ("top_k", 1025, "1025"),
         ("top_k", 2.5, "whole"),
         ("top_k", float("nan"), "nan"),
-        ("top_p", 0, "over 0 to 1"),
+        ("top_p", 0, "over 0 and at most 1"),
         ("top_p", 1.01, "1.01"),
         ("top_p", float("nan"), "nan"),
         ("min_p", -0.01, "-0.01"),
