@@ -1,4 +1,4 @@
-"""What people copy runs: the examples in the docstrings of everything public, MIGRATION.md as one program, and the flags of
+"""What people copy runs: the examples in the docstrings of everything public, README.md and MIGRATION.md each as one program, and the flags of
 every `dialogpt` command that a Markdown file shows."""
 
 import inspect
@@ -39,9 +39,10 @@ def test_the_examples_in_the_docstrings_run_and_give_what_they_say(tmp_path):
     assert failed == 0
 
 
-@pytest.mark.slow  # the next one runs the same lines, and more
-def test_the_code_of_the_migration_guide_runs(tmp_path):
-    run_examples(tmp_path, TOP / "MIGRATION.md")
+@pytest.mark.slow  # of the guide the next one runs the same lines, and more
+@pytest.mark.parametrize("file", ["README.md", "MIGRATION.md"])
+def test_the_python_of_a_guide_runs_as_one_program(tmp_path, file):
+    run_examples(tmp_path, TOP / file)
 
 
 @pytest.mark.parity
