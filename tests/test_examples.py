@@ -1,5 +1,5 @@
-"""What people copy runs: the examples in the docstrings of everything public, README.md and MIGRATION.md each as one program,
-and the flags of every `dialogpt` command that a Markdown file shows."""
+"""What people copy runs: the examples in the docstrings of everything public, README.md and MIGRATION.md each as one
+program, and the flags of every `dialogpt` command that a Markdown file shows."""
 
 import inspect
 import os
