@@ -134,15 +134,15 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
     report: Callable[[str], None] = streams.show if first else (lambda line: None)
     mesh = make_mesh(parse_mesh(where.mesh))
     refuse_another_run(inputs.out, resume=where.resume)
+    dialogues, dropped = ([], "") if inputs.valid is None else held_out(inputs.valid, inputs.valid_dialogues)
+    if dropped:
+        report(dropped)
     params, config, tokenizer, source = read_model(inputs, seed=seed)
     examples = read_examples(
         inputs, config, tokenizer, source, report, max_length=options.max_length, resume=where.resume
     )
     evaluate = sample = None
-    if inputs.valid is not None:
-        dialogues, dropped = held_out(inputs.valid, inputs.valid_dialogues)
-        if dropped:
-            report(dropped)
+    if dialogues:
         if examples.info["reverse"]:
             dialogues = [turns[::-1] for turns in dialogues]
         evaluate = make_evaluation(config, tokenizer, dialogues)

@@ -2,7 +2,7 @@
 
 `dialogue_line.py` has the forms. Each line decides its own JSON form; a `.json` may also be one list of such dialogues, and
 then a "line" below is a place in the list. Two readers: `read_dialogues` is strict and stops at the first line that is
-not a dialogue; `read_lines` and `parse_line` go on, and say of each line that they drop why.
+not a dialogue; `read_lines` and `parse_line` go on, and say of each line that they drop why. A broken gzip stops both.
 """
 
 import gzip
@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dialogpt_jax.data.dialogue_line import (
     FORMS_IN_SHORT,
@@ -44,7 +44,6 @@ __all__ = [
 # What one line may cost in memory while it is read. A dialogue of 8 MiB has over a million words.
 MAX_LINE_BYTES = 8 * 1024 * 1024
 _SNIFFED_LINES = 100
-_BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def read_dialogues(path: str | os.PathLike[str]) -> Iterator[list[str]]:
@@ -52,7 +51,7 @@ def read_dialogues(path: str | os.PathLike[str]) -> Iterator[list[str]]:
 
     Raises:
       OSError: it cannot be read.
-      DataError: a line is no dialogue, or there is no line.
+      DataError: a line is no dialogue, there is no line, or a gzip file is broken.
     """
     number = 0
     for number, line in enumerate(lenient_dialogues(path), start=1):  # noqa: B007
@@ -70,7 +69,7 @@ def held_out(path: str | os.PathLike[str], most: int | None = None) -> tuple[lis
 
     Raises:
       OSError: it cannot be read.
-      DataError: there is no dialogue in it.
+      DataError: there is no dialogue in it, or a gzip file is broken.
     """
     dialogues: list[list[str]] = []
     dropped: list[Dropped] = []
@@ -93,7 +92,7 @@ def dialogues_to_reply_to(path: str | os.PathLike[str]) -> list[list[str]]:
 
     Raises:
       OSError: it cannot be read.
-      DataError: a line is no dialogue, or there is none.
+      DataError: a line is no dialogue, there is none, or a gzip file is broken.
     """
     found = []
     for line in lenient_dialogues(path, least=1):
@@ -110,17 +109,12 @@ def lenient_dialogues(path: str | os.PathLike[str], *, least: int = 2) -> Iterat
 
     Raises:
       OSError: the file cannot be read.
-      DataError: the columns of a table do not say which are the turns.
+      DataError: the columns of a table do not say which are the turns, or a gzip file is broken.
     """
     form = form_of(path, least=least)
     with Path(path).open("rb") as raw:
-        for line in read_lines(unzipped(raw, path), form):
+        for line in read_lines(raw, path, form):
             yield line if isinstance(line, Dropped) else parse_line(*line, form=form, least=least)
-
-
-def unzipped(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
-    """The text of an open file, gzipped or not, as its name says."""
-    return gzip.GzipFile(fileobj=raw) if Path(path).suffix == ".gz" else raw  # type: ignore[return-value]
 
 
 def form_of(path: str | os.PathLike[str], *, least: int = 2) -> Form:
@@ -131,14 +125,14 @@ def form_of(path: str | os.PathLike[str], *, least: int = 2) -> Form:
 
     Raises:
       OSError: the file cannot be read.
-      DataError: the columns of a table do not say which are the turns.
+      DataError: the columns of a table do not say which are the turns, or a gzip file is broken.
     """
     suffixes = Path(path).suffixes[-2:]
     kind = next((kind for kind in (".tsv", ".csv", ".json") if kind in suffixes), None)
     if kind is None:
         return JSON
     with Path(path).open("rb") as raw:
-        lines = itertools.islice(read_lines(unzipped(raw, path), TSV), _SNIFFED_LINES)
+        lines = itertools.islice(read_lines(raw, path, TSV), _SNIFFED_LINES)
         whole = (line[1] for line in lines if not isinstance(line, Dropped))
         texts = (line.decode("utf-8", "replace").removeprefix("\ufeff") for line in whole)
         if kind == ".csv":
@@ -173,34 +167,42 @@ def _begins_a_list(line: str) -> bool:
     return isinstance(first, list) or (isinstance(first, dict) and not {"text", "content", "value"} & first.keys())
 
 
-def read_lines(text: BinaryIO, form: Form = JSON) -> Iterator[tuple[int, bytes] | Dropped]:
-    """The numbered lines of a stream. What cannot be read is `Dropped`: a line over the limit, a broken end of gzip.
+def read_lines(raw: BinaryIO, path: str | os.PathLike[str], form: Form = JSON) -> Iterator[tuple[int, bytes] | Dropped]:
+    """The numbered lines of an open file, unzipped if its name ends in `.gz`; a line over the limit is `Dropped`.
 
     A row of a table may have several lines, within quotes; the names of its columns are left out. Memory is bounded by
     `MAX_LINE_BYTES`, whatever a line's length, but for a file that is one list.
+
+    Raises:
+      DataError: the file is no gzip, or a broken one: what would be missing cannot be told, so nothing may be made of it.
     """
-    if form == JSON_LIST:
-        yield from _items(text)
-        return
+    text: Any = gzip.GzipFile(fileobj=raw) if Path(path).suffix == ".gz" else raw
+    number = 0
+    try:
+        for line in _items(text) if form == JSON_LIST else _lines(text, form):
+            number = line[0]
+            yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        broken = f"{path}, line {number + 1}: the gzip file is broken from here ({error})"
+        raise DataError(f"{broken}; make or download it again") from None
+
+
+def _lines(text: BinaryIO, form: Form) -> Iterator[tuple[int, bytes] | Dropped]:
     first = 2 if form.columns else 1
     for number in itertools.count(1):
-        try:
-            line = _read_line(text)
+        line = _read_line(text)
+        size = len(line)
+        while size > MAX_LINE_BYTES and not line.endswith(b"\n"):  # skip the rest of an overlong line
+            line = text.readline(MAX_LINE_BYTES)
+            size += len(line)
+            if not line:
+                break
+        while form.columns and line.count(b'"') % 2 and size <= MAX_LINE_BYTES:  # a quoted cell goes on
+            more = _read_line(text)
+            if not more:
+                break
+            line += more
             size = len(line)
-            while size > MAX_LINE_BYTES and not line.endswith(b"\n"):  # skip the rest of an overlong line
-                line = text.readline(MAX_LINE_BYTES)
-                size += len(line)
-                if not line:
-                    break
-            while form.columns and line.count(b'"') % 2 and size <= MAX_LINE_BYTES:  # a quoted cell goes on
-                more = _read_line(text)
-                if not more:
-                    break
-                line += more
-                size = len(line)
-        except _BROKEN_GZIP as error:
-            yield Dropped(number, f"the gzip file is broken from here ({error})", "broken gzip")
-            return
         if not size:
             return
         if size > MAX_LINE_BYTES:
@@ -217,9 +219,6 @@ def _items(text: BinaryIO) -> Iterator[tuple[int, bytes] | Dropped]:
     """The items of a file that is one list, each as a line."""
     try:
         items = json.loads(text.read().decode("utf-8-sig"))
-    except _BROKEN_GZIP as error:
-        yield Dropped(1, f"the gzip file is broken ({error})", "broken gzip")
-        return
     except (ValueError, RecursionError) as error:
         yield Dropped(1, f"not JSON ({error})", "not JSON")
         return

@@ -28,7 +28,7 @@ from dialogpt_jax.data.examples import (
     joined_dialogues,
     order_and_weigh,
 )
-from dialogpt_jax.data.formats import DataError, Dialogue, Dropped, form_of, parse_line, read_lines, unzipped
+from dialogpt_jax.data.formats import DataError, Dialogue, Dropped, form_of, parse_line, read_lines
 from dialogpt_jax.data.packing import pack
 from dialogpt_jax.data.shards import DROPPED_FILE, Shards, Writer, check_folder, open_shards, to_columns
 from dialogpt_jax.data.workers import map_in_order
@@ -73,7 +73,8 @@ def prepare(
       progress: called now and then.
 
     Raises:
-      DataError: there is no example, no EOS is a target, or nobody bears the name in `train_on`; `folder` is in use.
+      DataError: there is no example, no EOS is a target, or nobody bears the name in `train_on`; a gzip file is broken;
+        `folder` is in use.
       OSError: a file cannot be read, or the folder not written; what was there before still is.
     """
     check_folder(folder, replace=replace)
@@ -127,7 +128,7 @@ def survey(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> DataCounts:
-    """The report of `prepare`, with nothing written and nothing refused."""
+    """The report of `prepare`, with nothing written and nothing refused but a file that cannot be read (as there)."""
     report = DataCounts()
     work = functools.partial(_encode_with, os.fspath(tokenizer), options)
     with map_in_order(work, read_chunks(files), workers=workers or _workers_for(files)) as results:
@@ -199,7 +200,7 @@ def read_chunks(files: Iterable[str | os.PathLike[str]]) -> Iterator[Chunk]:
         with Path(path).open("rb") as raw:
             lines: list[tuple[int, bytes] | Dropped] = []
             size = 0
-            for line in read_lines(unzipped(raw, path), form):
+            for line in read_lines(raw, path, form):
                 lines.append(line)
                 size += 0 if isinstance(line, Dropped) else len(line[1])
                 if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:

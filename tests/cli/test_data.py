@@ -1,5 +1,6 @@
 """`dialogpt data`: what it prints, its exit status, one line for what goes wrong."""
 
+import gzip
 import json
 
 import pytest
@@ -149,6 +150,16 @@ def test_what_goes_wrong_is_told(command, talk, words, status, said):
     assert found == status
     assert said in err
     assert words or "prepare" in out
+
+
+def test_a_broken_gzip_is_an_error(command, tmp_path):
+    file = tmp_path / "talk.jsonl.gz"
+    file.write_bytes(gzip.compress(b'["a", "b"]\n' * 20)[:-9])
+    for words in (("check", file), ("prepare", file, tmp_path / "data")):
+        status, out, err = command(*words)
+        assert (status, out) == (1, "")
+        assert f"dialogpt data: {file}, line 21: the gzip file is broken" in err
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_help_teaches(command):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import gzip
 import itertools
 import json
 import os
@@ -77,7 +78,7 @@ def place(tmp_path_factory):
     params = {name: leaf for name, leaf in bot.params.items() if name != "h_1"}
     Bot(params, dataclasses.replace(bot.config, n_layer=1), bot.tokenizer).save(folder / "model")
     write(folder / "talk.jsonl", dialogues(30), BROKEN)
-    write(folder / "valid.jsonl", dialogues(36)[30:])
+    write(folder / "valid.jsonl", dialogues(36)[30:], BROKEN[:2])
     return folder
 
 
@@ -175,6 +176,8 @@ def test_a_fine_tune_from_a_file_with_broken_lines(good, place, tmp_path):
     assert len(told) == 8 + 1  # two lines share a kind
     assert told[-1] == f"dropped lines and their reasons: {tmp_path / 'run/data/dropped.jsonl'}"
 
+    valid = place / "valid.jsonl"
+    assert f"{valid}: dropped 2 of 8 lines, the first line 2: not JSON (Expecting value" in out
     held_out = dialogues(36)[30:]
     evaluate = make_evaluation(base.config, base.tokenizer, held_out)
     seen = [entry for entry in fitted.history if "valid_loss" in entry]
@@ -318,6 +321,8 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
             ["ALL", "--valid", "NOBODY"],
             "nobody.jsonl: none of 2 lines is a dialogue; line 1: one turn; a dialogue has at",
         ),
+        (["ALL", "--data", "CUT"], "cut.jsonl.gz, line 31: the gzip file is broken"),
+        (["ALL", "--valid", "CUT"], "cut.jsonl.gz, line 31: the gzip file is broken"),
         (["ALL", "--valid", "TALK", "--valid-dialogues", "0"], "--valid-dialogues is 0; it must be at least 1"),
         (["ALL", "--max-length", "97"], "--max-length is 97; the model's context is 96"),
         (["ALL", "--max-length", "1"], "max_length is 1; it must be"),
@@ -365,7 +370,9 @@ def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_pa
     named = {"ALL": whole, "FRESH": whole[2:], "TALK": [place / "talk.jsonl"], "MODEL": [place / "model"]}
     endless = write(tmp_path / "endless.jsonl", [["Hi", "What is this and how are you and the rain " * 3]] * 9)
     nobody = write(tmp_path / "nobody.jsonl", [["Hi"], ["Hello"]])
-    named |= {"ENDLESS": [endless], "NOBODY": [nobody], "HERE": [here], "OUT": [tmp_path / "run"]}
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(write(tmp_path / "whole.jsonl", dialogues(30)).read_bytes())[:-9])
+    named |= {"CUT": [cut], "ENDLESS": [endless], "NOBODY": [nobody], "HERE": [here], "OUT": [tmp_path / "run"]}
     status, _, err, fitted = call(capfd, *itertools.chain(*(named.get(word, [word]) for word in words)))
     lines = [line for line in err.splitlines() if " tokens in " not in line]  # how long the data took
     assert (status, len(lines)) == (1, 1), err
@@ -373,6 +380,7 @@ def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_pa
     assert said in lines[0]
     assert fitted is None
     assert not (tmp_path / "run" / run_fit.CHECKPOINTS / "6").exists()
+    assert not {"CUT", "NOBODY", "ENDLESS"} & set(words) or not list((tmp_path / "run").glob("*"))
 
 
 @pytest.mark.parametrize("words", [["--steps", "x"], ["--dtype", "int8"], ["--optimizer", "sgd"], ["--nonsense"]])

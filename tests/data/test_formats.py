@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import re
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from dialogpt_jax.data import dialogue_line, formats
@@ -261,18 +263,28 @@ def test_broken_lines_of_tsv(tmp_path):
     assert dropped == Dropped(1, "turn 2 is empty", "a turn is empty")
 
 
-def test_what_was_read_before_a_broken_end_of_gzip_is_kept(tmp_path):
-    lines = b"".join(json.dumps({"turns": [f"{i} a", "b"]}).encode() + b"\n" for i in range(5000))
-    file = tmp_path / "talk.jsonl.gz"
-    file.write_bytes(gzip.compress(lines)[:-2000])
-    *found, last = lenient_dialogues(file)
-    assert 100 < len(found) < 5000
-    assert all(isinstance(d, Dialogue) for d in found)
-    assert last.line == len(found) + 1
-    assert last.reason.startswith("the gzip file is broken from here (")
-    file.write_bytes(lines)
-    (only,) = lenient_dialogues(file)
-    assert only.reason.startswith("the gzip file is broken from here (Not a gzipped file")
+@pytest.mark.parametrize("read", [held_out, dialogues_to_reply_to, lambda path: list(lenient_dialogues(path))])
+@pytest.mark.parametrize("name", ["talk.jsonl.gz", "talk.tsv.gz", "talk.csv.gz", "talk.json.gz"])
+def test_a_broken_gzip_is_an_error_that_names_file_and_line(tmp_path, name, read):
+    rng = np.random.default_rng(0)
+    dialogues = [[f"a{number}" for number in rng.integers(10**9, size=2)] for _ in range(5000)]
+    lines = {
+        "talk.jsonl.gz": [json.dumps({"turns": turns}) for turns in dialogues],
+        "talk.tsv.gz": ["\t".join(turns) for turns in dialogues],
+        "talk.csv.gz": ["prompt,response", *(",".join(turns) for turns in dialogues)],
+        "talk.json.gz": [json.dumps([{"turns": turns} for turns in dialogues])],
+    }[name]
+    whole, file = "\n".join(lines).encode(), tmp_path / name
+    file.write_bytes(gzip.compress(whole))
+    assert len(read(file)[0] if read is held_out else read(file)) == 5000
+    wrong_sum = gzip.compress(whole)[:-8] + bytes(4) + gzip.compress(whole)[-4:]
+    for broken in (gzip.compress(whole)[:-2000], gzip.compress(whole)[:-1], wrong_sum, whole, b"\x1f\x8b"):
+        file.write_bytes(broken)
+        with pytest.raises(DataError, match=rf"{re.escape(str(file))}, line \d+: the gzip file is broken") as caught:
+            read(file)
+        assert "\n" not in str(caught.value)
+        line = int(re.search(r"line (\d+)", str(caught.value))[1])
+        assert line == 1 if broken in (whole, b"\x1f\x8b") or name == "talk.json.gz" else 4000 < line <= 5002
 
 
 def test_a_huge_line_is_not_held_in_memory(tmp_path):

@@ -1,5 +1,6 @@
 """Preparing: the same folder for any number of workers, each broken line named and the rest used, nothing half-written."""
 
+import gzip
 import json
 import os
 import signal
@@ -165,6 +166,22 @@ def test_what_teaches_nothing_is_refused_and_leaves_nothing(tmp_path, tokenizer)
         prepare(*endless, replace=True)
     data, _ = prepare(*endless, allow_no_eos=True)
     assert len(data) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_gzip_stops_everything_and_leaves_nothing(tmp_path, tokenizer, workers):
+    write_corpus(tmp_path / "talk.jsonl", 9000)
+    file = tmp_path / "talk.jsonl.gz"
+    file.write_bytes(gzip.compress((tmp_path / "talk.jsonl").read_bytes())[:-9])
+    before = sorted(tmp_path.iterdir())
+    for read in (
+        lambda: prepare([file], tmp_path / "data", tokenizer, PLAIN, workers=workers),
+        lambda: survey([file], tokenizer, PLAIN, workers=workers),
+        lambda: encode_files([file], Tokenizer.load(tokenizer), PLAIN),
+    ):
+        with pytest.raises(DataError, match=r"talk.jsonl.gz, line \d+: the gzip file is broken"):
+            read()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_file_of_single_exchanges_is_joined_and_any_other_is_not(tmp_path, tokenizer):
