@@ -57,6 +57,7 @@ prepare_app = make_app(
 )
 app.command(check_app)
 app.command(prepare_app)
+app.command("dialogpt_jax.cli.data_reddit:app", name="reddit", help="Rebuild the paper's corpus from dumps of Reddit.")
 
 HELP = {
     "train_on": "replies: what `assistant` says, where messages have roles, else every turn after the first; all: every "

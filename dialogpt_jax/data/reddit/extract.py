@@ -1,0 +1,273 @@
+"""`dialogpt data reddit` as a function: dumps in; a folder with the corpus and its statistics out, in bounded memory.
+
+    dumps ─split (a process a dump)→ partitions ─judge (a process a partition)→ candidates, word triples
+          ─add up triples→ triples said often ─finish (a process a partition)→ dialogues-00003-of-00016.jsonl
+
+All of it happens in `DIR/unfinished`, one whole file at a time; what a killed run had finished, the same command takes as
+it is. When everything is there the parts get their names in `DIR`, `statistics.json` comes last, and `unfinished` goes. The
+same dumps and rules give the same lines in the same order, whatever the number of processes, of kills, or the memory.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dialogpt_jax.data.reddit.bland import said_often
+from dialogpt_jax.data.reddit.dumps import check_dumps
+from dialogpt_jax.data.reddit.partition import JSONL, TSV, Partitions, finish_partition, judge_partition
+from dialogpt_jax.data.reddit.rules import Rules
+from dialogpt_jax.data.reddit.split import _OVERHEAD, Split, split_dump, write_whole
+from dialogpt_jax.data.reddit.statistics import Statistics, as_text
+from dialogpt_jax.data.reddit.threads import NOTHING, LeaveOut
+from dialogpt_jax.data.workers import map_in_order
+from dialogpt_jax.errors import naming
+
+MEMORY = 256 * 2**20  # bytes a process may hold of records; Python's objects come on top
+STATISTICS, PROBLEMS, UNFINISHED = "statistics.json", "problems.jsonl", "unfinished"
+_MOST_PARTITIONS = 4096
+# How many bytes of records come of a byte of a dump, guessed high; a wrong guess costs time and no memory.
+_GROWTH = {".zst": 4.0, ".xz": 5.0, ".bz2": 4.0, ".gz": 3.0}
+Progress = Callable[[int, int, int], None]
+Show = Callable[[str, str], contextlib.AbstractContextManager[Progress]]
+
+
+class ExtractError(ValueError):
+    """The folder is not free, or was begun with other dumps or rules."""
+
+
+def extract(
+    dumps: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    rules: Rules,
+    *,
+    leave_out: LeaveOut = NOTHING,
+    form: str = JSONL,
+    workers: int | None = None,
+    memory: int = MEMORY,
+    replace: bool = False,
+    show: Show | None = None,
+) -> Statistics:
+    """Makes the corpus of some dumps, or goes on with it.
+
+    Args:
+      dumps: files of comments and submissions, in any order and division.
+      folder: new or empty; or what this function has begun or made of the same dumps with the same rules.
+      rules: what is asked.
+      leave_out: what must not be read.
+      form: "jsonl", with the ids of each dialogue, or "tsv", as Microsoft's.
+      workers: processes; by default as many as there are cores.
+      memory: bytes of records that each of them may hold.
+      replace: whether a corpus that is in the folder may be replaced.
+      show: of a stage's units, large and small, a context in which a function tells how far it is.
+
+    Raises:
+      DumpError, ExtractError: see there.
+      OSError: a dump cannot be read, or the folder not written; the same call goes on from there.
+    """
+    if form not in (JSONL, TSV):
+        raise ExtractError(f"the form is {form!r}; there are {JSONL} and {TSV}")
+    names = [os.fspath(path) for path in check_dumps(dumps)]
+    target = Path(folder)
+    plan = _plan(names, rules, leave_out, form)
+    if _is_finished(target, plan, replace=replace):
+        return Statistics.from_json(json.loads((target / STATISTICS).read_text(encoding="utf-8"))["statistics"])
+    work = target / UNFINISHED
+    work.mkdir(parents=True, exist_ok=True)
+    with _locked(work), naming(target):
+        partitions = _begin(work, plan, _guess_partitions(names, memory))
+        show = show or (lambda *_: contextlib.nullcontext(lambda *_: None))
+        processes = workers or os.cpu_count() or 1
+        statistics = Statistics()
+
+        job = Split(work, partitions, memory // 4, rules, leave_out)
+        sizes = np.zeros(partitions, np.int64)
+        with (
+            show("kB of dumps", "comments") as progress,
+            _watched(work, names, progress),
+            map_in_order(
+                functools.partial(split_dump, job), list(enumerate(names)), workers=min(processes, len(names))
+            ) as results,
+        ):
+            for said in results:
+                statistics.add_dump(said)
+                sizes += np.asarray(said["bytes"], np.int64)
+
+        parts = Partitions(work, len(names), partitions, memory, rules, form)
+        tasks = [(number, int(size) + _OVERHEAD * int(size) // 200) for number, size in enumerate(sizes)]
+        processes = min(processes, partitions)
+        with (
+            show("kB of records", "dialogues") as progress,
+            map_in_order(functools.partial(judge_partition, parts), tasks, workers=processes) as results,
+        ):
+            left = sum(map(int, sizes)) // 1000
+            for (number, _), said in zip(tasks, results, strict=True):
+                statistics.add(Statistics.from_json(said))
+                new = int(sizes[number]) // 1000
+                left -= new
+                progress(new, max(left, 0), _candidates(said))
+
+        if not (work / "often.npy").exists():
+            tables = [np.load(work / f"part-{number:05d}.triples.npy", mmap_mode="r") for number in range(partitions)]
+            with (work / "often.npy.part").open("wb") as file:
+                np.save(file, said_often(tables, rules.bland_count))
+            (work / "often.npy.part").replace(work / "often.npy")
+        with map_in_order(functools.partial(finish_partition, parts), range(partitions), workers=processes) as results:
+            for said in results:
+                statistics.add(Statistics.from_json(said))
+        _publish(work, target, partitions, form, len(names))
+        said = {"plan": plan, "statistics": statistics.as_json()}
+        write_whole(target / "statistics.txt", "\n".join(as_text(statistics)) + "\n")
+        write_whole(target / STATISTICS, json.dumps(said, indent=1) + "\n")
+    shutil.rmtree(work)
+    return statistics
+
+
+def _candidates(said: dict[str, Any]) -> int:
+    counts = said["counts"]
+    return counts.get("replies", 0) - sum(n for name, n in counts.items() if name.startswith("rule "))
+
+
+def _plan(names: Sequence[str], rules: Rules, leave_out: LeaveOut, form: str) -> dict[str, Any]:
+    """What the corpus is a function of."""
+    said = {
+        field.name: sorted(value) if isinstance(value := getattr(rules, field.name), frozenset) else value
+        for field in dataclasses.fields(rules)
+    }
+    for name in ("offensive", "subreddits", "common_words"):  # lists may be long, or not for other eyes
+        said[name] = _digest(said[name])
+    dumps = [[os.path.abspath(name), os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in names]
+    return {"dumps": dumps, **said, "leave_out": _digest([sorted(one) for one in leave_out]), "form": form}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _is_finished(target: Path, plan: dict[str, Any], *, replace: bool) -> bool:
+    """Whether the folder holds this corpus; passes if it may be written.
+
+    Raises:
+      ExtractError: a file is in the way, other files, or another corpus.
+    """
+    if target.exists() and not target.is_dir():
+        raise ExtractError(f"{target}: a file is in the way; name a folder")
+    begun, finished = target / UNFINISHED / "plan.json", target / STATISTICS
+    if not target.is_dir() or not any(target.iterdir()):
+        return False
+    if not begun.exists() and not finished.exists() and any(path.name != UNFINISHED for path in target.iterdir()):
+        raise ExtractError(f"{target}: holds other files and no corpus; choose a new or empty folder")
+    known: dict[str, Any] = {}
+    if begun.exists():
+        known = json.loads(begun.read_text(encoding="utf-8"))["plan"]
+    if finished.exists():
+        known = json.loads(finished.read_text(encoding="utf-8"))["plan"]
+    if known in ({}, plan):
+        if finished.exists():
+            shutil.rmtree(target / UNFINISHED, ignore_errors=True)
+        return finished.exists()
+    if not replace:
+        name = next(name for name in plan if known.get(name) != plan[name])
+        shown = (
+            ""
+            if name in ("dumps", "leave_out", "offensive", "subreddits", "common_words")
+            else (f" ({json.dumps(known.get(name))}, now {json.dumps(plan[name])})")
+        )
+        raise ExtractError(
+            f"{target}: a corpus was begun here with another {name}{shown}; choose another folder, or --force"
+        )
+    for path in target.iterdir():  # ours, by the names above
+        if path.name == UNFINISHED:
+            shutil.rmtree(path)
+        elif path.name in (STATISTICS, PROBLEMS, "statistics.txt", "statistics.png") or path.name.startswith(
+            "dialogues-"
+        ):
+            path.unlink()
+    return False
+
+
+def _guess_partitions(names: Sequence[str], memory: int) -> int:
+    size = sum(os.stat(name).st_size * _GROWTH.get(Path(name).suffix, 0.6) for name in names)
+    return max(1, min(_MOST_PARTITIONS, -(-int(size * 1.5) // memory)))
+
+
+def _begin(work: Path, plan: dict[str, Any], partitions: int) -> int:
+    """Notes the plan, unless that is done already; the number of partitions, which stays what it was."""
+    file = work / "plan.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))["partitions"]
+    write_whole(file, json.dumps({"plan": plan, "partitions": partitions}))
+    return partitions
+
+
+@contextlib.contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    descriptor = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ExtractError(f"{work.parent}: another process is writing there; wait for its end") from None
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _watched(work: Path, names: Sequence[str], progress: Progress, *, every: float = 1.0) -> Iterator[None]:
+    """Tells how far the dumps are split, from what the processes note beside them, until the block ends."""
+    sizes = [os.stat(name).st_size for name in names]
+    ended = threading.Event()
+    told = [0, 0]
+
+    def look() -> None:
+        read = comments = 0
+        for number, size in enumerate(sizes):
+            stem = work / f"{number:05d}"
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if stem.with_suffix(".json").exists():
+                    said = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+                    at = (size, said["counts"].get("comments", 0))
+                else:
+                    at = tuple(map(int, stem.with_suffix(".at").read_text().split()))
+                read, comments = read + at[0], comments + at[1]
+        if read > told[0]:
+            progress((read - told[0]) // 1000, (sum(sizes) - read) // 1000, comments - told[1])
+            told[:] = read, comments
+
+    def watch() -> None:
+        while not ended.wait(every):
+            look()
+
+    look()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        look()
+
+
+def _publish(work: Path, target: Path, partitions: int, form: str, dumps: int) -> None:
+    """Gives the finished parts their names; an empty part has none."""
+    with (work / "problems").open("w", encoding="utf-8") as together:
+        for number in range(dumps):
+            with (work / f"{number:05d}.problems").open(encoding="utf-8") as problems:
+                shutil.copyfileobj(problems, together)
+    if (work / "problems").stat().st_size:
+        (work / "problems").replace(target / PROBLEMS)
+    for number in range(partitions):
+        part = work / f"part-{number:05d}.{form}"
+        if part.exists() and part.stat().st_size:
+            part.replace(target / f"dialogues-{number:05d}-of-{partitions:05d}.{form}")
