@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from dialogpt_jax.chat.bot import bundled_directory
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.flags import EXAMPLES_READ, FROM_1, UsageError, flags_of, make_app, said
 from dialogpt_jax.cli.progress import show_progress
@@ -144,6 +143,8 @@ def write(
 
 
 def _folder(tokenizer: str | None):
+    from dialogpt_jax.chat.bot import bundled_directory  # imports jax, which these commands do not need
+
     return bundled_directory() if tokenizer is None else resolve_tokenizer(tokenizer)
 
 

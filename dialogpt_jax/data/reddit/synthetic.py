@@ -20,7 +20,7 @@ BAD_WORD = "zounds"  # what the tests put on the list of offensive words
 BAD_SUBREDDIT = "grumbling"
 BLAND = "i do not know what you mean"
 FIRST_ID = 36**5  # as long as real ones
-_SECONDS, _BEGIN, _YEAR = 37, 1_325_376_000, 360 * 86_400  # apart, from 2012-01-01, over a year
+_STRIDE, _BEGIN, _YEAR = 104_729, 1_325_376_000, 360 * 86_400  # a prime; from 2012-01-01, over a year
 # Every so often a body is one of these; each is what a rule, or a fix, is there for.
 PLANTED = (
     "[deleted]",
@@ -116,7 +116,7 @@ def _thread(rng: random.Random, thread: int, first: int, size: int) -> Iterator[
             parent = f"t1_zzz{as_bare_id(own)}"  # an orphan
         elif chance > 0.98 and number + 1 < size:
             parent = f"t1_{as_bare_id(own + 1)}"  # may close a circle
-        yield _comment(rng, own, parent, str(name), thread, subreddit, _BEGIN + own * _SECONDS % _YEAR), "c"
+        yield _comment(rng, own, parent, str(name), thread, subreddit, _BEGIN + own * _STRIDE % _YEAR), "c"
         if rng.random() < 0.005:
             yield _comment(rng, own, parent, str(name), thread, subreddit, _BEGIN), "c"  # again
 
