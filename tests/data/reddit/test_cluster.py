@@ -1,0 +1,59 @@
+"""The Beam pipeline, by Beam's in-memory runner: the same lines, counts and problems as one machine."""
+
+import json
+
+import pytest
+
+pytest.importorskip("apache_beam", reason="Beam needs an environment of its own: pip install -e '.[test,extract]'")
+
+from dialogpt_jax.data.reddit import cluster
+from dialogpt_jax.data.reddit.extract import extract
+from dialogpt_jax.data.reddit.rules import Rules
+from dialogpt_jax.data.reddit.synthetic import BAD_SUBREDDIT, BAD_WORD, write_dumps
+
+IN_MEMORY = ("--runner", "DirectRunner", "--direct_running_mode", "in_memory", "--direct_num_workers", "1")
+pytestmark = pytest.mark.filterwarnings("default")  # Beam's own
+
+
+@pytest.mark.parametrize(
+    ("comments", "flags", "rules"),
+    [
+        (3_000, (), {}),
+        (
+            3_000,
+            ("--all-comments", "--titles", "--max-thread", "40"),
+            {"all_comments": True, "titles": True, "max_thread": 40},
+        ),
+        pytest.param(50_000, (), {}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_lines_as_one_machine(tmp_path, comments, flags, rules):
+    dumps = write_dumps(tmp_path, comments, files=3, suffix=".jsonl.gz")
+    with dumps[1].open("ab") as file:
+        file.write(b"and here it breaks")
+    for name, entry in (("words", BAD_WORD), ("subreddits", BAD_SUBREDDIT), ("gone", "u/dee\n")):
+        (tmp_path / name).write_text(f"{entry}\n")
+    here = extract(
+        dumps,
+        tmp_path / "here",
+        Rules(offensive=frozenset({BAD_WORD}), subreddits=frozenset({BAD_SUBREDDIT}), bland_count=20, **rules),
+        workers=1,
+    )
+    lists = (
+        "--offensive",
+        str(tmp_path / "words"),
+        "--subreddits",
+        str(tmp_path / "subreddits"),
+        "--bland-count",
+        "20",
+    )
+    out = tmp_path / "there"
+    cluster.main(["--dumps", f"{tmp_path}/R*.gz", "--out", str(out), *lists, *flags, *IN_MEMORY])
+
+    def lines(folder, name):
+        return sorted(line for file in folder.glob(f"{name}*") for line in file.read_text().splitlines())
+
+    assert lines(out, "dialogues") == lines(tmp_path / "here", "dialogues")
+    assert len(lines(out, "dialogues")) == here.counts["dialogues"] > 0
+    assert lines(out, "problems") == lines(tmp_path / "here", "problems")
+    assert json.loads((out / "statistics.json").read_text()) == json.loads(json.dumps(here.as_json()))
