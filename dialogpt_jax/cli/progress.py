@@ -45,7 +45,8 @@ def _shown(what: str, smaller: str, move: Callable[[int, int, str], None], *, ev
         move(done, done + left, rate)
         if every is not None and left and now - told >= every:
             told = now
-            print(f"{done:,} of {done + left:,} {what}, {rate}", file=sys.stderr, flush=True)
+            minutes = left * (now - began) / max(done, 1) / 60
+            print(f"{done:,} of {done + left:,} {what}, {rate}, {minutes:,.0f} min left", file=sys.stderr, flush=True)
 
     try:
         yield progress
