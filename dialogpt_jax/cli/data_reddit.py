@@ -90,7 +90,7 @@ def run(
         raise UsageError("name the dumps, and behind them the folder DIR to write")
     *dumps, folder = dumps_and_folder
     lists = {"offensive": offensive, "subreddits": subreddits, "common_words": common_words}
-    readers = {"offensive": read_words, "subreddits": read_subreddits, "common_words": read_words}
+    readers: dict[str, Any] = {"offensive": read_words, "subreddits": read_subreddits, "common_words": read_words}
     chosen = Rules(
         **said(rules),
         **{name: readers[name](path) for name, path in lists.items() if path is not None},
@@ -117,6 +117,16 @@ def run(
     if not statistics.counts["dialogues"]:
         raise ValueError(
             f"{folder}: no dialogue is left of {statistics.counts['lines']:,} lines; the table says which rule skipped them"
+        )
+    broken = [
+        f"{file}, line {line}"
+        for kind, (_, first) in statistics.problems.items()
+        for file, line, _ in first
+        if kind.startswith("broken ")
+    ]
+    if broken:  # the corpus is there, but it is not of all that it seems to be of
+        raise ValueError(
+            f"{folder}: made of what stands before the break of {', '.join(broken)}; get these dumps whole"
         )
     streams.show(f"wrote {folder}: {statistics.counts['dialogues']:,} dialogues")
     return 0

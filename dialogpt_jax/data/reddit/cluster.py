@@ -17,6 +17,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.io import fileio
@@ -83,7 +84,8 @@ class ReadDump(beam.DoFn):
         self._rules, self._leave_out = rules, leave_out
 
     def process(self, file: fileio.ReadableFile) -> Iterator:
-        name, counts = file.metadata.path, Counter()
+        name = file.metadata.path
+        counts: Counter[str] = Counter()
         kinds: dict[str, list] = {}
         with file.open() as raw:
             lines = read_dump(uncompressed(raw, name), name)
@@ -204,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--all-comments", action="store_true")
     parser.add_argument("--titles", action="store_true")
     said, others = parser.parse_known_args(argv)
-    readers = {"offensive": read_words, "subreddits": read_subreddits, "common_words": read_words}
+    readers: dict[str, Any] = {"offensive": read_words, "subreddits": read_subreddits, "common_words": read_words}
     rules = Rules(
         **{name: getattr(said, name) for name in (*numbers, "all_comments", "titles")},
         **{name: reader(getattr(said, name)) for name, reader in readers.items() if getattr(said, name)},

@@ -236,10 +236,10 @@ def _watched(work: Path, names: Sequence[str], progress: Progress, *, every: flo
             with contextlib.suppress(OSError, ValueError, KeyError):
                 if stem.with_suffix(".json").exists():
                     said = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-                    at = (size, said["counts"].get("comments", 0))
-                else:
-                    at = tuple(map(int, stem.with_suffix(".at").read_text().split()))
-                read, comments = read + at[0], comments + at[1]
+                    new, inside = size, said["counts"].get("comments", 0)
+                else:  # while it is being written it may hold less
+                    new, inside = map(int, stem.with_suffix(".at").read_text().split())
+                read, comments = read + new, comments + inside
         if read > told[0]:
             progress((read - told[0]) // 1000, (sum(sizes) - read) // 1000, comments - told[1])
             told[:] = read, comments

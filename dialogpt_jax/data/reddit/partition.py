@@ -58,7 +58,9 @@ def judge_partition(job: Partitions, task: tuple[int, int]) -> dict[str, Any]:
     done = stem.with_suffix(".judged.json")
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
-    statistics, held, tables = Statistics(), [], []
+    statistics = Statistics()
+    held: list[int] = []
+    tables: list[np.ndarray] = []
     lines = stem.with_suffix(".candidates")
     with naming(job.folder), lines.open("w", encoding="utf-8") as file:
         for thread, outcomes in _threads(job, number, size):

@@ -109,7 +109,7 @@ def _thread(rng: random.Random, thread: int, first: int, size: int) -> Iterator[
     for number in range(size):
         own = first + number
         chance = rng.random()
-        parent: str | int = f"t3_{name}"
+        parent = f"t3_{name}"
         if number and chance < 0.85:
             parent = f"t1_{as_bare_id(first + rng.randrange(max(0, number - 6), number))}"
         elif chance > 0.99:

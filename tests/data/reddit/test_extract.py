@@ -320,3 +320,12 @@ def test_help_has_rules_quirks_and_terms(capfd):
     assert all(name in out for name in RULES)
     assert "a right to have it deleted" in out
     assert "--leave-out" in out
+
+
+def test_a_dump_that_breaks_off_gives_what_it_holds_and_status_1(tmp_path, capfd):
+    dump = tmp_path / "RC.jsonl.gz"
+    dump.write_bytes(gzip.compress(b"".join(json.dumps(one).encode() + b"\n" for one in TALK))[:-4])
+    for _ in range(2):  # the second time it is there
+        assert main(["data", "reddit", str(dump), str(tmp_path / "out"), "--workers", "1"]) == 1
+        assert f"made of what stands before the break of {dump}, line 3; get" in capfd.readouterr().err
+        assert len(read_all(tmp_path / "out")) == 1
