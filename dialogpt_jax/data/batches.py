@@ -59,9 +59,9 @@ class Buckets(NamedTuple):
     """Examples of similar length share a batch, and every batch costs about the same.
 
     A bucket of length T has `rows · length / T` rows, rounded down to a multiple of `multiple`. Examples are drawn in
-    random order; what does not fill a batch of its bucket goes up into the next longer one, and what does not fill the
-    last is left out for this epoch. The batches come in random order. Where there are so few examples that not one batch
-    is filled, an epoch is one smaller batch of them all: see `whole_epoch`.
+    random order; what does not fill a batch of its bucket goes up into the next longer one, and the last batch is filled
+    by examples of the same epoch: see `filled`. The batches come in random order. Where there are so few examples that not
+    one batch is full, an epoch is one smaller batch of them all.
 
     Attributes:
       rows: of a batch at the full length.
@@ -90,17 +90,19 @@ class Buckets(NamedTuple):
             full = len(members) // rows * rows
             plan += [Planned(length, members[i : i + rows]) for i in range(0, full, rows)]
             left = members[full:]
-        if not plan:
-            return [whole_epoch(len(sizes), shapes[-1][1], multiple=self.multiple, rng=rng)]
+        if len(left):
+            rows, length = shapes[-1]
+            rows = rows if plan else -(-len(left) // self.multiple) * self.multiple
+            plan.append(Planned(length, filled(left, rows, len(sizes), rng)))
         return [plan[i] for i in rng.permutation(len(plan))]
 
 
 class SortedWindows(NamedTuple):
     """As microsoft/DialoGPT's `data_loader.py` does it: windows of 100 batches are sorted by length and cut into batches.
 
-    A batch is padded to its longest row, rounded up to a multiple of 8; what does not fill a batch is left out. Each
-    batch has `rows` rows, so short ones cost less, and there are as many programs as multiples of 8. Fewer examples than
-    a batch are one smaller batch: see `whole_epoch`.
+    A batch is padded to its longest row, rounded up to a multiple of 8. Each has `rows` rows, so short ones cost less, and
+    there are as many programs as multiples of 8. The last is filled by examples of the same epoch (see `filled`), where
+    theirs is dropped. Fewer examples than a batch are one smaller batch.
 
     Attributes:
       rows: of a batch.
@@ -120,26 +122,26 @@ class SortedWindows(NamedTuple):
         for start in range(0, len(order), span):
             window = order[start : start + span]
             window = window[np.argsort(-sizes[window], kind="stable")]
-            for i in range(0, len(window) - self.rows + 1, self.rows):
+            for i in range(0, len(window), self.rows):
                 members = window[i : i + self.rows]
-                plan.append(Planned(self._padded(sizes[members]), members))
-        if not plan:
-            return [whole_epoch(len(sizes), self._padded(sizes), multiple=self.multiple, rng=rng)]
+                if len(members) < self.rows:
+                    rows = self.rows if plan else -(-len(members) // self.multiple) * self.multiple
+                    members = filled(members, rows, len(sizes), rng)
+                length = -(-int(sizes[members].max()) // self.pad_multiple) * self.pad_multiple
+                plan.append(Planned(length, members))
         return [plan[i] for i in rng.permutation(len(plan))]
 
-    def _padded(self, sizes: np.ndarray) -> int:
-        return -(-int(sizes.max()) // self.pad_multiple) * self.pad_multiple
 
+def filled(left: np.ndarray, rows: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The last examples of an epoch of `count`, up to `rows` with others of it, drawn; none twice before all are once.
 
-def whole_epoch(count: int, length: int, *, multiple: int, rng: np.random.Generator) -> Planned:
-    """All examples as one batch, for data that does not fill one; rows that `multiple` wants on top are drawn from them.
+    So every example is seen in every epoch, and the batch is a function of the seed and the step as all are.
 
-    45 examples, multiple 8: 48 rows, three of the examples twice. So there is no example that a step leaves out, and the
-    batch is a function of the seed and the step here too.
+        90 examples, the last 2 left, 4 rows: [17 88 89 3]      3 examples, all left, 8 rows: [2 0 1 1 0 2 1 0]
     """
-    extra = -count % multiple
-    more = np.concatenate([rng.permutation(count) for _ in range(-(-extra // count))] or [np.zeros(0, np.int64)])
-    return Planned(length, rng.permutation(np.concatenate([np.arange(count), more[:extra]])))
+    order = rng.permutation(count)
+    order = order[np.argsort(np.isin(order, left), kind="stable")]  # the others first
+    return rng.permutation(np.concatenate([left, np.resize(order, rows - len(left))]))
 
 
 class Batches:

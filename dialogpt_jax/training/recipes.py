@@ -87,8 +87,8 @@ class Recipe:
       padding: [data] faithful: rows are padded to a multiple of 8; fixed: no further than the longest in their batch.
         (prepro.py; where batches are buckets, a bucket has one length and this says nothing)
       batching: [data] faithful: examples are sorted by length within windows of 100 parts of the shuffled corpus, and
-        what does not fill a batch is dropped in each window; fixed: buckets of length over the whole corpus, which drop
-        less than one batch in an epoch. (data_loader.py, BucketSampler)
+        the last batch, which theirs drops, is filled by other examples; fixed: buckets of length over the whole corpus.
+        (data_loader.py, BucketSampler)
       resume: [loop] faithful: the optimiser begins anew, only the schedule goes on; fixed: exactly where it stopped.
         Fixed by default even here: it changes no run that is not stopped. (LSP_train.py, --continue_from)
       numbers: steps, rates, sizes.

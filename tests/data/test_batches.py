@@ -1,4 +1,4 @@
-"""Batches: a function of (seed, step), padded without weight, planned alike by everyone, each example once an epoch."""
+"""Batches: a function of (seed, step), padded without weight, planned alike by everyone, each example in every epoch."""
 
 import collections
 
@@ -80,19 +80,27 @@ def test_a_batch_is_a_function_of_seed_and_step(planner):
 
 
 @pytest.mark.parametrize("planner", [BUCKETS, SortedWindows(4, window=3)])
-def test_each_example_is_seen_at_most_once_an_epoch_and_all_in_the_long_run(planner):
-    examples = drawn_examples()
-    batches = make(examples, planner=planner)
-    ever, orders = set(), []
+@pytest.mark.parametrize("count", [88, 89, 90, 91])
+def test_each_example_is_seen_at_least_once_an_epoch_and_the_fill_ins_of_one_batch_are_the_only_repeats(planner, count):
+    batches = make(drawn_examples(count), planner=planner)
+    orders, repeats, fill_ins = [], set(), set()
     for epoch in range(12):
         steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
-        numbers = [int(n) for step in steps for n in batches[step].tokens_BT[:, 0]]
-        assert max(collections.Counter(numbers).values()) == 1
-        assert len(numbers) > len(examples) - 4 * (1 if planner is BUCKETS else 8)  # less than a batch is left out
-        ever |= set(numbers)
-        orders.append(numbers)
-    assert ever == set(range(1, len(examples) + 1))
-    assert len({tuple(order) for order in orders}) == len(orders)  # an epoch is not the one before
+        rows = [batches[step].tokens_BT[:, 0].tolist() for step in steps]
+        assert all(len(set(numbers)) == len(numbers) for numbers in rows)
+        times = collections.Counter(number for numbers in rows for number in numbers)
+        assert set(times) == set(range(1, count + 1))
+        assert max(times.values()) <= 2
+        twice = {number for number, n in times.items() if n == 2}
+        assert any(twice <= set(numbers) for numbers in rows)
+        repeats.add(len(twice))
+        fill_ins.add(tuple(sorted(twice)))
+        orders.append(str(rows))
+    assert len(repeats) == 1  # an epoch has as many batches as the one before
+    assert max(repeats) < 4
+    assert max(repeats) == -count % 4 or planner is BUCKETS
+    assert len(fill_ins) > 6 or not max(repeats)
+    assert len(set(orders)) == len(orders)  # and they are others
 
 
 def test_batches_cost_about_the_same_and_their_rows_divide():
@@ -119,8 +127,8 @@ def test_lengths_are_mixed_over_an_epoch():
 def test_a_corpus_of_a_few_short_dialogues_still_fills_batches():
     few = [e for e in drawn_examples() if len(e.tokens_T) < 30][:9]
     batches = make(few)
-    assert batches.per_epoch == 2
-    assert {batches[step].tokens_BT.shape[0] for step in range(2)} == {4}
+    assert batches.per_epoch == 3
+    assert {batches[step].tokens_BT.shape[0] for step in range(3)} == {4}
 
 
 def test_shapes_end_where_the_longest_example_does():
