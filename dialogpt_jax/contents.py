@@ -20,9 +20,9 @@ from dialogpt_jax.data.shards import open_shards as open_shards
 from dialogpt_jax.decoding.generate import Generated as Generated
 from dialogpt_jax.decoding.generate import generate as generate
 from dialogpt_jax.decoding.generate import generate_candidates as generate_candidates
-from dialogpt_jax.decoding.logits import GREEDY as GREEDY
-from dialogpt_jax.decoding.logits import PAPER as PAPER
-from dialogpt_jax.decoding.logits import Sampling as Sampling
+from dialogpt_jax.decoding.sampling import GREEDY as GREEDY
+from dialogpt_jax.decoding.sampling import PAPER as PAPER
+from dialogpt_jax.decoding.sampling import Sampling as Sampling
 from dialogpt_jax.decoding.score import Scores as Scores
 from dialogpt_jax.decoding.score import score as score
 from dialogpt_jax.model import forward as forward

@@ -19,13 +19,14 @@ from dialogpt_jax.bundled.prompts import (
     read_prompts,
 )
 from dialogpt_jax.chat.bot import Bot
-from dialogpt_jax.decoding.logits import describe_sampling
+from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.evaluation.contexts import Context, cut
-from dialogpt_jax.evaluation.harness import DECODINGS, Settings, answer
+from dialogpt_jax.evaluation.harness import answer
 from dialogpt_jax.evaluation.intervals import Estimate
 from dialogpt_jax.evaluation.model_measures import measure_model, measure_replies
 from dialogpt_jax.evaluation.perplexity import bits_per_byte
 from dialogpt_jax.evaluation.replies import Reply
+from dialogpt_jax.evaluation.settings import DECODINGS, Settings
 from dialogpt_jax.evaluation.tables import as_markdown
 
 CARD = "README.md"

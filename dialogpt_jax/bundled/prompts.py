@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dialogpt_jax.chat.bot import Bot
-from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.sampling import Sampling
 
 MARKS = ("sensible", "passable", "nonsense")
 UNMARKED = "not marked"

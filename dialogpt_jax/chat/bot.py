@@ -16,22 +16,23 @@ import numpy as np
 
 from dialogpt_jax.arguments import as_path, as_plain, as_whole_number, shown
 from dialogpt_jax.chat.candidates import Candidate, Candidates
+from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.chat.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SAMPLING,
+    DEFAULT_SEED,
     checked_length,
     checked_sampling,
     few_buckets,
-    row_keys,
     rows_of_sampling,
     seed_or_drawn,
 )
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import generate, generate_candidates
-from dialogpt_jax.decoding.logits import Sampling
 from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.text.dialogue import DialogueError, TurnList, Turns, as_turns
 from dialogpt_jax.text.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ class Bot(LanguageModel):
         turns: Turns,
         *,
         sampling: Sampling = DEFAULT_SAMPLING,
-        seed: int | None = 0,
+        seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> str:
         """The reply to a dialogue.
@@ -83,7 +84,7 @@ class Bot(LanguageModel):
         n: int = 16,
         *,
         sampling: Sampling = DEFAULT_SAMPLING,
-        seed: int | None = 0,
+        seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> list[Candidate]:
         """`n` replies to one dialogue, drawn together on a shared prefix; the first is what `reply` gives."""
@@ -108,7 +109,7 @@ class Bot(LanguageModel):
         dialogues: Iterable[TurnList],
         *,
         sampling: Sampling = DEFAULT_SAMPLING,
-        seed: int | None = 0,
+        seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -137,7 +138,7 @@ class Bot(LanguageModel):
         dialogues: Iterable[TurnList],
         *,
         sampling: Sampling = DEFAULT_SAMPLING,
-        seed: int | None = 0,
+        seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -180,7 +181,7 @@ class Bot(LanguageModel):
         turns: Turns,
         *,
         sampling: Sampling = DEFAULT_SAMPLING,
-        seed: int | None = 0,
+        seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> Iterator[str]:
         """The reply in pieces of text, as it is drawn; joined they are what `reply` gives. Pieces are whole characters."""
@@ -192,7 +193,7 @@ class Bot(LanguageModel):
         self,
         *,
         sampling: Sampling = DEFAULT_SAMPLING,
-        seed: int | None = 0,
+        seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> Chat:
         """A conversation, `dialogpt_jax.Chat`, that keeps its turns and, between them, the cache."""

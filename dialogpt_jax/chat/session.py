@@ -19,19 +19,20 @@ import jax
 
 from dialogpt_jax.arguments import as_path, as_plain, shown
 from dialogpt_jax.chat.candidates import on_one_line
+from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.chat.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SAMPLING,
+    DEFAULT_SEED,
     checked_length,
     checked_sampling,
     few_buckets,
-    row_keys,
     seed_or_drawn,
 )
 from dialogpt_jax.decoding import stream as streaming
-from dialogpt_jax.decoding.logits import Sampling, describe_sampling
 from dialogpt_jax.decoding.request import assemble
+from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
 from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.text.dialogue import Turn, Turns, as_turns, texts_of
 
@@ -84,7 +85,7 @@ class Chat:
         self,
         model: LanguageModel,
         *,
-        seed: int | None = 0,
+        seed: int | None = DEFAULT_SEED,
         sampling: Sampling = DEFAULT_SAMPLING,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         turns: Turns = (),

@@ -1,5 +1,7 @@
-"""What a bot and a chat share: the defaults, checks of what a caller gives, how a seed becomes each row's key, and the
-lengths that programs are made for."""
+"""What a bot and a chat share: the defaults, checks of what a caller gives, and the lengths that programs are made for.
+
+Nothing here imports jax, for the help of a command shows the defaults.
+"""
 
 import dataclasses
 import logging
@@ -7,15 +9,15 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from dialogpt_jax.arguments import as_whole_number, shown
-from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.sampling import Sampling
 
 # The temperature by the marks of the bundled model's replies: see the table in its card.
 DEFAULT_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9)
 DEFAULT_MAX_NEW_TOKENS = 40
+DEFAULT_SEED = 0
 
 _log = logging.getLogger("dialogpt_jax")
 
@@ -57,7 +59,8 @@ def checked_sampling(sampling: Sampling, dialogues: int | None = None) -> Sampli
 
 def rows_of_sampling(sampling: Sampling, rows: Sequence[int]) -> Sampling:
     """The sampling of some of the dialogues that a sampling is for: value i of the result is value `rows[i]`."""
-    return jax.tree.map(lambda value: value[np.asarray(rows)] if np.ndim(value) else value, sampling)
+    values = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(sampling)}
+    return dataclasses.replace(sampling, **{k: v[np.asarray(rows)] for k, v in values.items() if np.ndim(v)})
 
 
 def few_buckets(size: int, most: int, least: int = 16) -> int:
@@ -74,22 +77,3 @@ def seed_or_drawn(seed: int | None) -> int:
         seed = secrets.randbits(32)
         _log.warning("drew seed %d; the same seed repeats this", seed)
     return as_whole_number("seed", seed, least=0, most=2**63 - 1)
-
-
-def row_keys(
-    seed: int, places: Sequence[int], turns: Sequence[int], attempts: Sequence[int] | None = None
-) -> jax.Array:
-    """One key a row: of the seed, its place in the caller's list, the turns of its dialogue, and which try this is."""
-    words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
-    attempts = [0] * len(places) if attempts is None else attempts
-    return _row_keys(words, *(np.array(x, np.uint32) for x in (places, turns, attempts)))
-
-
-@jax.jit
-def _row_keys(words: jax.Array, places_B: jax.Array, turns_B: jax.Array, attempts_B: jax.Array) -> jax.Array:
-    base = jax.random.fold_in(jax.random.key(words[0]), words[1])
-
-    def fold(place, turn, attempt):
-        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base, place), turn), attempt)
-
-    return jax.vmap(fold)(places_B, turns_B, attempts_B)

@@ -4,8 +4,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dialogpt_jax.chat.session import Chat
-from dialogpt_jax.chat.terminal import Terminal
 from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
 from dialogpt_jax.cli.flags import make_app
 
@@ -27,6 +25,9 @@ def run(
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
 ) -> int:
+    from dialogpt_jax.chat.session import Chat
+    from dialogpt_jax.chat.terminal import Terminal
+
     settings, seed = sampling_of(sampling), seed_of(reply.seed)
     bot = load_bot(model)
     if load is not None:

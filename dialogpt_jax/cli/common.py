@@ -1,15 +1,18 @@
 """What the commands that reply share: their flags, and the bot that they name."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from dialogpt_jax.chat.bot import Bot, load
-from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
+from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.cli.flags import MODEL, REPLY, SAMPLING, WHOLE, flags_of, said
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
-from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.weights.dtypes import DTypeName
+
+if TYPE_CHECKING:
+    from dialogpt_jax.chat.bot import Bot
 
 SAMPLING_HELP = {
     "temperature": "lower is safer, 0 is greedy",
@@ -47,15 +50,15 @@ class ModelFlags:
     model: Annotated[
         str | None,
         Parameter(
-            metavar="M",
+            metavar="MODEL",
             help="a model directory, or a name on the Hub such as microsoft/DialoGPT-medium; "
             "without it, the small model that ships with the package",
         ),
     ] = None
-    revision: Annotated[str | None, Parameter(help="branch, tag or commit of a Hub model")] = None
+    revision: Annotated[str | None, Parameter(metavar="NAME", help="branch, tag or commit of a Hub model")] = None
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        Parameter(help="compute in this (float32); bfloat16 halves the memory"),
+        DTypeName | None,
+        Parameter(metavar="NAME", help="compute in this (float32); bfloat16 halves the memory"),
     ] = None
     compilation_cache: CompilationCache = True
 
@@ -65,14 +68,20 @@ class ModelFlags:
 class ReplyFlags:
     """How a reply is made."""
 
-    seed: Annotated[str, Parameter(metavar="N", help="the same seed repeats a conversation; `random` draws one")] = "0"
+    seed: Annotated[str, Parameter(metavar="N", help="the same seed repeats a conversation; `random` draws one")] = str(
+        DEFAULT_SEED
+    )
     max_new_tokens: Annotated[int, WHOLE, Parameter(metavar="N", help="the longest reply, in tokens")] = (
         DEFAULT_MAX_NEW_TOKENS
     )
 
 
-def load_bot(flags: ModelFlags) -> Bot:
+def load_bot(flags: ModelFlags) -> "Bot":
     """The bot that the flags name, behind a compilation cache unless that is turned off."""
+    from dialogpt_jax.chat.bot import (
+        load,  # here, as in the commands, what imports jax: their help need not wait for it
+    )
+
     if flags.compilation_cache:
         keep_compiled_programs()
     return load(flags.model, dtype=flags.dtype, revision=flags.revision)

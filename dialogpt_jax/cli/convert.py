@@ -29,16 +29,18 @@ def run(
     target: Annotated[str, Parameter(name="DST", help="the directory, or with another --to the file, to write")],
     /,
     *,
-    to: Annotated[Form, Parameter(help="what to write")] = "directory",
-    dtype: Annotated[DTypeOrKeep | None, Parameter(help="of what is written; keep, or float16 for a .pkl")] = None,
-    tokenizer: Annotated[str | None, Parameter(metavar="DIR_OR_NAME", help="where it is, if SRC has none")] = None,
+    to: Annotated[Form, Parameter(metavar="FORM", help="what to write")] = "directory",
+    dtype: Annotated[
+        DTypeOrKeep | None, Parameter(metavar="NAME", help="of what is written; keep, or float16 for a .pkl")
+    ] = None,
+    tokenizer: Annotated[str | None, Parameter(metavar="MODEL", help="where it is, if SRC has none")] = None,
     config: Annotated[
         str | None, Parameter(metavar="FILE", help="a config.json, if SRC has none and the shapes do not do")
     ] = None,
     heads: Annotated[
         int | None, WHOLE, Parameter(metavar="N", help="attention heads, if SRC has no config: no shape tells")
     ] = None,
-    revision: Annotated[str | None, Parameter(help="a branch, tag or commit on the Hub")] = None,
+    revision: Annotated[str | None, Parameter(metavar="NAME", help="a branch, tag or commit on the Hub")] = None,
     force: Annotated[bool, Parameter(help="replace the model, or the file, that is at DST")] = False,
 ) -> int:
     with warnings.catch_warnings():

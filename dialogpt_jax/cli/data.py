@@ -78,7 +78,7 @@ TokenizerFlag = Annotated[
     str | None,
     Parameter(
         name="--tokenizer",
-        metavar="DIR_OR_NAME",
+        metavar="MODEL",
         help="the model that will be trained: its directory, or name on the Hub; by default the one in the package",
     ),
 ]

@@ -15,6 +15,7 @@ from dialogpt_jax.evaluation import measures, reply_files, tables
 from dialogpt_jax.evaluation.cleaning import clean
 from dialogpt_jax.evaluation.intervals import Estimate, compare
 from dialogpt_jax.evaluation.meteor import meteor
+from dialogpt_jax.evaluation.settings import Settings
 
 EXAMPLES = """\
 A reference file with tabs holds all references of a line: `key ⇥ 12|reference ⇥ reference …`, the layout of the 6k test \
@@ -26,7 +27,7 @@ they are written as they come; stopped, the same command goes on from there.
 
 Examples:
   dialogpt eval --hypotheses replies.txt --references ref0.txt ref1.txt ref2.txt
-  dialogpt eval --hypotheses replies.txt --references refs.txt --compare other.txt
+  dialogpt eval --hypotheses a.txt --references refs.txt --compare b.txt
   dialogpt eval --data valid.jsonl.gz --contexts 6000 --out greedy.jsonl
   dialogpt eval --data valid.jsonl.gz --contexts 6000 --decode topk \\
       --out topk.jsonl --compare greedy.jsonl
@@ -117,7 +118,9 @@ class ResultFlags:
     bootstrap: Annotated[int, FROM_0, Parameter(metavar="N", help="resampled sets of lines; 0: no such intervals")] = (
         measures.RESAMPLES
     )
-    seed: Annotated[int, FROM_0, Parameter(metavar="N", help="of the resampling, and of a model's draws")] = 0
+    seed: Annotated[int, FROM_0, Parameter(metavar="N", help="of the resampling, and of a model's draws")] = (
+        Settings.seed
+    )
     beside: Annotated[
         Literal[*tables.PUBLISHED] | None,  # type: ignore[valid-type]
         Parameter(metavar="ROW", help="a row of DialoGPT's tables as a column"),

@@ -11,7 +11,7 @@ from dialogpt_jax.cli.common import ModelFlags, load_bot
 from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE, said
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.formats import held_out
-from dialogpt_jax.evaluation import harness, model_measures, tables
+from dialogpt_jax.evaluation import settings, tables
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.intervals import compare
 from dialogpt_jax.evaluation.replies import Reply, read_replies
@@ -44,16 +44,17 @@ class AskFlags:
         ),
     ] = None
     decode: Annotated[
-        Literal[*harness.DECODINGS],  # type: ignore[valid-type]
+        Literal[*settings.DECODINGS],  # type: ignore[valid-type]
         Parameter(
-            help="the best token; top-k sampling (k 10, the paper's); nucleus sampling (p 0.9); what `dialogpt reply` does"
+            metavar="HOW",
+            help="the best token; top-k sampling (k 10, the paper's); nucleus sampling (p 0.9); what `dialogpt reply` does",
         ),
-    ] = "greedy"
+    ] = settings.DEFAULT_DECODING
     max_new_tokens: Annotated[int, WHOLE, Parameter(metavar="N", help="the longest reply, in tokens")] = (
-        harness.Settings.max_new_tokens
+        settings.Settings.max_new_tokens
     )
     batch_size: Annotated[int, FROM_1, Parameter(metavar="N", help="replies made together on each device")] = (
-        harness.ROWS
+        settings.ROWS
     )
     out: Annotated[
         str | None,
@@ -80,10 +81,12 @@ def run_model(
     ask: AskFlags, model: ModelFlags, sampling: Any, *, compared: str | None, resamples: int, seed: int
 ) -> tables.Table | None:
     """The replies of a model to contexts of `--data`, and their measures; none of one `--part`."""
+    from dialogpt_jax.evaluation import harness, model_measures
+
     if ask.part and not ask.out:
         raise ValueError("--part needs --out")
-    drawn = dataclasses.replace(harness.DECODINGS[ask.decode], **said(sampling))
-    settings = harness.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size)
+    drawn = dataclasses.replace(settings.DECODINGS[ask.decode], **said(sampling))
+    asked = settings.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size)
     dialogues, dropped = held_out(str(ask.data))
     if dropped:
         streams.tell(dropped)
@@ -96,7 +99,7 @@ def run_model(
         found = harness.answer(
             bot,
             contexts,
-            settings,
+            asked,
             out=ask.out,
             part=ask.part or (0, 1),
             progress=lambda new, left: progress(len(new), left, sum(reply.tokens for reply in new)),
@@ -115,7 +118,7 @@ def run_model(
             for name, answers in ((names[0], found), (names[1], other))
         }
         differences = [compare(*pair) for pair in zip(*systems.values(), strict=True)]
-    run = harness.describe_run(bot, contexts, settings)
+    run = harness.describe_run(bot, contexts, asked)
     named = {"data": ask.data, "decode": ask.decode, "compare": compared, "bootstrap": resamples}
     title = f"{len(contexts)} contexts of {len(dialogues)} dialogues, {run['sampling']}, seed {seed}"
     return tables.Table(title, systems, differences, {**named, **run})

@@ -99,7 +99,7 @@ def flags_of(
         elif kind is None:
             kind = next(k for k in kinds if k is not type(None))
             converter = whole if kind is int else None
-        shown = Parameter(help=text, converter=converter, metavar="N" if kind in (int, float) else None)
+        shown = Parameter(help=text, converter=converter, metavar="N" if kind in (int, float) else "NAME")
         annotation: Any = Annotated[kind | None, shown]  # type: ignore[valid-type]
         fields.append((field.name, annotation, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(f"{options.__name__}Flags", fields, frozen=True)

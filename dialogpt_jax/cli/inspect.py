@@ -23,7 +23,7 @@ def run(
     path: Annotated[str, Parameter(name="FILE", help="a weight file, a model directory, or a name on the Hub")],
     /,
     *,
-    revision: Annotated[str | None, Parameter(help="a branch, tag or commit on the Hub")] = None,
+    revision: Annotated[str | None, Parameter(metavar="NAME", help="a branch, tag or commit on the Hub")] = None,
     as_json: Annotated[bool, Parameter(name="--json", help="one JSON object instead of lines")] = False,
 ) -> int:
     findings = inspect_source(path, revision=revision)

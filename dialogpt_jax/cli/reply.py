@@ -16,7 +16,7 @@ from dialogpt_jax.text.lines import written_lines
 EXAMPLES = """\
 Examples:
   dialogpt reply "Does money buy happiness?"
-  dialogpt reply "Hi!" "Hello." "Any plans?"    three turns; the reply is to the last
+  dialogpt reply "Hi!" "Hello." "Any plans?"    three turns; replies to the last
   echo "Hi!" | dialogpt reply -                 turns from a pipe, one a line
   dialogpt reply --json --candidates 4 "Hi!"    everything, for a program
   dialogpt reply --data talk.jsonl > out.jsonl  a reply to each line
@@ -73,9 +73,10 @@ def _reply_to_file(data: str, out: str | None, model: ModelFlags, reply: ReplyFl
     from dialogpt_jax.data.formats import dialogues_to_reply_to
     from dialogpt_jax.evaluation import harness
     from dialogpt_jax.evaluation.contexts import Context
+    from dialogpt_jax.evaluation.settings import Settings
 
     contexts = [Context(turns, "", number) for number, turns in enumerate(dialogues_to_reply_to(data))]
-    settings = harness.Settings(sampling, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens)
+    settings = Settings(sampling, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens)
     with show_progress("replies", "tokens") as progress:
         found = harness.answer(
             load_bot(model),

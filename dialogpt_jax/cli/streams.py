@@ -1,6 +1,7 @@
 """Standard input, output and error of a command: put in order before it, and given up when it cannot be written to."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -22,7 +23,8 @@ def prepare() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (open for the process)
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
+            with contextlib.suppress(io.UnsupportedOperation):  # what has been read from already stays as it is
+                stream.reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
 
 
 def tell(line: str) -> None:

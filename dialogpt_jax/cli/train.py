@@ -13,8 +13,8 @@ from dialogpt_jax.cli.flags import HOW, WHERE, flags_of, make_app, said
 from dialogpt_jax.cli.program_cache import keep_compiled_programs
 from dialogpt_jax.cli.train_inputs import TrainInputs, read_examples, read_model, refuse_another_run, sizes_of
 from dialogpt_jax.data.example_options import MAX_LENGTH
-from dialogpt_jax.run.options import TOLD, TrainOptions
-from dialogpt_jax.training.optim import OPTIMIZERS
+from dialogpt_jax.run.options import TOLD, TOPOLOGY, TrainOptions
+from dialogpt_jax.training.names import OPTIMIZERS
 from dialogpt_jax.training.recipes import named_recipe
 
 DEFAULT_PROMPTS = ("Hello, how are you?", "What do you like to do?")
@@ -63,7 +63,7 @@ class RecipeFlags:
 
     recipe: Annotated[
         Literal["paper"] | None,
-        Parameter(help="as microsoft/DialoGPT trains, quirks included; flags override its numbers"),
+        Parameter(metavar="NAME", help="as microsoft/DialoGPT trains, quirks included; flags override its numbers"),
     ] = None
     fixed: Annotated[
         str | None, Parameter(metavar="QUIRK,…", help="with --recipe: these quirks put right (`all`: every one)")
@@ -84,7 +84,7 @@ class WhereFlags:
         Parameter(metavar="TEXT", help="show the reply to this at every evaluation; repeatable"),
     ] = None
     compile_only: Annotated[bool, Parameter(help="compile the step for --topology, tell its costs, and end")] = False
-    topology: Annotated[str, Parameter(metavar="T", help="of TPUs, for --compile-only")] = "v5e:2x4"
+    topology: Annotated[str, Parameter(metavar="CHIP:SHAPE", help="of TPUs, for --compile-only")] = TOPOLOGY
     compilation_cache: CompilationCache = True
 
 

@@ -35,7 +35,7 @@ class TrainInputs:
         str | None,
         Parameter(metavar="MODEL", help="begin from this directory or Hub name (default: the model in the package)"),
     ] = None
-    revision: Annotated[str | None, Parameter(help="branch, tag or commit of a Hub model")] = None
+    revision: Annotated[str | None, Parameter(metavar="NAME", help="branch, tag or commit of a Hub model")] = None
     config: Annotated[
         str | None,
         Parameter(

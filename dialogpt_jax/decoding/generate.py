@@ -17,9 +17,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dialogpt_jax import model
 from dialogpt_jax.cache import KVCache, ReplyCache, init_cache
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.logits import Sampling
 from dialogpt_jax.decoding.loop import DecodeState, StepFn, begin, decode
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
+from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.token_arrays import Array, array_library, is_traced
 
 

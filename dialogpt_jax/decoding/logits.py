@@ -15,12 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
-from dialogpt_jax.arguments import as_flag, shown
+from dialogpt_jax.arguments import shown
+from dialogpt_jax.decoding.sampling import TOP_K_BUCKETS, Number, Sampling, is_number
 from dialogpt_jax.token_arrays import Array, array_library
 
-TOP_K_BUCKETS = (16, 64, 256, 1024)
 # Halvings of a log-probability interval 40 wide: the threshold is known to 4e-8, float32's own precision near 1.
 _BISECTIONS = 30
 # A set that holds all of `top_p` but this is enough: a few roundings of sums near 1, so that .5 + .3 is .8.
@@ -28,86 +27,11 @@ _ENOUGH = 3e-7
 # A colder temperature is taken for this: no logit over it is beyond float32, and a lead of 1e-6 decides.
 _COLDEST = 1e-8
 
-Number = float | int | np.ndarray | np.number | jax.Array | None
-
-
-@struct.dataclass
-class Sampling:
-    """How a token is chosen. A pytree: numbers are leaves, so another number compiles nothing; `None` leaves a step out.
-
-    Attributes:
-      temperature: divides the logits; `None` (or 0, made `None`) takes the best token: greedy.
-      top_k: only the k best, 1 to 1024. Ties with the last of them stay, as far as they are among the best 16, 64, 256 or
-        1024: the first of these that is over k (at 1024 none stay).
-      top_p: only the smallest set of best tokens that holds this probability, over 0 to 1 (Holtzman et al. 2019), to
-        within 3e-7. Of ties with the last of them, as many stay as are needed, the last by id; without `top_k`, all.
-      min_p: only tokens at least this fraction as probable as the best, 0 to 1 (Nguyen et al. 2024).
-      repetition_penalty: logits of seen tokens are divided by it where positive, else multiplied (Keskar et al. 2019);
-        over 0, 1 changes nothing.
-      penalize_context: static; seen are the tokens of the whole context, not of the reply alone.
-      min_new_tokens: the reply's length before its EOS is at least this; 1 by default: a reply is not empty.
-
-    Numbers may be scalars or arrays with one value a row.
-
-    Raises:
-      ValueError: a number out of range (jax's arrays are not looked at).
-
-    Example:
-      >>> bot.reply("Hi!", sampling=dg.Sampling(temperature=0.8, top_k=50, top_p=0.9))
-      '...'
-      >>> bot.reply("Hi!", sampling=dg.GREEDY) == bot.reply("Hi!", sampling=dg.GREEDY, seed=1)
-      True
-    """
-
-    temperature: Number = 1.0
-    top_k: Number = None
-    top_p: Number = None
-    min_p: Number = None
-    repetition_penalty: Number = None
-    penalize_context: bool = struct.field(pytree_node=False, default=False)
-    min_new_tokens: Number = 1
-
-    def __post_init__(self) -> None:
-        if _is_number(self.temperature) and self.temperature == 0:
-            object.__setattr__(self, "temperature", None)
-        _check("temperature", self.temperature, low=0.0, high=1e4, open_low=True)
-        _check("top_k", self.top_k, low=1, high=TOP_K_BUCKETS[-1], whole=True)
-        _check("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
-        _check("min_p", self.min_p, low=0.0, high=1.0)
-        _check("repetition_penalty", self.repetition_penalty, low=0.0, high=1e4, open_low=True)
-        as_flag("penalize_context", self.penalize_context)
-        _check("min_new_tokens", self.min_new_tokens, low=0, high=2**31 - 1, whole=True)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
-def _check(name: str, value: Any, *, low: float, high: float, open_low: bool = False, whole: bool = False) -> None:
-    if isinstance(value, str | bool | bytes | np.bool_):
-        raise ValueError(f"{name} is {value!r}; it must be a number")
-    if isinstance(value, list | tuple | dict):  # a pytree of its own, not one leaf
-        raise ValueError(f"{name} is {shown(value)}; for one number a row, give an array")
-    if value is None or isinstance(value, jax.Array) or not (hasattr(value, "__array__") or _is_number(value)):
-        return  # left out, not to be looked at, or what jax puts in a tree for a moment
-    numbers = np.asarray(value)
-    if numbers.dtype.kind not in "iuf":
-        raise ValueError(f"{name} is {shown(value)}; it must be a number")
-    if numbers.ndim:
-        open_low = open_low and name != "temperature"  # 0 for some rows: they take their best token
-    inside = ((low < numbers) if open_low else (low <= numbers)) & (numbers <= high)
-    if whole:
-        inside &= numbers == np.floor(numbers)
-    if not inside.all():
-        kind = "a whole number" if whole else "a number"
-        wrong = value if numbers.ndim == 0 else f"{shown(value)}, of which {numbers[~inside].flat[0]}"
-        above = open_low and name != "temperature"  # whose 0 is greedy
-        limits = f"over {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise ValueError(f"{name} is {wrong}; it must be {kind} {limits}")
-
-
-GREEDY = Sampling(temperature=None)
-PAPER = Sampling(top_k=10)  # arXiv 1911.00536, section 3.3: top-k sampling, k = 10
+jax.tree_util.register_dataclass(
+    Sampling,
+    data_fields=[field.name for field in dataclasses.fields(Sampling) if field.name != "penalize_context"],
+    meta_fields=["penalize_context"],
+)
 
 
 def top_k_bucket(sampling: Sampling, vocab_size: int) -> int | None:
@@ -131,7 +55,7 @@ def by_row(sampling: Sampling, rows: int) -> Sampling:
     """
 
     def each(path: Any, number: Any) -> Array:
-        if not (_is_number(number) or isinstance(number, np.ndarray | jax.Array)):
+        if not (is_number(number) or isinstance(number, np.ndarray | jax.Array)):
             raise ValueError(f"{path[0].name} is {shown(number)}; it must be a number")
         library = array_library(number)
         if np.shape(number) not in ((), (rows,)):
@@ -267,15 +191,3 @@ def choose(
 def _column(value: Number) -> jax.Array:
     """A scalar as (1, 1), a value per row as (M, 1)."""
     return jnp.asarray(value, jnp.float32).reshape(-1, 1)
-
-
-def describe_sampling(sampling: Sampling) -> str:
-    """The settings that are on, for a person: `temperature 0.8, top_k 50`."""
-    on = ["greedy"] if sampling.temperature is None else []
-    for field in dataclasses.fields(sampling):
-        value = getattr(sampling, field.name)
-        if value is None or value is False:
-            continue
-        if field.name != "min_new_tokens" or not _is_number(value) or value != 1:
-            on.append(f"{field.name} {value:g}" if _is_number(value) else f"{field.name} {value}")
-    return ", ".join(on)

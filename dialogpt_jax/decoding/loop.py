@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dialogpt_jax.decoding.logits import Sampling, choose
+from dialogpt_jax.decoding.logits import choose
+from dialogpt_jax.decoding.sampling import Sampling
 
 # tokens_MT, positions_MT, cache → logits_MTV (float32) of the token after each, and the cache with these tokens in it
 StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]

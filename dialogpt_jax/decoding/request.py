@@ -17,8 +17,9 @@ from flax import struct
 
 from dialogpt_jax.arguments import as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.logits import Sampling, by_row, top_k_bucket
+from dialogpt_jax.decoding.logits import by_row, top_k_bucket
 from dialogpt_jax.decoding.loop import RowSettings
+from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens
 
 SMALLEST_BUCKET = 16

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +23,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.chat.language_model import LanguageModel
-from dialogpt_jax.chat.settings import (
-    DEFAULT_MAX_NEW_TOKENS,
-    DEFAULT_SAMPLING,
-    checked_length,
-    checked_sampling,
-    row_keys,
-)
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import generate
-from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, describe_sampling
 from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.replies import Reply, as_line, read_replies, save_replies
-
-# Top-k is the paper's (section 3.3); nucleus has Holtzman et al.'s p for dialogue-sized models; chat is `Bot.reply`'s.
-DECODINGS: Mapping[str, Sampling] = {
-    "greedy": GREEDY,
-    "topk": PAPER,
-    "nucleus": Sampling(top_p=0.9),
-    "chat": DEFAULT_SAMPLING,
-}
-ROWS = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides a model's replies to given contexts.
-
-    Attributes:
-      sampling: how a token is chosen.
-      seed: of the draws, from 0.
-      max_new_tokens: the longest reply, EOS included.
-      rows: contexts in a batch, which one device answers at a time. Rounding differs with it (1e-6 in float32).
-    """
-
-    sampling: Sampling = GREEDY
-    seed: int = 0
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
-    rows: int = ROWS
-
-    def __post_init__(self) -> None:
-        checked_length(self.max_new_tokens)
-        checked_sampling(self.sampling)
-        if self.rows < 1:
-            raise ValueError(f"rows is {self.rows}; a batch has at least 1")
+from dialogpt_jax.evaluation.settings import Settings
 
 
 def answer(

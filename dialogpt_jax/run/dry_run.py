@@ -22,15 +22,15 @@ from jax.sharding import Mesh, NamedSharding
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.example_options import MAX_LENGTH
 from dialogpt_jax.decoding.generate import reply_program_on_mesh
-from dialogpt_jax.decoding.logits import Sampling
 from dialogpt_jax.decoding.request import Request, assemble
+from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.model import init_params
 from dialogpt_jax.parallel.chips import CHIPS, Chip, forward_flops, training_flops
 from dialogpt_jax.parallel.mesh import make_mesh
 from dialogpt_jax.parallel.rules import check_divides, decode_sharding, shardings
 from dialogpt_jax.run.compiled_text import collectives, loops
 from dialogpt_jax.run.dry_run_report import CompiledProgram, DryRunReport, render
-from dialogpt_jax.run.options import TrainOptions
+from dialogpt_jax.run.options import TOPOLOGY, TrainOptions
 from dialogpt_jax.run.program import lower_step
 
 __all__ = ["DryRunError", "dry_run", "render"]
@@ -55,7 +55,7 @@ def dry_run(
     config: GPT2Config,
     options: TrainOptions,
     *,
-    topology: str = "v5e:2x4",
+    topology: str = TOPOLOGY,
     mesh: Mapping[str, int] | None = None,
     max_new_tokens: int | None = 64,
     sampling: Sampling | None = None,

@@ -2,19 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
-
-import jax
-import optax
+from typing import TYPE_CHECKING, Any
 
 from dialogpt_jax.arguments import as_number, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Buckets, Planner
-from dialogpt_jax.training.average import averaged
-from dialogpt_jax.training.optim import ADAM_SHARE, OPTIMIZERS, UnknownOptimizer, make_optimizer
+from dialogpt_jax.training.names import ADAM_SHARE, OPTIMIZERS, SCHEDULES, UnknownOptimizer, UnknownSchedule
 from dialogpt_jax.training.recipes import Recipe
-from dialogpt_jax.training.schedules import SCHEDULES, UnknownSchedule, make_schedule
 from dialogpt_jax.weights.dtypes import parse_dtype
+
+if TYPE_CHECKING:  # else where it is used, for the help of a command shows the defaults below
+    import jax
+    import optax
 
 LARGEST = 3.4e38  # float32's
 
@@ -32,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 LONGEST_WARMUP = 1000
+TOPOLOGY = "v5e:2x4"  # that a run is compiled for without a TPU, where none is named
 TOLD = ("log_every", "evaluate_every", "save_every", "keep")  # these do not change the trained weights
 UNSAID: Any = None  # so the fields below have the type that they have once they are filled in
 
@@ -167,10 +167,12 @@ class TrainOptions:
             config if rate is None else dataclasses.replace(config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
         )
 
-    def rate(self, config: GPT2Config) -> optax.Schedule:
+    def rate(self, config: GPT2Config) -> "optax.Schedule":
         """The learning rate by step."""
         if self.recipe is not None:
             return self._numbered().schedule(config.n_embd)
+        from dialogpt_jax.training.schedules import make_schedule
+
         return make_schedule(
             self.schedule,
             learning_rate=self.learning_rate,
@@ -180,10 +182,13 @@ class TrainOptions:
             decay=self.decay,
         )
 
-    def transformation(self, config: GPT2Config) -> optax.GradientTransformation:
+    def transformation(self, config: GPT2Config) -> "optax.GradientTransformation":
         """The optimiser, schedule and clipping included."""
         if self.recipe is not None:
             return self._numbered().optimizer(config.n_embd)
+        from dialogpt_jax.training.average import averaged
+        from dialogpt_jax.training.optim import make_optimizer
+
         optimizer = make_optimizer(
             self.optimizer,
             self.rate(config),
@@ -200,7 +205,7 @@ class TrainOptions:
         planner = None if self.recipe is None else self._numbered().planner(multiple)
         return planner or Buckets(self.batch_size, length, self.buckets, multiple)
 
-    def weigh(self, weights_BT: jax.Array) -> jax.Array:
+    def weigh(self, weights_BT: "jax.Array") -> "jax.Array":
         """The weights of targets as the recipe takes them."""
         return weights_BT if self.recipe is None else self._numbered().weigh(weights_BT)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-OPTIMIZERS = ("adamw", "muon")
+from dialogpt_jax.training.names import ADAM_SHARE, OPTIMIZERS, UnknownOptimizer
 
 # Which axes of our kernels go in and out (model.py, "Layout"); the 3 of c_attn is a batch of three matrices.
 _MATRICES = {
@@ -26,12 +26,6 @@ _MATRICES = {
 }
 # The last name of a parameter's path. By name, not by rank: the bias of c_attn has three axes.
 _DECAYS = {"kernel": True, "embedding": True, "bias": False, "scale": False}
-# Adam's rate beside Muon's: the bundled model's 0.004 to 0.02.
-ADAM_SHARE = 0.2
-
-
-class UnknownOptimizer(ValueError):
-    """No optimiser has this name."""
 
 
 def decays(params: Any) -> Any:

@@ -19,15 +19,15 @@ Letters: B rows, T tokens.
 """
 
 import dataclasses
-from typing import Any, Literal
-
-import jax
-import jax.numpy as jnp
-import optax
+from typing import TYPE_CHECKING, Any, Literal
 
 from dialogpt_jax.data.batches import SortedWindows
-from dialogpt_jax.training.optim import clip_each, decays, scale_by_uncorrected_adam
-from dialogpt_jax.training.schedules import make_schedule, noam_to
+
+if (
+    TYPE_CHECKING
+):  # else where it is used: a recipe is a field of the options, whose defaults the help of a command shows
+    import jax
+    import optax
 
 Choice = Literal["faithful", "fixed"]
 
@@ -128,8 +128,10 @@ class Recipe:
         """With other `Numbers`."""
         return dataclasses.replace(self, numbers=dataclasses.replace(self.numbers, **numbers))
 
-    def schedule(self, d_model: int) -> optax.Schedule:
+    def schedule(self, d_model: int) -> "optax.Schedule":
         """The learning rate by step, of a model of this width."""
+        from dialogpt_jax.training.schedules import make_schedule, noam_to
+
         n = self.numbers
         if n.schedule == "noam" and self.rate == "fixed":
             return noam_to(n.learning_rate, warmup=n.warmup)
@@ -137,12 +139,16 @@ class Recipe:
             n.schedule, learning_rate=n.learning_rate, steps=n.steps, warmup=n.warmup, d_model=d_model, decay=n.decay
         )
 
-    def optimizer(self, d_model: int) -> optax.GradientTransformation:
+    def optimizer(self, d_model: int) -> "optax.GradientTransformation":
         """The optimiser. It takes the gradient of the mean loss of a batch whose weights are those of `weigh`.
 
         Args:
           d_model: the model's width, for noam.
         """
+        import optax
+
+        from dialogpt_jax.training.optim import clip_each, decays, scale_by_uncorrected_adam
+
         n = self.numbers
         eps = 1e-6 if self.epsilon == "faithful" else 1e-8
         adam = scale_by_uncorrected_adam if self.bias_correction == "faithful" else optax.scale_by_adam
@@ -160,7 +166,7 @@ class Recipe:
         """How many parts of a batch have a mean loss of their own, whose gradients are summed."""
         return self.numbers.accumulate if self.accumulation == "faithful" else 1
 
-    def weigh(self, weights_BT: jax.Array) -> jax.Array:
+    def weigh(self, weights_BT: "jax.Array") -> "jax.Array":
         """Weights with which the loss's Σ weighted / Σ weights is the mean of the groups' own means.
 
         Args:
@@ -173,6 +179,8 @@ class Recipe:
         Two groups of one row:   [0 1 1 1 1]        [0 1/4 1/4 1/4 1/4]
                                  [0 1 1 0 0]   →    [0 1/2 1/2   0   0]
         """
+        import jax.numpy as jnp
+
         if self.weights == "faithful":
             weights_BT = (weights_BT != 0).astype(weights_BT.dtype)
         groups, rows = self.groups, weights_BT.shape[0]
@@ -209,8 +217,10 @@ class Recipe:
         rows, window = self.numbers.batch_size, self.sort_window
         return None if window is None else SortedWindows(rows, max(window // rows, 1), self.multiple, multiple)
 
-    def resumed(self, restored: Any, optimizer: optax.GradientTransformation, params: Any, step: int) -> Any:
+    def resumed(self, restored: Any, optimizer: "optax.GradientTransformation", params: Any, step: int) -> Any:
         """The optimiser's state with which a run goes on after `step` steps: `restored`, or a new one at that rate."""
+        import jax
+
         if self.resume == "fixed":
             return restored
         state = optimizer.init(params)
@@ -250,8 +260,12 @@ QUIRKS = tuple(field.name for field in dataclasses.fields(Recipe) if field.name 
 
 
 def _is_schedule(state: Any) -> bool:
+    import optax
+
     return isinstance(state, optax.ScaleByScheduleState)
 
 
 def _counted_from(step: int, state: Any) -> Any:
+    import jax.numpy as jnp
+
     return state._replace(count=jnp.asarray(step, jnp.int32)) if _is_schedule(state) else state

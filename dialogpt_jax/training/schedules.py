@@ -12,15 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from dialogpt_jax.arguments import as_number, as_whole_number
+from dialogpt_jax.training.names import SCHEDULES, UnknownSchedule
 
 # What microsoft/DialoGPT multiplies `--learning_rate` by (gpt2_training/train_utils.py, set_lr).
 _NOAM_FACTOR = 1e4
 # lsp_model/optim.py there, the defaults of noamwd_decay, which nothing overrides.
 _NOAMWD_START, _NOAMWD_STEPS, _NOAMWD_RATE = 500, 1000, 0.5
-
-
-class UnknownSchedule(ValueError):
-    """No schedule has this name."""
 
 
 def constant(peak: float, *, warmup: int = 0) -> optax.Schedule:
@@ -92,9 +89,6 @@ def trapezoid(peak: float, *, steps: int, warmup: int, decay: int) -> optax.Sche
         ],
         boundaries=[warmup, steps - decay],
     )
-
-
-SCHEDULES = ("constant", "linear", "cosine", "noam", "noamwd", "trapezoid")
 
 
 def make_schedule(

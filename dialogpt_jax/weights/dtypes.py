@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import jax
-import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16 by its name)
 import numpy as np
 
 from dialogpt_jax.convert.mapping import NonFiniteWeights
+
+if TYPE_CHECKING:  # else where it is used, for the help of a command names the dtypes
+    import jax
 
 DTypeName = Literal["float32", "bfloat16", "float16"]  # that a model may be stored and computed in
 DTYPES = get_args(DTypeName)
@@ -21,7 +23,7 @@ def parse_dtype(dtype: Any) -> np.dtype:
       ValueError: not one of `DTYPES`.
     """
     try:
-        parsed = jnp.dtype(dtype)
+        parsed = np.dtype(dtype)
     except TypeError:
         parsed = None
     if dtype is None or parsed is None or parsed.name not in DTYPES:
@@ -29,8 +31,10 @@ def parse_dtype(dtype: Any) -> np.dtype:
     return parsed
 
 
-def copy_to_jax(array: np.ndarray) -> jax.Array:
+def copy_to_jax(array: np.ndarray) -> "jax.Array":
     """A copy: the file that the array lies in may be mapped, and may change."""
+    import jax.numpy as jnp
+
     return jnp.array(array, copy=True)
 
 
@@ -40,6 +44,8 @@ def cast(params: Any, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = copy
     Warns:
       NonFiniteWeights: a finite weight is out of the new dtype's range.
     """
+    import jax
+
     lost = 0
 
     def cast_one(leaf: Any) -> Any:
@@ -49,7 +55,7 @@ def cast(params: Any, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = copy
             return to(old)
         with np.errstate(over="ignore", invalid="ignore"):
             new = old.astype(dtype)
-        if dtype == jnp.float16 or old.dtype.itemsize == 8:  # the only ways to a smaller range
+        if dtype == np.float16 or old.dtype.itemsize == 8:  # the only ways to a smaller range
             lost += int(np.count_nonzero(np.isfinite(old) & ~np.isfinite(new)))
         return to(new)
 

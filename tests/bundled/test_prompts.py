@@ -15,7 +15,7 @@ from dialogpt_jax.bundled.prompts import (
     read_prompts,
 )
 from dialogpt_jax.data.formats import read_dialogues
-from dialogpt_jax.decoding.logits import GREEDY
+from dialogpt_jax.decoding.sampling import GREEDY
 
 
 def test_forty_prompts_ten_of_a_kind_five_chats_and_a_rule_for_each_mark():

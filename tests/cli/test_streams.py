@@ -70,6 +70,13 @@ def test_an_ascii_terminal_gets_help_replies_and_json(model):
         assert done.stdout.strip()
 
 
+def test_main_runs_where_standard_input_has_been_read_from():
+    line = """printf 'Hello\\nno\\n' | "$PYTHON" -c 'import sys; from dialogpt_jax.cli.main import main
+print(input()); sys.exit(main(["--version"]))'"""
+    done = shell(line)
+    assert (done.returncode, done.stderr, done.stdout.splitlines()[0]) == (0, b"", b"Hello")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_json_is_the_same_value_in_every_encoding(encoding, monkeypatch):
     """And no control character is bare in it, which a terminal might obey."""

@@ -1,6 +1,7 @@
 """The words of the command line: what is misspelt, what is asked for help, and where a flag's default comes from."""
 
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -68,14 +69,26 @@ def test_the_version_is_the_package_s(capsys):
     assert capsys.readouterr().out == f"{dg.__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["rply"]])
-def test_what_needs_no_jax_imports_none(words):
-    code = f"import sys; from dialogpt_jax.cli.main import main; main({words}); sys.exit('jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
+WITHOUT_JAX = """
+import sys
+from dialogpt_jax.cli.main import main
+for words in {}:
+    main(words)
+    if "jax" in sys.modules:
+        sys.exit(" ".join(words))
+"""
+EVERY = [*([name] for name in COMMANDS), ["data", "check"], ["data", "prepare"], ["data", "reddit"]]
+
+
+def test_help_and_wrong_words_import_no_jax():
+    """It takes most of a start, and a person who asks for help waits."""
+    asked = [["--help"], ["--version"], ["rply"], ["reply"], *([*words, "--help"] for words in EVERY)]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_JAX.format(asked)], capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"Examples:") == len(EVERY) + 1
 
 
-@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), ["data", "check"], ["data", "prepare"]])
+@pytest.mark.parametrize("words", EVERY)
 def test_help_stands_in_panels_with_examples(words, capsys):
     assert main([*words, "--help"]) == 0
     out = capsys.readouterr().out
@@ -84,7 +97,8 @@ def test_help_stands_in_panels_with_examples(words, capsys):
     _, _, examples = out.partition("\nExamples:\n")
     lines = examples.splitlines()
     assert any(line.startswith("  dialogpt ") for line in lines)
-    assert max(map(len, lines)) <= 80, lines
+    assert all(not line or line.startswith("  ") for line in lines), lines  # none is wrapped
+    assert re.findall(r"--[\w-]+ +((?:STR|CHOICE|INT|FLOAT|BOOL)\b.*)", out) == []
     assert "None]" not in out
     assert "[default: ]" not in out
 
@@ -101,6 +115,7 @@ def test_a_flag_that_is_not_said_changes_nothing():
     assert set(vars(common.SamplingFlags()).values()) == {None}
     assert common.sampling_of(common.SamplingFlags()) == DEFAULT_SAMPLING
     assert common.ReplyFlags().max_new_tokens == DEFAULT_MAX_NEW_TOKENS
+    assert common.seed_of(common.ReplyFlags().seed) == inspect.signature(dg.Bot.reply).parameters["seed"].default
     changed = common.sampling_of(common.SamplingFlags(temperature=0.5, top_k=0, top_p=1))
     assert changed == dataclasses.replace(DEFAULT_SAMPLING, temperature=0.5, top_k=None, top_p=None)
 

@@ -14,8 +14,9 @@ from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, next_logits, pr
 from scipy.special import log_softmax
 
 from dialogpt_jax.decoding.generate import generate, generate_candidates
-from dialogpt_jax.decoding.logits import GREEDY, Sampling, by_row, choose, top_k_bucket
+from dialogpt_jax.decoding.logits import by_row, choose, top_k_bucket
 from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 
 # float32 log-probabilities of logits about 1 wide: sums over other numbers of slots round differently.
 TOLERANCE = 2e-5

@@ -13,7 +13,8 @@ import pytest
 from decoding.drawing import EOS, VOCAB, choose_all, draw_logits, softmax
 from scipy.stats import chi2
 
-from dialogpt_jax.decoding.logits import GREEDY, Sampling, by_row, choose, draw, top_k_bucket
+from dialogpt_jax.decoding.logits import by_row, choose, draw, top_k_bucket
+from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 
 # A right program fails once in 1e5 seeds; the seed is fixed, so it does not. A wrong one must be beyond 1e-12.
 RIGHT, WRONG = 1e-5, 1e-12

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from dialogpt_jax.decoding.logits import GREEDY, Sampling, by_row
+from dialogpt_jax.decoding.logits import by_row
 from dialogpt_jax.decoding.loop import RowSettings, advance, begin, decode
+from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 
 # float32 log-probabilities of logits about 1 wide: sums over other numbers of slots round differently.
 TOLERANCE = 2e-5

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS
 
-from dialogpt_jax.chat.settings import row_keys
+from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.decoding.generate import generate_candidates
-from dialogpt_jax.decoding.logits import GREEDY, Sampling
 from dialogpt_jax.decoding.request import assemble, seen_tokens
+from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 
 
 def test_a_context_s_seen_tokens_leave_its_pads_out():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from compile_counter import count_compilations
 
-from dialogpt_jax.decoding.logits import GREEDY, PAPER, Sampling, by_row, describe_sampling
+from dialogpt_jax.decoding.logits import by_row
+from dialogpt_jax.decoding.sampling import GREEDY, PAPER, Sampling, describe_sampling
 
 
 def test_numbers_are_leaves_and_none_is_structure():

@@ -10,7 +10,7 @@ from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, next_logits, pr
 from scipy.special import log_softmax
 
 from dialogpt_jax.decoding.generate import generate
-from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.score import score, score_candidates
 
 # float32 log-probabilities of logits about 1 wide; a reply's sum adds up to 14 of them.

@@ -11,8 +11,8 @@ from compile_counter import count_compilations
 from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, prompts
 
 from dialogpt_jax.decoding.generate import generate, prefill
-from dialogpt_jax.decoding.logits import GREEDY, Sampling
 from dialogpt_jax.decoding.request import assemble
+from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 from dialogpt_jax.decoding.stream import empty_cache, keep, start, step
 
 # float32 logits about 4 wide: sums over other numbers of slots round differently.

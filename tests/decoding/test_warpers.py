@@ -10,7 +10,8 @@ import pytest
 from decoding.drawing import EOS, VOCAB, choose_all, draw_logits, softmax
 
 from dialogpt_jax.decoding import logits as warpers
-from dialogpt_jax.decoding.logits import Sampling, top_k_bucket
+from dialogpt_jax.decoding.logits import top_k_bucket
+from dialogpt_jax.decoding.sampling import Sampling
 
 # float32: cumulative sums and log-softmax over 50,000 ids.
 TOLERANCE = 3e-6

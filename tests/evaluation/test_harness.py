@@ -9,10 +9,11 @@ import pytest
 from compile_counter import count_compilations
 from fakes import SENTENCES, tiny_bot
 
-from dialogpt_jax.decoding.logits import GREEDY, PAPER
+from dialogpt_jax.decoding.sampling import GREEDY, PAPER
 from dialogpt_jax.evaluation.contexts import Context, cut
-from dialogpt_jax.evaluation.harness import DECODINGS, Settings, answer, group_by_length, rounds
+from dialogpt_jax.evaluation.harness import answer, group_by_length, rounds
 from dialogpt_jax.evaluation.replies import RepliesFileError, read_replies
+from dialogpt_jax.evaluation.settings import DECODINGS, Settings
 
 # Of a log-probability of up to 12 tokens: float32, were a device's program not bit for bit another's. Here it is.
 ATOL = 1e-4
@@ -142,7 +143,7 @@ def test_rows_are_on_all_devices(bot, monkeypatch):
 
 def test_no_device_waits_for_another(bot):
     """A sharded program has no collective in it: the partitioner would gather every row's cache at each write."""
-    from dialogpt_jax.chat.settings import row_keys
+    from dialogpt_jax.chat.keys import row_keys
     from dialogpt_jax.decoding.generate import reply_program_on_mesh
     from dialogpt_jax.decoding.request import assemble
 

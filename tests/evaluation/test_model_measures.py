@@ -16,9 +16,9 @@ from dialogpt_jax.cli.main import main
 from dialogpt_jax.decoding.score import score
 from dialogpt_jax.evaluation import hits, model_measures
 from dialogpt_jax.evaluation.contexts import cut
-from dialogpt_jax.evaluation.harness import Settings
 from dialogpt_jax.evaluation.perplexity import bits_per_byte, measure_dialogues
 from dialogpt_jax.evaluation.replies import Reply
+from dialogpt_jax.evaluation.settings import Settings
 
 # Of mean log-probabilities in float32, computed in another shape.
 RTOL = 1e-4

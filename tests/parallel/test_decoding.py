@@ -6,7 +6,7 @@ import pytest
 from decoding import tiny
 
 from dialogpt_jax.decoding import generate as decoding
-from dialogpt_jax.decoding.logits import Sampling
+from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.parallel.mesh import make_mesh, parse_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, decode_sharding, shardings
 from dialogpt_jax.run.compiled_text import collectives, loops

@@ -18,7 +18,7 @@ from drawn_weights import as_params, draw_tensors
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import generate
-from dialogpt_jax.decoding.logits import GREEDY
+from dialogpt_jax.decoding.sampling import GREEDY
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialogpt_jax.decoding.logits import Sampling, by_row, choose, top_k_bucket
+from dialogpt_jax.decoding.logits import by_row, choose, top_k_bucket
+from dialogpt_jax.decoding.sampling import Sampling
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

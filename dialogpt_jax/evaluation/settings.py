@@ -1,0 +1,49 @@
+"""How a model is asked for the replies that are measured: a decoding and a few numbers in; checked settings out.
+
+Nothing here imports jax, for the help of a command shows the defaults.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from dialogpt_jax.chat.settings import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_SAMPLING,
+    DEFAULT_SEED,
+    checked_length,
+    checked_sampling,
+)
+from dialogpt_jax.decoding.sampling import GREEDY, PAPER, Sampling
+
+# Top-k is the paper's (section 3.3); nucleus has Holtzman et al.'s p for dialogue-sized models; chat is `Bot.reply`'s.
+DECODINGS: Mapping[str, Sampling] = {
+    "greedy": GREEDY,
+    "topk": PAPER,
+    "nucleus": Sampling(top_p=0.9),
+    "chat": DEFAULT_SAMPLING,
+}
+DEFAULT_DECODING = "greedy"
+ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides a model's replies to given contexts.
+
+    Attributes:
+      sampling: how a token is chosen.
+      seed: of the draws, from 0.
+      max_new_tokens: the longest reply, EOS included.
+      rows: contexts in a batch, which one device answers at a time. Rounding differs with it (1e-6 in float32).
+    """
+
+    sampling: Sampling = DECODINGS[DEFAULT_DECODING]
+    seed: int = DEFAULT_SEED
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    rows: int = ROWS
+
+    def __post_init__(self) -> None:
+        checked_length(self.max_new_tokens)
+        checked_sampling(self.sampling)
+        if self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; a batch has at least 1")
