@@ -32,8 +32,10 @@ Quirks of the reference script, `as it is | as it is fixed here`:
 
 Examples:
   dialogpt data reddit RS_2012-*.zst RC_2012-*.zst DIR
-  dialogpt data reddit RC_2012-*.zst DIR --offensive words.txt --subreddits bad.txt --leave-out deleted.txt
-  dialogpt data reddit RC_2012-*.zst DIR --faithful all --form tsv    as microsoft/DialoGPT's reddit.py
+  dialogpt data reddit RC_2012-*.zst DIR --offensive words.txt \\
+      --subreddits bad.txt --leave-out deleted.txt
+  dialogpt data reddit RC_2012-*.zst DIR --faithful all --form tsv
+                                         as microsoft/DialoGPT's reddit.py
   dialogpt train --data DIR/dialogues-00000-of-00001.jsonl …
 """
 app = make_app(
@@ -78,7 +80,7 @@ def run(
     without: Annotated[str, Parameter(metavar="RULE,…", help="do not ask these rules")] = "",
     form: Annotated[
         Literal["jsonl", "tsv"],
-        Parameter(help="jsonl, with ids, subreddit and month of each dialogue; or Microsoft's tsv"),
+        Parameter(metavar="FORM", help="jsonl, with ids, subreddit and month of each dialogue; or Microsoft's tsv"),
     ] = "jsonl",
     workers: Annotated[
         int | None, FROM_1, Parameter(metavar="N", help="processes (as many as there are cores)")
