@@ -329,3 +329,9 @@ def test_a_dump_that_breaks_off_gives_what_it_holds_and_status_1(tmp_path, capfd
         assert main(["data", "reddit", str(dump), str(tmp_path / "out"), "--workers", "1"]) == 1
         assert f"made of what stands before the break of {dump}, line 3; get" in capfd.readouterr().err
         assert len(read_all(tmp_path / "out")) == 1
+
+
+def test_the_picture(synthetic, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert main(["data", "reddit", *map(str, synthetic), str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert (tmp_path / "out" / "statistics.png").read_bytes().startswith(b"\x89PNG")
