@@ -16,7 +16,7 @@ import pytest
 
 import dialogpt_jax as dg
 from dialogpt_jax.chat.session import Chat
-from dialogpt_jax.chat.terminal import COMMANDS, HELP, SETTABLE, Terminal, completions
+from dialogpt_jax.chat.terminal import COMMANDS, HELP, SETTABLE, Terminal, _edit_lines, completions
 from dialogpt_jax.errors import escape_controls
 
 LENGTH = 8
@@ -351,3 +351,29 @@ def test_on_a_terminal_words_are_whole_turns_are_shown_and_what_is_typed_leaves_
     )
     assert said.startswith(terminal.chat.turns[-1])
     assert f"bot: {terminal.chat.turns[-1]}" in whole
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (4, "(cut after 4 tokens; /settings max_new_tokens 8 lets replies run longer)"),
+        (60, "(cut after 60 tokens; /settings max_new_tokens 96 lets replies run longer)"),  # the model's positions
+        (96, "(cut: the model has 96 positions, and no more)"),
+    ],
+)
+def test_a_reply_that_is_cut_is_told_with_the_number_to_set(bot, limit, said):
+    assert Terminal(bot, bot.chat(max_new_tokens=limit), name="fake")._why_cut() == said
+
+
+def test_tab_offers_what_fits_the_line_up_to_the_cursor(monkeypatch):
+    readline = pytest.importorskip("readline")
+    before, delimiters = readline.get_completer(), readline.get_completer_delims()
+    try:
+        _edit_lines()
+        monkeypatch.setattr(readline, "get_line_buffer", lambda: "/settings top_k")
+        monkeypatch.setattr(readline, "get_endidx", lambda: len("/settings to"))
+        complete = readline.get_completer()
+        assert [complete("", number) for number in range(3)] == ["top_k ", "top_p ", None]
+    finally:
+        readline.set_completer(before)
+        readline.set_completer_delims(delimiters)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -109,6 +110,14 @@ def test_completion_knows_commands_flags_and_choices():
         assert word in script
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_completion_is_installed_for_the_shell(tmp_path):
+    env = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    command = [sys.executable, "-m", "dialogpt_jax.cli.main", "--install-completion", "--shell", "bash"]
+    done = subprocess.run(command, env=env, capture_output=True, timeout=240)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert any("prepare" in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_a_flag_that_is_not_said_changes_nothing():

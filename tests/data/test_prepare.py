@@ -1,5 +1,6 @@
 """Preparing: the same folder for any number of workers, each broken line named and the rest used, nothing half-written."""
 
+import errno
 import gzip
 import json
 import os
@@ -19,7 +20,8 @@ from dialogpt_jax.data.example_options import ExampleOptions, make_example_optio
 from dialogpt_jax.data.examples import examples, windows
 from dialogpt_jax.data.formats import DataError
 from dialogpt_jax.data.prepare import encode_files, options_for_file, prepare, survey
-from dialogpt_jax.data.shards import open_shards
+from dialogpt_jax.data.shards import Writer, open_shards
+from dialogpt_jax.errors import one_line
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 EOS = 256
@@ -226,6 +228,18 @@ def test_data_that_is_there_is_replaced_only_by_whole_data(tmp_path, tokenizer):
     assert contents(tmp_path / "data") == before
     data, _ = prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), replace=True)
     assert data.info["max_length"] == 32
+
+
+@pytest.mark.parametrize("place", ["append", "finish"])
+def test_a_full_disk_names_the_folder_that_was_to_be_written(tmp_path, tokenizer, monkeypatch, place):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Writer, place, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        prepare([write_corpus(tmp_path / "t.jsonl", 5)], tmp_path / "data", tokenizer, ExampleOptions(EOS), workers=1)
+    assert one_line(caught.value) == f"{tmp_path / 'data'}: No space left on device"
+    assert not list(tmp_path.glob("*data*"))
 
 
 def test_a_recipe_knows_the_end_and_the_context_of_its_model(tmp_path, tokenizer):
