@@ -34,12 +34,13 @@ def run(
         Parameter(
             metavar="FILE",
             help="reply to the last turn of each line of a file, in a form that `dialogpt data check --help` shows; a "
-            "prompt alone will do",
+            "prompt alone will do. A line for each, in their order: so a line that is no dialogue stops it, before "
+            "anything is written",
         ),
     ] = None,
     out: Annotated[
         str | None,
-        Parameter(metavar="FILE", help="with --data: JSON lines, written as they come; goes on where it stopped"),
+        Parameter(metavar="FILE", help="with --data: the lines into a file, as they come; goes on where it stopped"),
     ] = None,
     as_json: Annotated[
         bool, Parameter(name="--json", help="one JSON object: turns, seed, and each reply's figures")
@@ -73,24 +74,30 @@ def _reply_to_file(data: str, out: str | None, model: ModelFlags, reply: ReplyFl
     from dialogpt_jax.data.formats import dialogues_to_reply_to
     from dialogpt_jax.evaluation import harness
     from dialogpt_jax.evaluation.contexts import Context
+    from dialogpt_jax.evaluation.replies import DialogueFile
     from dialogpt_jax.evaluation.settings import Settings
 
-    contexts = [Context(turns, "", number) for number, turns in enumerate(dialogues_to_reply_to(data))]
+    dialogues, told = dialogues_to_reply_to(data)
+    if told:
+        streams.tell(f"dialogpt reply: {told}")
+    contexts = [Context(turns, "", number) for number, turns in enumerate(dialogues)]
     settings = Settings(sampling, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens)
+    bot = load_bot(model)
     with show_progress("replies", "tokens") as progress:
         found = harness.answer(
-            load_bot(model),
+            bot,
             contexts,
             settings,
             out=out,
+            layout=DialogueFile,
             progress=lambda new, left: progress(len(new), left, sum(each.tokens for each in new)),
         )
     if out is not None:
-        streams.tell(f"{len(found)} replies in {out}")
+        streams.tell(f"{len(found)} {'reply' if len(found) == 1 else 'replies'} in {out}")
         return 0
+    shown = DialogueFile("", harness.describe_run(bot, contexts, settings), contexts)
     for each in found:
-        line = {"turns": contexts[each.context].turns, "reply": each.text, "logprob": each.logprob}
-        streams.print_json(json.dumps(line | {"finished": each.finished}, ensure_ascii=False))
+        streams.print_json(shown.line(each).rstrip("\n"))
     return 0
 
 

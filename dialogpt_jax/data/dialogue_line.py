@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogpt_jax.arguments import as_plain, shown
-from dialogpt_jax.text.dialogue import DialogueError, said_by, why_not_a_turn
+from dialogpt_jax.text.dialogue import DialogueError, join_parts, said_by, why_not_a_turn
 
 # What `dialogpt data check --help` shows, and in short what an error says.
 FORMS = """\
@@ -260,7 +260,7 @@ def _parse_row(text: str, form: Form) -> Dialogue:
 
 
 def _parse_turn(number: int, turn: Any) -> tuple[str, str | None, float | None]:
-    """One turn's text, speaker and weight; a message's `content` is its text and its `role` the speaker."""
+    """One turn's text, speaker and weight; a message's `content` is its text, or its parts, and its `role` the speaker."""
     if isinstance(turn, str):
         return turn, None, None
     fields: Mapping[str, Any] = turn if isinstance(turn, dict) else {}
@@ -269,6 +269,11 @@ def _parse_turn(number: int, turn: Any) -> tuple[str, str | None, float | None]:
         raise _Refused(f"message {number}: {refusal}", f"a {str(role).strip()} message")
     speaker = fields.get("speaker", role)
     text = fields.get("text", fields.get("content", fields.get("value")))
+    if isinstance(text, list):
+        try:
+            text = join_parts(number, text)
+        except DialogueError as error:
+            raise _Refused(str(error), "a part of a message is no text") from None
     if not isinstance(text, str):
         raise _Refused(f"turn {number} has no text", "a turn has no text")
     if speaker is role and "role" not in fields and isinstance(speaker, str):

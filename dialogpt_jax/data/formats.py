@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dialogpt_jax.data.dialogue_line import (
+    ASSISTANT,
     FORMS_IN_SHORT,
     JSON,
     JSON_LIST,
@@ -87,21 +88,33 @@ def held_out(path: str | os.PathLike[str], most: int | None = None) -> tuple[lis
     return dialogues, f"{path}: dropped {len(dropped):,} of {lines:,} lines, the first {first}" if dropped else ""
 
 
-def dialogues_to_reply_to(path: str | os.PathLike[str]) -> list[list[str]]:
-    """The turns of every line of a file, of one turn too; in their order, so that reply i is to line i.
+def dialogues_to_reply_to(path: str | os.PathLike[str]) -> tuple[list[list[str]], str]:
+    """The turns of every line of a file, of one turn too, in their order, so that reply i is to line i; and a line that
+    says how many of them end with what the assistant itself said ("": none).
 
     Raises:
       OSError: it cannot be read.
       DataError: a line is no dialogue, there is none, or a gzip file is broken.
     """
-    found = []
-    for line in lenient_dialogues(path, least=1):
+    found, own = [], []
+    for number, line in enumerate(lenient_dialogues(path, least=1), start=1):
         if isinstance(line, Dropped):
-            raise DataError(f"{path}, line {line.line}: {line.reason}")
+            raise DataError(
+                f"{path}, line {line.line}: {line.reason}; nothing was replied to: mend or leave out the line"
+            )
         found.append(list(line.turns))
+        if line.speakers and line.speakers[-1] == ASSISTANT:
+            own.append(number)
     if not found:
         raise DataError(f"{path}: the file is empty; {FORMS_IN_SHORT}")
-    return found
+    if not own:
+        return found, ""
+    many = f"{len(own):,} of {len(found):,} dialogues end" if len(own) > 1 else f"1 of {len(found):,} dialogues ends"
+    first = f"the first on line {own[0]}" if len(own) > 1 else f"on line {own[0]}"
+    told = (
+        f"{path}: {many} with the assistant's own message, {first}; the reply is to that message as if a user said it"
+    )
+    return found, f"{told}: leave it out to have it replaced"
 
 
 def lenient_dialogues(path: str | os.PathLike[str], *, least: int = 2) -> Iterator[Dialogue | Dropped]:

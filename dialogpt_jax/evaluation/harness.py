@@ -31,7 +31,7 @@ from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
-from dialogpt_jax.evaluation.replies import Reply, as_line, read_replies, save_replies
+from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, Reply, save_replies
 from dialogpt_jax.evaluation.settings import Settings
 
 
@@ -41,6 +41,7 @@ def answer(
     settings: Settings,
     *,
     out: str | os.PathLike[str] | None = None,
+    layout: type[EvaluationFile] | type[DialogueFile] = EvaluationFile,
     part: tuple[int, int] = (0, 1),
     devices: Sequence[Any] | None = None,
     progress: Callable[[Sequence[Reply], int], None] | None = None,
@@ -56,6 +57,7 @@ def answer(
       contexts: what to reply to.
       settings: how.
       out: a file of `replies.py`, written as the replies come.
+      layout: of that file.
       part: (i, n): batches i, i + n, i + 2n … only, and the replies of those: the share of one of n processes. The n
         files, put one behind the other, are the file of the whole run.
       devices: `jax.Device`s, which share the batches; all of this process by default.
@@ -67,27 +69,27 @@ def answer(
     length = min(settings.max_new_tokens, lm.config.n_positions)
     prompts = [lm.encode(context.turns, max_new_tokens=length) for context in contexts]
     batches = group_by_length([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
-    run = describe_run(lm, contexts, settings)
-    found = {} if out is None else read_replies(out, run)
+    kept_in = None if out is None else layout(out, describe_run(lm, contexts, settings), contexts)
+    found = {} if kept_in is None else kept_in.read()
     # Only whole batches count: a batch that is made again in part could round differently.
     whole = [all(i in found for i in batch) for batch in batches]
     done = {i: found[i] for batch, kept in zip(batches, whole, strict=True) if kept for i in batch}
     left = [batch for batch, kept in zip(batches, whole, strict=True) if not kept]
-    if out is not None:
-        save_replies(out, run, done.values())
+    if kept_in is not None:
+        save_replies(kept_in, done.values())
     missing = sum(map(len, left))
     with contextlib.nullcontext() if out is None else Path(out).open("a", encoding="utf-8", newline="\n") as file:
         for replies in generate_batches(lm, contexts, prompts, left, settings, devices=devices):
             done.update((reply.context, reply) for reply in replies)
             missing -= len(replies)
-            if out is not None and file is not None:
-                with naming(out):
-                    file.writelines(map(as_line, replies))
+            if kept_in is not None and file is not None:
+                with naming(kept_in.path):
+                    file.writelines(map(kept_in.line, replies))
                     file.flush()
             if progress is not None:
                 progress(replies, missing)
-    if out is not None:
-        save_replies(out, run, done.values())
+    if kept_in is not None:
+        save_replies(kept_in, done.values())
     return [done[i] for i in sorted(done)]
 
 

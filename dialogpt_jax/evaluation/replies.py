@@ -1,21 +1,25 @@
-"""Replies to contexts flow in; a file of JSON lines comes out, from which an interrupted run goes on.
+"""Replies to contexts flow in; a file of JSON lines comes out, from which an interrupted run goes on. It has two layouts:
 
-    {"run": {"model": …, "contexts": …, "decode": "greedy", …}}               what decides the replies
+    {"run": {"model": …, "contexts": …, "decode": "greedy", …}}               an evaluation: first what decides the replies
     {"context": 0, "dialogue": 0, "turn": 3, "seed": 0, "text": …, "truth": …, "finished": true, "tokens": 9, "logprob": …}
-    …
 
-While the run goes on, lines stand in the order in which they came; when it is done, in the order of the contexts. A last
-line without a line end was being written when the run died, and is ignored. The first line may stand again further down:
-the files of a run made in several parts may be put one behind the other.
+    {"turns": ["Hi!"], "reply": "Hello.", "finished": true, "tokens": 3, "logprob": …, "index": 0, "seed": 0, "run": …}
+
+The second is `dialogpt reply --data`'s: each line has the dialogue and its place in the file, from 0, and a digest of what
+decides the replies. While a run goes on, lines stand in the order in which they came; when it is done, in the order of the
+contexts. A last line without a line end was being written when the run died, and is ignored. The files of an evaluation
+made in several parts may be put one behind the other: its first line may stand again further down.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dialogpt_jax.errors import naming
+from dialogpt_jax.evaluation.contexts import Context
 
 
 class RepliesFileError(ValueError):
@@ -48,22 +52,94 @@ class Reply(NamedTuple):
     logprob: float
 
 
+class EvaluationFile(NamedTuple):
+    """A file of an evaluation: what decides the replies on its first line, then a reply a line.
+
+    Attributes:
+      path: of the file.
+      run: what decides the replies now.
+      contexts: what was replied to.
+    """
+
+    path: str | os.PathLike[str]
+    run: Mapping[str, Any]
+    contexts: Sequence[Context]
+
+    def head(self) -> str:
+        return json.dumps({"run": dict(self.run)}, ensure_ascii=False) + "\n"
+
+    def line(self, reply: Reply) -> str:
+        return json.dumps(reply._asdict(), ensure_ascii=False) + "\n"
+
+    def read(self) -> dict[int, Reply]:
+        """`read_replies` of this run."""
+        return read_replies(self.path, self.run)
+
+
+class DialogueFile(NamedTuple):
+    """A file of replies to the dialogues of another, a line each; attributes as in `EvaluationFile`."""
+
+    path: str | os.PathLike[str]
+    run: Mapping[str, Any]
+    contexts: Sequence[Context]
+
+    def head(self) -> str:
+        return ""
+
+    def line(self, reply: Reply) -> str:
+        start = {"turns": self.contexts[reply.context].turns, "reply": reply.text}
+        figures = {"finished": reply.finished, "tokens": reply.tokens, "logprob": reply.logprob}
+        place = {"index": reply.context, "seed": reply.seed, "run": digest_of(self.run)}
+        return json.dumps(start | figures | place, ensure_ascii=False) + "\n"
+
+    def read(self) -> dict[int, Reply]:
+        """The replies by the number of their context; none where there is no file, or a part of a first line.
+
+        Raises:
+          OSError: it cannot be read.
+          RepliesFileError: a line is no such reply, or one of another run.
+        """
+        entries, half = _entries(self.path)
+        if not entries and not any(_agree(self._start(context), half) for context in self.contexts):
+            raise RepliesFileError(f"{self.path}, line 1: no replies to a file; name another file")
+        found, digest = {}, digest_of(self.run)
+        for number, entry in entries:
+            where = f"{self.path}, line {number}"
+            if not _sound(entry, _DIALOGUE_KINDS):
+                raise RepliesFileError(f"{where}: no reply to a dialogue; take the line out, or name another file")
+            if entry["run"] != digest:
+                seed = self.run["seed"]
+                other = (
+                    f"seed {entry['seed']}, now {seed}" if entry["seed"] != seed else "another model, data or sampling"
+                )
+                raise RepliesFileError(f"{where}: replies of another run ({other}); name another file, or delete it")
+            index = entry["index"]
+            context = self.contexts[index] if 0 <= index < len(self.contexts) else None
+            if context is None or entry["turns"] != context.turns:
+                raise RepliesFileError(f"{where}: not the dialogue at index {index}; take the line out")
+            figures = {name: entry[name] for name in ("seed", "finished", "tokens", "logprob")}
+            where_from = {"context": index, "dialogue": context.dialogue, "turn": len(context.turns)}
+            found[index] = Reply(**where_from, text=entry["reply"], truth=context.truth, **figures)
+        return found
+
+    def _start(self, context: Context) -> bytes:
+        return json.dumps({"turns": context.turns, "reply": ""}, ensure_ascii=False)[:-2].encode()
+
+
 _KINDS = {"context": int, "dialogue": int, "turn": int, "seed": int, "text": str, "truth": str, "finished": bool}
 _KINDS |= {"tokens": int, "logprob": float}
+_DIALOGUE_KINDS = {"turns": list, "reply": str, "finished": bool, "tokens": int, "logprob": float}
+_DIALOGUE_KINDS |= {"index": int, "seed": int, "run": str}
 
 
-def as_line(reply: Reply) -> str:
-    """A reply as one line of JSON."""
-    return json.dumps(reply._asdict(), ensure_ascii=False) + "\n"
-
-
-def head_line(run: Mapping[str, Any]) -> str:
-    """What decides the replies, as the first line of the file."""
-    return json.dumps({"run": dict(run)}, ensure_ascii=False) + "\n"
+def digest_of(run: Mapping[str, Any]) -> str:
+    """What decides the replies, in a few characters."""
+    return hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> dict[int, Reply]:
-    """The replies of a file by the number of their context; none where there is no file or only a part of a first line.
+    """The replies of an evaluation's file by the number of their context; none where there is no file or only a part of
+    a first line.
 
     Args:
       path: the file.
@@ -73,43 +149,56 @@ def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = N
       OSError: it cannot be read.
       RepliesFileError: it is no file of replies, it holds those of another run, or a line is broken.
     """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        return {}
-    *lines, half = data.split(b"\n")
-    if run is not None and not lines and head_line(run).encode().startswith(half):
-        return {}
-    if not lines:
+    entries, half = _entries(path)
+    if not entries and not (
+        half == b"" if run is None else EvaluationFile(path, run, ()).head().encode().startswith(half)
+    ):
         raise RepliesFileError(f"{path}, line 1: no replies of an evaluation; name another file")
     said, found = None, {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError:  # UnicodeDecodeError is one
-            raise RepliesFileError(
-                f"{path}, line {number}: not JSON; take the line out, or name another file"
-            ) from None
+    for number, entry in entries:
         if isinstance(entry, dict) and isinstance(entry.get("run"), dict):
             said = entry["run"] if said is None else said
             _compare(path, number, entry["run"], said if run is None else run)
         elif said is None:
             raise RepliesFileError(f"{path}, line 1: no replies of an evaluation; name another file")
+        elif not _sound(entry, _KINDS):
+            raise RepliesFileError(f"{path}, line {number}: not a reply; take the line out, or name another file")
         else:
-            reply = _reply(path, number, entry)
-            found[reply.context] = reply
+            found[entry["context"]] = Reply(**entry)
     return found
 
 
-def save_replies(path: str | os.PathLike[str], run: Mapping[str, Any], replies: Iterable[Reply]) -> None:
-    """Writes the first line and the replies in the order of their contexts, all at once: killed, the old file stays."""
-    path = Path(path)
+def save_replies(file: EvaluationFile | DialogueFile, replies: Iterable[Reply]) -> None:
+    """Writes the replies in the order of their contexts, all at once: killed, the old file stays."""
+    path = Path(file.path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with naming(path), part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(head_line(run))
-        file.writelines(as_line(reply) for reply in sorted(replies))
+    with naming(path), part.open("w", encoding="utf-8", newline="\n") as opened:
+        opened.write(file.head())
+        opened.writelines(file.line(reply) for reply in sorted(replies))
     os.replace(part, path)
+
+
+def _entries(path: str | os.PathLike[str]) -> tuple[list[tuple[int, Any]], bytes]:
+    """The numbered lines of a file, read as JSON, and what stands behind the last line end."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return [], b""
+    *lines, half = data.split(b"\n")
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append((number, json.loads(line)))
+        except ValueError:  # UnicodeDecodeError is one
+            raise RepliesFileError(
+                f"{path}, line {number}: not JSON; take the line out, or name another file"
+            ) from None
+    return entries, half
+
+
+def _agree(one: bytes, other: bytes) -> bool:
+    return one.startswith(other) or other.startswith(one)
 
 
 def _compare(path, number: int, said: Mapping[str, Any], run: Mapping[str, Any]) -> None:
@@ -120,8 +209,6 @@ def _compare(path, number: int, said: Mapping[str, Any], run: Mapping[str, Any])
         )
 
 
-def _reply(path, number: int, entry: Any) -> Reply:
-    sound = isinstance(entry, dict) and set(entry) == set(_KINDS)
-    if not sound or any(type(entry[name]) is not kind for name, kind in _KINDS.items()):
-        raise RepliesFileError(f"{path}, line {number}: not a reply; take the line out, or name another file")
-    return Reply(**entry)
+def _sound(entry: Any, kinds: Mapping[str, type]) -> bool:
+    """Whether an entry has these fields and no other, each of its kind."""
+    return isinstance(entry, dict) and set(entry) == set(kinds) and all(type(entry[k]) is v for k, v in kinds.items())

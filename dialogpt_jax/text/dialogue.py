@@ -17,6 +17,8 @@ from dialogpt_jax.text.tokenizer import Tokenizer
 
 # Roles of chat messages that nobody in the dialogue said.
 UNSAID = ("system", "developer", "tool", "function")
+# Types of a content's parts that are text.
+TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class Texts(Protocol):
@@ -30,7 +32,8 @@ class Texts(Protocol):
 
 # One turn: a text, or a chat message
 Turn = str | Mapping[str, Any]
-# A dialogue of several turns: their texts, or chat messages, {"role": …, "content": …}
+# A dialogue of several turns: their texts, or chat messages, {"role": …, "content": …}; a content is a text, or a list of
+# parts of text, {"type": "text", "text": …}
 TurnList = Texts | Sequence[Mapping[str, Any]]
 # Or one text, a dialogue of one turn
 Turns = str | TurnList
@@ -82,6 +85,8 @@ def said_by(dialogue: Turns) -> list[tuple[str, str | None]]:
         text, role = as_plain(message.get("content")), message.get("role")
         if refusal := why_not_a_turn(role):
             raise DialogueError(f"message {number}: {refusal}")
+        if message is turn and isinstance(text, list):
+            text = join_parts(number, text)
         if not isinstance(text, str):
             what = f"content of message {number}" if message is turn else f"turn {number}"
             raise DialogueError(f"{what} is {type(text).__name__}; expected text")
@@ -89,6 +94,25 @@ def said_by(dialogue: Turns) -> list[tuple[str, str | None]]:
             raise DialogueError(f"role of message {number} is {type(role).__name__}; expected text")
         turns.append((str(text), role))
     return turns
+
+
+def join_parts(number: int, parts: Sequence[Any]) -> str:
+    """The text of message `number`, whose content is a list of parts, as chat APIs write it; a line for each part.
+
+        [{"type": "text", "text": "Look!"}, {"type": "text", "text": "A cat."}]      →      "Look!\\nA cat."
+
+    Raises:
+      DialogueError: a part is no text, such as an image.
+    """
+    texts = []
+    for place, part in enumerate(parts, start=1):
+        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if kind not in TEXT_PARTS or not isinstance(text, str):
+            what = f"is of type {kind!r}" if kind not in TEXT_PARTS else "has no text"
+            raise DialogueError(f"part {place} of message {number} {what}; only text can be read, leave the part out")
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def why_not_a_turn(role: object) -> str | None:

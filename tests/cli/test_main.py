@@ -118,20 +118,52 @@ def test_a_file_gets_a_reply_a_line_and_goes_on_where_it_stopped(command, model,
     assert status == 0
     assert [line["reply"] for line in lines] == expected
     assert [line["turns"] for line in lines] == dialogues
+    assert [(line["index"], line["seed"]) for line in lines] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert command("reply", *flags, "--out", str(out))[:2] == (0, "")
     whole = out.read_bytes()
-    assert [json.loads(line)["text"] for line in whole.splitlines()[1:]] == expected
-    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))  # as a run that was killed leaves it
-    assert command("reply", *flags, "--out", str(out))[0] == 0
-    assert out.read_bytes() == whole
+    assert whole.decode() == shown  # one schema
+    for cut in (
+        len(whole),
+        whole.index(b"\n") + 1,
+        whole.rindex(b"\xe2") + 1,
+        20,
+        0,
+    ):  # as a run that was killed leaves it
+        out.write_bytes(whole[:cut])
+        assert command("reply", *flags, "--out", str(out))[0] == 0
+        assert out.read_bytes() == whole
     status, _, err = command("reply", *flags[:-1], "4", "--out", str(out))
     assert status == 1
-    assert "another run" in err
+    assert "line 1: replies of another run (seed 3, now 4)" in err
+    status, _, err = command("reply", *flags, "--top-k", "5", "--out", str(out))
+    assert status == 1
+    assert "line 1: replies of another run (another model, data or sampling)" in err
+    assert out.read_bytes() == whole
+    for other in (data.read_bytes(), data.read_bytes().splitlines()[0], b"something else"):
+        out.write_bytes(other)
+        status, _, err = command("reply", *flags, "--out", str(out))
+        assert (status, out.read_bytes()) == (1, other)
+        assert f"{out}, line 1: no repl" in err
+    out.write_bytes(whole.replace(b'"no", "why?"', b'"so", "why?"'))
+    assert f"{out}, line 2: not the dialogue at index 1" in command("reply", *flags, "--out", str(out))[2]
     data.write_text('{"turns": ["Hi"]}\n{"turns": []}\n')
-    status, shown, err = command("reply", *flags)
-    assert (status, shown) == (1, "")
+    out.unlink()
+    status, shown, err = command("reply", *flags, "--out", str(out))
+    assert (status, shown, out.exists()) == (1, "", False)
     assert f"{data}, line 2: no turn" in err
     assert command("reply", "--out", str(out), "Hi")[0] == 2
+
+
+def test_a_dialogue_that_the_assistant_ended_is_told(command, tmp_path):
+    user, own = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "no"}
+    data = tmp_path / "in.jsonl"
+    lines = [{"messages": [user]}, {"messages": [user, own]}, {"turns": ["Hello", "no"]}, {"messages": [user, own]}]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, shown, err = command("reply", "--data", str(data), "--max-new-tokens", "3")
+    assert (status, shown.count("\n")) == (0, 4)
+    assert f"{data}: 2 of 4 dialogues end with the assistant's own message, the first on line 2" in err
+    data.write_text(json.dumps(lines[0]) + "\n")
+    assert "assistant" not in command("reply", "--data", str(data), "--max-new-tokens", "3")[2]
 
 
 def test_chat_talks_through_a_pipe_and_loads(command, model, tmp_path):

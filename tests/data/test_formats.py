@@ -94,13 +94,14 @@ def test_sharegpt_s_conversations_and_prompts_with_responses(tmp_path):
         {"conversations": conversation, "id": 7},
         {"messages": MESSAGES},
         conversation,
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi ☕!"}]}, MESSAGES[1]]},
         *(
             {first: "Hi ☕!", second: "Hello.", "id": 7}
             for first, second in (("prompt", "response"), ("question", "answer"))
         ),
         {"prompt": "Hi ☕!", "completion": "Hello."},
     )
-    assert found == [CHAT] * 3 + [Dialogue(CHAT.turns)] * 3
+    assert found == [CHAT] * 4 + [Dialogue(CHAT.turns)] * 3
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -143,8 +144,8 @@ def test_tables(tmp_path, mark, end):
 def test_a_prompt_alone_is_replied_to_and_no_dialogue_to_learn(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hi!"}\n{"prompt": "So?", "response": "Yes."}\n', encoding="utf-8")
     (tmp_path / "p.csv").write_text("id,prompt\n1,Hi!\n2,So?\n", encoding="utf-8")
-    assert dialogues_to_reply_to(tmp_path / "p.jsonl") == [["Hi!"], ["So?", "Yes."]]
-    assert dialogues_to_reply_to(tmp_path / "p.csv") == [["Hi!"], ["So?"]]
+    assert dialogues_to_reply_to(tmp_path / "p.jsonl")[0] == [["Hi!"], ["So?", "Yes."]]
+    assert dialogues_to_reply_to(tmp_path / "p.csv")[0] == [["Hi!"], ["So?"]]
     assert isinstance(next(lenient_dialogues(tmp_path / "p.jsonl")), Dropped)
     with pytest.raises(DataError, match="the columns are id, prompt"):
         list(lenient_dialogues(tmp_path / "p.csv"))
@@ -207,6 +208,13 @@ BROKEN = [
     ({"turns": ["a", " \n"]}, "turn 2 is empty", "a turn is empty"),
     ({"turns": ["a", 5]}, "turn 2 has no text", "a turn has no text"),
     ({"turns": ["a", {"content": None}]}, "turn 2 has no text", "a turn has no text"),
+    (
+        [MESSAGES[0], {"role": "assistant", "content": [{"type": "image_url", "image_url": "x"}]}],
+        "part 1 of message 2 is of type 'image_url'; only text can be read, leave the part out",
+        "a part of a message is no text",
+    ),
+    ({"turns": ["a", {"content": [{"type": "text", "text": 3}]}]}, "part 1 of message 2 has no text", "a part of a"),
+    ({"turns": ["a", {"content": []}]}, "turn 2 is empty", "a turn is empty"),
     ({"turns": ["a", "b" * 100_001]}, "turn 2 has 100,001 characters; the most is 100,000", "a turn is too long"),
     ({"turns": ["a", "b" * 10_000_000]}, "the line has 10,000,021 bytes; the most is 8,388,608", "line too long"),
     (b'{"turns": ["a", "\\ud800"]}', "turn 2 holds a lone surrogate, which is no character", "a lone surrogate"),
@@ -276,7 +284,7 @@ def test_a_broken_gzip_is_an_error_that_names_file_and_line(tmp_path, name, read
     }[name]
     whole, file = "\n".join(lines).encode(), tmp_path / name
     file.write_bytes(gzip.compress(whole))
-    assert len(read(file)[0] if read is held_out else read(file)) == 5000
+    assert len(read(file)[0] if read in (held_out, dialogues_to_reply_to) else read(file)) == 5000
     wrong_sum = gzip.compress(whole)[:-8] + bytes(4) + gzip.compress(whole)[-4:]
     for broken in (gzip.compress(whole)[:-2000], gzip.compress(whole)[:-1], wrong_sum, whole, b"\x1f\x8b"):
         file.write_bytes(broken)

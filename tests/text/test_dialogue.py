@@ -32,6 +32,8 @@ def test_a_text_texts_and_messages_are_turns():
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"content": "Well?"}]
     assert as_turns("Hi") == ["Hi"]
     assert as_turns(("Hi", "Hello", "Well?")) == as_turns(messages) == ["Hi", "Hello", "Well?"]
+    parts = [{"type": "text", "text": "Hi"}, {"type": "output_text", "text": "there"}, {"text": "!"}]
+    assert as_turns(["Hm", {"role": "user", "content": parts}]) == ["Hm", "Hi\nthere\n!"]
     assert as_turns(["", "", "a turn before may be empty"])[0] == ""
     assert texts_of([]) == []
     assert texts_of(["Hi", ""]) == ["Hi", ""]
@@ -46,7 +48,14 @@ def test_a_text_texts_and_messages_are_turns():
         (["Hi", ""], "turn 2, the one to reply to, is empty"),
         ([{"role": "user", "content": None}], "content of message 1 is NoneType; expected text"),
         ([{"role": "user"}], "content of message 1 is NoneType"),
-        (["Hi", {"content": [{"type": "text"}]}], "content of message 2 is list"),
+        (["Hi", {"content": [{"type": "text"}]}], "part 1 of message 2 has no text; only text can be read"),
+        (
+            [{"content": [{"type": "text", "text": "a"}, {"type": "image_url", "text": "b"}]}],
+            "part 2 of message 1 is of ty",
+        ),
+        ([{"content": ["a"]}], "part 1 of message 1 is of type 'str'"),
+        ([{"content": []}], "turn 1, the one to reply to, is empty"),
+        (["Hi", ["Hello"]], "turn 2 is list; expected text"),
         (["Hi", 3], "turn 2 is int; expected text"),
         ([b"Hi"], "turn 1 is bytes"),
         (b"Hi", "got bytes"),
