@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dialogpt_jax.cache import KVCache, ReplyCache, write
-from dialogpt_jax.matmul import precision_of
+from dialogpt_jax.matmul import attention_product
 
 Part = tuple[jax.Array, jax.Array, jax.Array]  # k_GSK, v_GSK, visible
 
@@ -26,10 +26,7 @@ def attend(q_BHNTK: jax.Array, parts: Sequence[Part], dropout: Callable[[jax.Arr
     scores = []
     for k_GSK, _, visible in parts:
         q_GQK = q_BHNTK.reshape(*k_GSK.shape[:-2], -1, k_GSK.shape[-1])
-        scores_GQS = jnp.einsum(
-            "...QK,...SK->...QS", q_GQK, k_GSK, precision=precision_of(q_GQK), preferred_element_type=jnp.float32
-        )
-        scores_BHNTS = scores_GQS.reshape(*q_BHNTK.shape[:-1], k_GSK.shape[-2])
+        scores_BHNTS = attention_product(q_GQK, k_GSK, -1).reshape(*q_BHNTK.shape[:-1], k_GSK.shape[-2])
         scores.append(jnp.where(visible, scores_BHNTS, jnp.finfo(jnp.float32).min))
     probs_BHNTS = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     probs_BHNTS = dropout(probs_BHNTS).astype(q_BHNTK.dtype)
@@ -37,10 +34,7 @@ def attend(q_BHNTK: jax.Array, parts: Sequence[Part], dropout: Callable[[jax.Arr
     for k_GSK, v_GSK, _ in parts:
         stop = start + k_GSK.shape[-2]
         probs_GQS = probs_BHNTS[..., start:stop].reshape(*k_GSK.shape[:-2], -1, k_GSK.shape[-2])
-        y_GQK = jnp.einsum(
-            "...QS,...SK->...QK", probs_GQS, v_GSK, precision=precision_of(v_GSK), preferred_element_type=jnp.float32
-        )
-        y_BHNTK, start = y_GQK.reshape(q_BHNTK.shape) + y_BHNTK, stop
+        y_BHNTK, start = attention_product(probs_GQS, v_GSK, -2).reshape(q_BHNTK.shape) + y_BHNTK, stop
     return y_BHNTK.astype(q_BHNTK.dtype)
 
 
