@@ -11,11 +11,10 @@ import inspect
 import json
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
-
-import jax
 
 from dialogpt_jax.arguments import as_path, as_plain, shown
 from dialogpt_jax.chat.candidates import on_one_line
@@ -31,13 +30,15 @@ from dialogpt_jax.chat.settings import (
     seed_or_drawn,
 )
 from dialogpt_jax.decoding import stream as streaming
-from dialogpt_jax.decoding.request import assemble
+from dialogpt_jax.decoding.request import assemble, bucket_of
 from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
 from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.text.dialogue import Turn, Turns, as_turns, texts_of
 
 FORMAT = "dialogpt_jax chat 1"
 _SHOWN_TURNS = 12
+SMALLEST_CACHE = 128  # slots; a longer context takes the next power of two, for attention reads them all
+MOST_A_CALL, SECONDS_A_CALL = 8, 0.06  # a reply comes in calls of some tokens, as long as they come this fast
 _BEGINNING = threading.Lock()  # held while a thread looks whether a chat is free, and takes it
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "seed": seed_or_drawn,
@@ -270,8 +271,11 @@ class Chat:
         params, config = self._model.params, self._model.config
         same = _shared_length(self._cached, context[:-1])
         cache, self._cache, self._cached = self._cache, None, []
+        slots = bucket_of(max(len(context) + self.max_new_tokens, SMALLEST_CACHE), config.n_positions)
         if cache is None:
-            same, cache = 0, streaming.empty_cache(config, 1, config.n_positions, compute_dtype(params))
+            same, cache = 0, streaming.empty_cache(config, 1, slots, compute_dtype(params))
+        elif cache.num_slots < slots:
+            cache = streaming.with_slots(cache, slots=slots)
         request = assemble(
             config,
             [context],
@@ -282,21 +286,28 @@ class Chat:
             starts_B=[same],
             width=few_buckets(len(context) - same, config.n_positions),
         )
-        state = streaming.start(params, config, request, cache)
-        ids: list[int] = []
-        done = False
+        state, said = streaming.start(params, config, request, cache)
+        told, most, done = 0, 1, False
         while not done:
-            last, done_now = jax.device_get((state.last_M, state.done_M))
-            self._cache, self._cached = state.cache.prefix, context  # the prefill succeeded
-            ids, done = [*ids, int(last[0])], bool(done_now[0])
+            # The next call runs while the last one's tokens are read and shown; when all is said it does nothing.
+            state, next_said = streaming.steps(params, config, state, most)
+            began = time.perf_counter()
+            (ids,), done = streaming.read(said)
+            said, most = next_said, _tokens_a_call(most, time.perf_counter() - began)
+            if done:
+                self._cache = streaming.keep(config, state)
+                self._cached = (context + ids[:-1])[: self._cache.num_slots]  # the last token drawn is not in the cache
+            else:
+                self._cache, self._cached = state.cache.prefix, context
+            yield from ids[told:]
+            told = len(ids)
             if not done:
-                yield ids[-1]
-                self._cache, self._cached = None, []  # an error in the step leaves nothing to trust
-                state = streaming.step(params, config, state)
-        self._cache, self._cached = None, []
-        self._cache = streaming.keep(config, state)
-        self._cached = context + ids[:-1]  # the last token drawn is not in the cache
-        yield ids[-1]
+                self._cache, self._cached = None, []  # an error in the next call leaves nothing to trust
+
+
+def _tokens_a_call(last: int, seconds: float) -> int:
+    """How many tokens the next call makes: the more, the less a reader waits for them; at most twice as many as last."""
+    return max(1, min(MOST_A_CALL, 2 * last, int(last * SECONDS_A_CALL / max(seconds, 1e-3))))
 
 
 def _shared_length(one: Sequence[int], other: Sequence[int]) -> int:

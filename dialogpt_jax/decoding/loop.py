@@ -136,6 +136,16 @@ def decode(step_fn: StepFn, state: DecodeState) -> DecodeState:
     )
 
 
+def decode_some(step_fn: StepFn, state: DecodeState, most: jax.typing.ArrayLike) -> DecodeState:
+    """Steps until every row is done, or `most` steps are taken."""
+    _, state = jax.lax.while_loop(
+        lambda carry: (carry[0] < most) & ~jnp.all(carry[1].done_M),
+        lambda carry: (carry[0] + 1, advance(step_fn, carry[1])),
+        (jnp.int32(0), state),
+    )
+    return state
+
+
 def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
     """Draws a token for each row that is not done, and writes it down."""
     settings = state.settings

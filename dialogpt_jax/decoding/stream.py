@@ -1,9 +1,10 @@
-"""A reply token by token: the same `begin` and `advance` as the compiled loop, driven from Python.
+"""A reply a few tokens at a time: the same `begin` and `advance` as the compiled loop, driven from Python.
 
-    Request, cache ─start→ DecodeState ─step→ DecodeState ─step→ … ─keep→ cache with the reply in it
+    Request, cache ─start→ DecodeState ─steps→ DecodeState ─steps→ … ─keep→ cache with the reply in it
+                      └─ said ─read→ tokens    └─ said
 
-`start` takes its cache for good (it is donated), and so does `step` its state: use what they return. The state holds the
-cache: `state.cache.prefix` is what the prefill has left.
+`start` takes its cache for good (it is donated), and so does `steps` its state: use what they return. The state holds the
+cache: `state.cache.prefix` is what the prefill has left. `said` stays, so that it can be read while the next call runs.
 
 Letters: B rows.
 """
@@ -18,7 +19,7 @@ from dialogpt_jax import cache as caches
 from dialogpt_jax.cache import KVCache, ReplyCache
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import begin_replies, model_step
-from dialogpt_jax.decoding.loop import DecodeState, advance
+from dialogpt_jax.decoding.loop import DecodeState, decode_some
 from dialogpt_jax.decoding.request import Request
 from dialogpt_jax.model import Params
 
@@ -29,16 +30,42 @@ def empty_cache(config: GPT2Config, rows: int, slots: int, dtype: jax.typing.DTy
     return jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), shapes)
 
 
+@functools.partial(jax.jit, static_argnames="slots")
+def with_slots(cache: KVCache, *, slots: int) -> KVCache:
+    """The cache with more slots, the new ones empty."""
+    more = slots - cache.num_slots
+    return jax.tree.map(lambda x_GSK: jnp.pad(x_GSK, ((0, 0), (0, more), (0, 0))), cache)
+
+
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def start(params: Params, config: GPT2Config, request: Request, cache: KVCache) -> DecodeState:
+def start(params: Params, config: GPT2Config, request: Request, cache: KVCache) -> tuple[DecodeState, jax.Array]:
     """Prefills the new tokens of each row behind those that its cache holds, and draws the first of its reply."""
-    return begin_replies(params, config, request, cache)
+    state = begin_replies(params, config, request, cache)
+    return state, _said(state)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
-def step(params: Params, config: GPT2Config, state: DecodeState) -> DecodeState:
-    """One more token for each row that is not done."""
-    return advance(model_step(params, config), state)
+def steps(
+    params: Params, config: GPT2Config, state: DecodeState, most: jax.typing.ArrayLike
+) -> tuple[DecodeState, jax.Array]:
+    """Up to `most` more tokens for each row that is not done."""
+    state = decode_some(model_step(params, config), state, most)
+    return state, _said(state)
+
+
+def _said(state: DecodeState) -> jax.Array:
+    """What a reader wants to know of a state, in one array of its own: the state itself is given away to the next call.
+
+    tokens, then how many of them there are, then whether the row is done.
+    """
+    columns = (state.tokens_MR, state.counts_M[:, None], state.done_M[:, None].astype(jnp.int32))
+    return jnp.concatenate(columns, axis=1)
+
+
+def read(said: jax.Array) -> tuple[list[list[int]], bool]:
+    """The replies so far and whether all are done; waits for the call that made `said`."""
+    on_host = np.asarray(said)
+    return [row[: row[-2]].tolist() for row in on_host], bool(on_host[:, -1].all())
 
 
 def keep(config: GPT2Config, state: DecodeState) -> KVCache:

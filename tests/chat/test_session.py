@@ -159,7 +159,7 @@ def test_an_abandoned_retry_replaces_the_reply_only_once_it_has_begun(bot, chat)
     say_as_fresh(chat, "no", bot)
 
 
-@pytest.mark.parametrize("where", ["start", "step", "keep"])
+@pytest.mark.parametrize("where", ["start", "steps", "keep"])
 def test_an_exception_takes_the_turn_back_and_the_next_reply_is_right(bot, chat, monkeypatch, where):
     chat.say("Hello")
     before = chat.turns
@@ -167,7 +167,7 @@ def test_an_exception_takes_the_turn_back_and_the_next_reply_is_right(bot, chat,
 
     def broken(*args, **named):
         calls.append(where)
-        if len(calls) == (3 if where == "step" else 1):
+        if len(calls) == (3 if where == "steps" else 1):
             real(*args, **named)  # as after a failure in the middle: what was donated is gone
             raise RuntimeError("the device went away")
         return real(*args, **named)

@@ -13,7 +13,7 @@ from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, prompts
 from dialogpt_jax.decoding.generate import generate, prefill
 from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
-from dialogpt_jax.decoding.stream import empty_cache, keep, start, step
+from dialogpt_jax.decoding.stream import empty_cache, keep, read, start, steps, with_slots
 
 # float32 logits about 4 wide: sums over other numbers of slots round differently.
 TOLERANCE = 2e-5
@@ -48,7 +48,7 @@ def begin_stream(sampling, *, parts=1):
         starts_B = np.minimum(CUT, LENGTHS - 1).astype(np.int32)
         first = [text[:n] or [0] for text, n in zip(prompts(), starts_B, strict=True)]  # a row of 0 is written over
         _, cache = extend(*put(first, 12), cache, jnp.zeros(4, jnp.int32))
-    return start(PARAMS, CONFIG, make_request(sampling, starts_B), cache)
+    return start(PARAMS, CONFIG, make_request(sampling, starts_B), cache)[0]
 
 
 def stream_to_the_end(state):
@@ -56,7 +56,7 @@ def stream_to_the_end(state):
     seen = []
     for _ in range(STEPS - 1):
         seen.append((np.asarray(state.tokens_MR), np.asarray(state.counts_M)))
-        state = step(PARAMS, CONFIG, state)
+        state, _ = steps(PARAMS, CONFIG, state, 1)
     return state, seen
 
 
@@ -65,14 +65,43 @@ def test_a_stream_is_generate_token_by_token(sampling):
     out = generate(PARAMS, CONFIG, TOKENS, LENGTHS, sampling=sampling, max_new_tokens=STEPS, keys=KEYS)
     out = jax.device_get(out)
     state, seen = stream_to_the_end(begin_stream(sampling))
-    for steps, (tokens_BR, counts_B) in enumerate(seen):
-        np.testing.assert_array_equal(counts_B, np.minimum(out.lengths, steps + 1))
+    for taken, (tokens_BR, counts_B) in enumerate(seen):
+        np.testing.assert_array_equal(counts_B, np.minimum(out.lengths, taken + 1))
         for row, count in enumerate(counts_B):
             np.testing.assert_array_equal(tokens_BR[row, :count], out.tokens[row, :count])
     np.testing.assert_array_equal(state.tokens_MR[:, :STEPS], out.tokens)
     np.testing.assert_array_equal(state.counts_M, out.lengths)
     np.testing.assert_array_equal(state.finished_M, out.finished)
     np.testing.assert_allclose(state.logprobs_MR[:, :STEPS], out.logprobs, atol=TOLERANCE)
+
+
+def test_steps_stop_where_they_are_told_and_where_all_is_said():
+    """Calls of 3, then 2, then more than there are; what was said can be read when its state is gone."""
+    out = jax.device_get(generate(PARAMS, CONFIG, TOKENS, LENGTHS, sampling=FULL, max_new_tokens=STEPS, keys=KEYS))
+    state, said = start(PARAMS, CONFIG, make_request(FULL), empty_cache(CONFIG, 4, CONFIG.n_positions, jnp.float32))
+    for most, upto in ((3, 4), (2, 6), (50, STEPS), (1, STEPS)):
+        state, now = steps(PARAMS, CONFIG, state, most)
+        assert len(read(said)[0]) == 4  # still there
+        replies, done = read(now)
+        for row, reply in enumerate(replies):
+            assert reply == out.tokens[row, : min(out.lengths[row], upto)].tolist()
+        assert done == (out.lengths <= upto).all()
+        said = now
+    assert len(set(out.lengths.tolist())) > 1
+
+
+def test_more_slots_change_nothing():
+    cache = empty_cache(CONFIG, 4, CONFIG.n_positions // 2, jnp.float32)
+    state, _ = start(PARAMS, CONFIG, make_request(FULL), cache)
+    cache = with_slots(keep(CONFIG, state), slots=CONFIG.n_positions)
+    assert cache.num_slots == CONFIG.n_positions
+    starts_B = np.asarray(LENGTHS)
+    texts = [[int(token)] for token in np.asarray(state.tokens_MR)[:, 0]]
+    got_BV, _ = extend(*put(texts, 12), cache, jnp.asarray(starts_B, jnp.int32))
+    whole = [prompt + text for prompt, text in zip(prompts(), texts, strict=True)]
+    fresh = empty_cache(CONFIG, 4, CONFIG.n_positions, jnp.float32)
+    fresh_BV, _ = extend(*put(whole, 40), fresh, jnp.zeros(4, jnp.int32))
+    np.testing.assert_allclose(got_BV[:, :61], fresh_BV[:, :61], atol=TOLERANCE)
 
 
 def test_a_prompt_in_two_parts_is_the_prompt_in_one():
@@ -100,11 +129,11 @@ def test_a_kept_reply_continues_as_a_fresh_prefill():
 
 def test_what_is_given_away_is_gone():
     cache, request = empty_cache(CONFIG, 4, CONFIG.n_positions, jnp.float32), make_request(GREEDY)
-    state = start(PARAMS, CONFIG, request, cache)
+    state, said = start(PARAMS, CONFIG, request, cache)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
-    after = step(PARAMS, CONFIG, state)
+    after, _ = steps(PARAMS, CONFIG, state, 2)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, KEYS)))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, said, KEYS)))
     kept = keep(CONFIG, after)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(after.cache.prefix))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((kept, after.cache.reply)))
