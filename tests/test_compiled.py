@@ -15,11 +15,16 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from fakes import ODD, TINY
 
+import dialogpt_jax as dg
 from dialogpt_jax import model
 from dialogpt_jax.cache import init_cache, init_reply
+from dialogpt_jax.decoding import stream
+from dialogpt_jax.decoding.generate import reply_program
+from dialogpt_jax.decoding.request import assemble
 
 STEPS, SLOTS, REPLY_SLOTS = 5, 40, 24
 
@@ -64,7 +69,7 @@ def last_operation(block):
     made = {name: (operation, first) for name, operation, first in re.findall(
         r"(%[\w.\-]+) = \S+ ([\w\-]+)\((%[\w.\-]+)?", block)}  # fmt: skip
     operation, first = made[re.search(r"ROOT (%\S+)", block).group(1)]
-    while operation == "bitcast":
+    while operation == "bitcast" or (operation == "convert" and made[first][0] == "select"):  # a select in float32
         operation, first = made[first]
     return operation
 
@@ -107,6 +112,39 @@ def test_a_step_reads_every_weight_as_it_lies(rows, dtype):
     text = compiled_text(config, cache, rows, dtype)
     found = Counter(operation for operation, shape in work_of_loops(text) if math.prod(shape) in sizes)
     assert dict(found) == {}
+
+
+SMALL = dataclasses.replace(dg.GPT2Config.small(), n_layer=2)  # the true widths: 768, 3,072 and 50,304
+
+
+def text_of_program(name, rows, dtype):
+    """`generate`, or the calls of a stream; the prompt and its cache have 32 slots, the reply 16."""
+    params = jax.eval_shape(lambda: model.init_params(SMALL, jax.random.key(0), dtype))
+    tokens_BT, lengths_B = np.ones((rows, 32), np.int32), np.full(rows, 32)
+    keys = jax.random.split(jax.random.key(0), rows)
+    request = assemble(SMALL, tokens_BT, lengths_B, sampling=dg.GREEDY, max_new_tokens=16, keys=keys)
+    if name == "generate":
+        return reply_program.lower(params, SMALL, request).compile().as_text()
+    cache = jax.eval_shape(lambda: init_cache(SMALL, rows, 32, dtype))
+    state, _ = jax.eval_shape(lambda *args: stream.start(args[0], SMALL, *args[1:]), params, request, cache)
+    return stream.steps.lower(params, SMALL, state, 4).compile().as_text()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("name", "rows"), [("generate", 1), ("generate", 4), ("generate", 8), ("stream", 1)])
+def test_programs_of_true_widths_leave_weights_and_caches_as_they_lie(name, rows, dtype):
+    text = text_of_program(name, rows, dtype)
+    params = jax.eval_shape(lambda: model.init_params(SMALL, jax.random.key(0), dtype))
+    sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if math.prod(leaf.shape) > 100_000}
+    assert len(sizes) == 5  # of c_attn, attn.c_proj, the MLP's two, wte, wpe
+    work = list(work_of_loops(text))
+    assert Counter(operation for operation, shape in work if math.prod(shape) in sizes) == {}
+    heads, size = rows * SMALL.n_head, SMALL.head_dim
+    cache_sizes = (heads * 32 * size, heads * 16 * size)
+    writes = "scatter" if dtype == jnp.float32 else "select"
+    assert Counter(made for made in work if math.prod(made[1]) in cache_sizes) == {
+        (writes, (heads, 16, size)): 2 * SMALL.n_layer
+    }
 
 
 def test_the_weights_work_is_seen_where_there_is_some():

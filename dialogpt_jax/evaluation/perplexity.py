@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import collate, fill_up
 from dialogpt_jax.data.examples import windows
+from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.likelihood import token_losses
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.distributed import global_batch
@@ -65,6 +66,7 @@ def measure_dialogues(
     """What every turn after the first costs, given as many whole turns before it as its window holds.
 
     Windows of `n_positions` tokens begin with half a window of context. A turn longer than a window counts by its start.
+    Windows of like length share a batch, which is padded to its bucket.
     """
     longest = config.n_positions
     encoded = [tokenizer.encode_batch(turns) for turns in dialogues]
@@ -73,11 +75,13 @@ def measure_dialogues(
         for dialogue, turns in enumerate(encoded)
         for example in windows(turns, eos=config.eos_token_id, max_length=longest, context=longest // 2)
     ]
+    owned.sort(key=lambda window: len(window[1].tokens_T))
     nats_D, tokens_D = np.zeros(len(dialogues)), np.zeros(len(dialogues))
     for start in range(0, len(owned), rows):
         chosen = owned[start : start + rows]
         owners_B = [dialogue for dialogue, _ in chosen]
-        batch = collate(fill_up([example for _, example in chosen], rows), longest)
+        width = bucket_of(len(chosen[-1][1].tokens_T), longest)
+        batch = collate(fill_up([example for _, example in chosen], rows), width)
         losses_BT = _losses(params, config, batch.tokens_BT).astype(np.float64)
         np.add.at(nats_D, owners_B, (losses_BT * batch.weights_BT).sum(axis=1)[: len(chosen)])
         np.add.at(tokens_D, owners_B, batch.weights_BT.sum(axis=1, dtype=np.float64)[: len(chosen)])

@@ -14,7 +14,7 @@ from dialogpt_jax.bundled import card
 from dialogpt_jax.bundled.prompts import Prompts, read_prompts
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.decoding.score import score
-from dialogpt_jax.evaluation import hits, model_measures
+from dialogpt_jax.evaluation import hits, model_measures, perplexity
 from dialogpt_jax.evaluation.contexts import cut
 from dialogpt_jax.evaluation.perplexity import bits_per_byte, measure_dialogues
 from dialogpt_jax.evaluation.replies import Reply
@@ -92,6 +92,24 @@ def test_perplexities_by_hand(bot):
     totals = bits_per_byte(bot.params, bot.config, bot.tokenizer, DIALOGUES, rows=5)
     assert totals["bits_per_byte"] == pytest.approx(found["bits per byte"].value, rel=RTOL)
     assert (totals["tokens"], totals["bytes"]) == (tokens.sum(), num_bytes)
+
+
+def test_windows_are_as_wide_as_their_bucket(bot, monkeypatch):
+    """Short dialogues and one long one: only the batch of the long one is wide; what is found is the same."""
+    dialogues = [*DIALOGUES[:3], ["a" * 60, "b" * 30, "c"], *DIALOGUES[3:]]
+    by_itself = [measure_dialogues(bot.params, bot.config, bot.tokenizer, [d], rows=1) for d in dialogues]
+    widths, real = [], perplexity._losses
+
+    def spy(params, config, tokens_BT):
+        widths.append(tokens_BT.shape[1])
+        return real(params, config, tokens_BT)
+
+    monkeypatch.setattr(perplexity, "_losses", spy)
+    spent = measure_dialogues(bot.params, bot.config, bot.tokenizer, dialogues, rows=2)
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1] <= bot.config.n_positions
+    np.testing.assert_allclose(spent.nats_D, [s.nats_D[0] for s in by_itself], rtol=RTOL)
+    np.testing.assert_array_equal(spent.tokens_D, [s.tokens_D[0] for s in by_itself])
 
 
 def test_hits_are_left_out_where_there_are_not_enough_turns(bot):
