@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prefix = f"dialogpt {asked}" if asked else "dialogpt"
     try:
         status = _run(words, prefix)
-        sys.stdout.flush()  # here, where what goes wrong is told
+        streams.flush()  # here, where what goes wrong is told
         return status
     except BrokenPipeError:  # the reader of our output has left, as `| head -1` does
         streams.drop_output()
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         lost = streams.drop_output()  # what could not be written has no name of its own
         told = (
-            f"standard output: {one_line(lost)}" if lost and not getattr(error, "filename", None) else one_line(error)
+            f"{streams.OUTPUT}: {one_line(lost)}" if lost and not getattr(error, "filename", None) else one_line(error)
         )
         streams.tell(f"{prefix}: {told}")
         return 1

@@ -7,8 +7,9 @@ import os
 import re
 import sys
 
-from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.errors import escape_controls, naming
 
+OUTPUT = "standard output"  # as an error names it
 # Beyond what json escapes itself: the control characters that some terminals obey.
 _CONTROLS, _NOT_ASCII = re.compile("[\x7f-\x9f]"), re.compile("[^\x00-\x7e]")
 
@@ -38,13 +39,21 @@ def show(text: str) -> None:
 
     What is exact is what `print_json` and files give.
     """
-    print(escape_controls(text, keep="\n\t"), flush=True)
+    with naming(OUTPUT):
+        print(escape_controls(text, keep="\n\t"), flush=True)
 
 
 def print_json(text: str) -> None:
     """Prints JSON, whose value stays what it is: where the output has ASCII only, the other characters as escapes."""
     every = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-    print((_CONTROLS if every else _NOT_ASCII).sub(lambda found: json.dumps(found[0])[1:-1], text))
+    with naming(OUTPUT):
+        print((_CONTROLS if every else _NOT_ASCII).sub(lambda found: json.dumps(found[0])[1:-1], text))
+
+
+def flush() -> None:
+    """Writes what standard output holds back."""
+    with naming(OUTPUT):
+        sys.stdout.flush()
 
 
 def drop_output() -> OSError | None:

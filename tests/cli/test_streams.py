@@ -45,10 +45,36 @@ def test_a_chat_ends_when_its_reader_leaves(model):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_one_line_that_names_the_output_and_status_1(model):
-    for words in ('reply --model "$MODEL" Hello', 'chat --model "$MODEL"', "--help", "reply --help"):
+    for words in (
+        'inspect "$MODEL" --json',
+        'reply --model "$MODEL" Hello',
+        'chat --model "$MODEL"',
+        "--help",
+        "reply --help",
+    ):
         done = shell(f"dialogpt {words} > /dev/full", model=model[0], stdin=b"Hello\nno\n")
         name = f"dialogpt {words.split()[0]}" if not words.startswith("-") else "dialogpt"
         assert (done.returncode, done.stderr.decode()) == (1, f"{name}: standard output: No space left on device\n")
+
+
+def test_what_is_told_has_its_controls_escaped(capsys):
+    streams.tell("warning: tensor \x1b]0;title\x07\n\x9b2J")
+    assert capsys.readouterr() == ("", "warning: tensor \\x1b]0;title\\x07\n\\x9b2J\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("letters", [10, 100_000])  # within what the output holds back, and beyond it
+@pytest.mark.parametrize("write", [streams.show, streams.print_json])
+def test_a_full_disk_is_named_however_much_is_written(write, letters, monkeypatch):
+    def write_all():
+        write(json.dumps("x" * letters))
+        streams.flush()
+
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            write_all()
+        streams.drop_output()
 
 
 def test_streams_that_are_closed_are_empty(model):
