@@ -151,3 +151,12 @@ def test_the_summary_and_the_table_have_the_numbers():
     report.counts.clear()
     report.counts.update(lines=10)
     assert summary(report, ExampleOptions(EOS)) == ["10 lines: 0 dialogues, 10 dropped"]
+
+
+def test_names_of_files_and_reasons_are_escaped(tokenizer):
+    evil, seen = "\x1b]0;title\x07", r"\x1b]0;title\x07"
+    shown = Shown(f"{evil}.jsonl", 3, Example(np.array([1, EOS]), np.array([0.0, 1.0])), 1)
+    assert plain(render_example(shown, tokenizer, EOS)).startswith(f"{seen}.jsonl, line 3")
+    report = DataCounts(dropped={"not JSON": (1, [(f"{evil}.jsonl", 3, f"not JSON ({evil}\n)")])})
+    (row,) = plain(dropped_table(report, ["a", "b"])).splitlines()[1:]
+    assert row.split() == ["not", "JSON", "1", f"{seen}.jsonl:3", "not", "JSON", f"({seen}\\n)"]

@@ -83,6 +83,12 @@ def test_no_tokenizer_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_broken_file_says_is_escaped(tmp_path):
+    (tmp_path / JSON_FILE).write_text(json.dumps({"version": "\x1b[2J\n"}))
+    with pytest.raises(TokenizerError, match=r"version '\\x1b\[2J"):
+        Tokenizer.load(tmp_path)
+
+
 @pytest.mark.parametrize("broken", [b"", b"{", b"\xff\xfe", b"[]", b'{"model": {"type": "BPE"}}'])
 @pytest.mark.parametrize("name", [JSON_FILE, VOCAB_FILE])
 def test_a_broken_file_is_one_line_that_names_it(tokenizer, tmp_path, name, broken):

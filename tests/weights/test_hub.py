@@ -258,6 +258,11 @@ def test_choose_files_does_not_depend_on_the_listing_s_order():
     assert choose_files(files, "x") == choose_files(reversed(files), "x")
 
 
+def test_names_of_files_in_an_error_are_escaped():
+    with pytest.raises(HubError, match=r"its files: \\x1b\[2J\\n\.txt, config.json$"):
+        choose_files(["config.json", "\x1b[2J\n.txt"], "x")
+
+
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_the_environment_of_a_fresh_process_is_honoured(server, tmp_path, offline):
     env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": offline}
