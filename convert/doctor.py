@@ -291,7 +291,7 @@ def describe_findings(findings: Findings) -> str:
         lines.append(("text", f"{findings.positions} positions, {findings.vocabulary:,} token ids"))
         lines.append(("parameters", f"{findings.parameters:,}"))
         lines.append(("head", str(findings.head)))
-        lines.append(("direction", "forward or reverse: not in the shapes"))
+        lines.append(("direction", "not told by the file: a model and its backward (MMI) one have the same shapes"))
     if findings.zero_rows:
         lines.append(("padding", f"{findings.zero_rows} zero rows at the end of the token embedding"))
     lines += [("name", escape_controls(change, keep="")) for change in findings.changes]

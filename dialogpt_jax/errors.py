@@ -33,6 +33,18 @@ def escape_controls(text: str, *, keep: str = "\n") -> str:
     )
 
 
+def counted(number: int, plural: str) -> str:
+    """A number and what it counts: `1 line`, `2 lines`, `1 reply`; a unit such as kB stays as it is."""
+    if number == 1:
+        plural = plural[:-3] + "y" if plural.endswith("ies") else plural.removesuffix("s")
+    return f"{number:,} {plural}"
+
+
+def size_of(count: int) -> str:
+    """Bytes as a person reads them: kB below 100,000, else MB."""
+    return f"{count / 1e3:,.1f} kB" if count < 100_000 else f"{count / 1e6:,.1f} MB"
+
+
 def one_line(error: BaseException) -> str:
     """An error's message, its controls escaped; for the system's errors, the file and what went wrong."""
     message = str(error) or type(error).__name__

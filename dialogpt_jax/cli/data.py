@@ -1,7 +1,9 @@
 """`dialogpt data`: files of dialogues in; what training would see, or the same prepared for it, out."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -12,9 +14,11 @@ from dialogpt_jax.cli.flags import EXAMPLES_READ, FROM_1, UsageError, flags_of, 
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.check import dropped_table, first_examples, render_example, render_histogram, summary
 from dialogpt_jax.data.counts import DataCounts, check_counts
-from dialogpt_jax.data.dialogue_line import FORMS
+from dialogpt_jax.data.dialogue_line import FORMS, DataError
 from dialogpt_jax.data.example_options import ExampleOptions, make_example_options
 from dialogpt_jax.data.prepare import prepare, survey
+from dialogpt_jax.data.shards import INFO_FILE
+from dialogpt_jax.errors import counted, size_of
 from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights.hub import resolve_tokenizer
 
@@ -98,9 +102,10 @@ def check(
 ) -> int:
     if not files:
         raise UsageError("no file to look at; name a file of dialogues")
+    _refuse_folders(files)
     folder = _folder(tokenizer)
     options = make_example_options(folder, **said(examples))
-    with show_progress("kB", "tokens") as progress:
+    with _own_help(), show_progress("kB", "tokens") as progress:
         report = survey(files, folder, options, workers=workers, progress=progress)
     console = _console()
     if report.counts["examples"]:
@@ -109,7 +114,8 @@ def check(
             console.print(render_example(shown, loaded, options.eos), soft_wrap=True)
         console.print("\n".join(["tokens       examples", *render_histogram(report.lengths), ""]), soft_wrap=True)
     _show_counts(console, report, files, options)
-    check_counts(report, files, options, allow_no_eos=allow_no_eos)
+    with _own_help():
+        check_counts(report, files, options, allow_no_eos=allow_no_eos)
     return 0
 
 
@@ -131,6 +137,7 @@ def write(
     if len(files_and_folder) < 2:
         raise UsageError("name the files of dialogues, and behind them the folder DIR to write")
     *files, target = files_and_folder
+    _refuse_folders(files)
     folder = _folder(tokenizer)
     options = make_example_options(folder, **said(examples))
     with show_progress("kB", "tokens") as progress:
@@ -138,8 +145,24 @@ def write(
         data, report = prepare(files, target, folder, options, **passed, workers=workers, progress=progress)
     _show_counts(_console(), report, files, options)
     size = sum(entry.stat().st_size for entry in os.scandir(data.path))
-    streams.show(f"wrote {target}: {len(data):,} rows, {size / 1e6:,.1f} MB")
+    streams.show(f"wrote {target}: {counted(len(data), 'rows')}, {size_of(size)}")
     return 0
+
+
+def _refuse_folders(files: Sequence[str]) -> None:
+    for file in filter(os.path.isdir, files):
+        if os.path.exists(os.path.join(file, INFO_FILE)):
+            raise DataError(f"{file} is prepared data, which was checked; `dialogpt train --data {file}` trains on it")
+        raise DataError(f"{file} is a folder; name the files in it, such as {os.path.join(file, '*.jsonl')}")
+
+
+@contextlib.contextmanager
+def _own_help() -> Iterator[None]:
+    """A refusal that names `dialogpt data check --help` is of that command itself: the help is its own."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace("`dialogpt data check --help`", "--help")) from None
 
 
 def _folder(tokenizer: str | None):
@@ -154,6 +177,6 @@ def _console() -> Console:
 
 
 def _show_counts(console: Console, report: DataCounts, files, options: ExampleOptions) -> None:
-    console.print("\n".join(summary(report, options)), markup=False, soft_wrap=True)
+    console.print("\n".join(summary(report, options, files)), markup=False, soft_wrap=True)
     if report.dropped:
         console.print(dropped_table(report, files))

@@ -11,6 +11,7 @@ from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import ModelFlags, SamplingChanges
 from dialogpt_jax.cli.eval_model import AskFlags, run_model
 from dialogpt_jax.cli.flags import FILES, FROM_0, FROM_1, RESULTS, UsageError, make_app
+from dialogpt_jax.errors import counted
 from dialogpt_jax.evaluation import measures, reply_files, tables
 from dialogpt_jax.evaluation.cleaning import clean
 from dialogpt_jax.evaluation.intervals import Estimate, compare
@@ -197,7 +198,7 @@ def measure_files(files: FileFlags, shown: ResultFlags) -> tables.Table:
             texts, wanted = hypotheses.texts, None
             if systems and len(texts) != num:
                 raise reply_files.TextFileError(
-                    f"{path} has {len(texts)} lines, {paths[0]} has {num}; compare the same lines"
+                    f"{path} has {counted(len(texts), 'lines')}, {paths[0]} has {num}; compare the same lines"
                 )
         num = len(texts)
         systems[name] = measure_texts(texts, wanted, files, shown)
@@ -205,7 +206,9 @@ def measure_files(files: FileFlags, shown: ResultFlags) -> tables.Table:
     named = {name: getattr(files, name) for name in ("hypotheses", "compare", "references", "human", "reference_sets")}
     numbers = {"keys": files.keys, "bootstrap": shown.bootstrap, "seed": shown.seed}
     settings = {"lines": num, "words": "clean" if files.clean else "raw", **named, **numbers}
-    return tables.Table(f"{num} lines, {'cleaned' if files.clean else 'raw'}", systems, differences, settings)
+    return tables.Table(
+        f"{counted(num, 'lines')}, {'cleaned' if files.clean else 'raw'}", systems, differences, settings
+    )
 
 
 def measure_texts(

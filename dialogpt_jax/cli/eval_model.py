@@ -11,6 +11,7 @@ from dialogpt_jax.cli.common import ModelFlags, load_bot
 from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE, said
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.formats import held_out
+from dialogpt_jax.errors import counted
 from dialogpt_jax.evaluation import settings, tables
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.intervals import compare
@@ -39,8 +40,8 @@ class AskFlags:
         FROM_1,
         Parameter(
             metavar="N",
-            help="the first N: each dialogue cut before a drawn turn, then each before another … By default every turn "
-            "after the first of its dialogue is replied to once",
+            help="the first N, or all there are: each dialogue cut before a drawn turn, then each before another … By "
+            "default every turn after the first of its dialogue is replied to once",
         ),
     ] = None
     decode: Annotated[
@@ -93,6 +94,9 @@ def run_model(
     contexts = cut(dialogues, ask.contexts)
     if not contexts:
         raise ValueError(f"{ask.data}: no dialogue has a second turn; there is nothing to reply to")
+    if ask.contexts is not None and len(contexts) < ask.contexts:
+        held = counted(len(contexts), "contexts")
+        streams.tell(f"{ask.data}: {held}, not the {ask.contexts:,} asked for; all of them are taken")
     other = None if compared is None else _replies_of(compared, contexts)
     bot = load_bot(model)
     with show_progress("replies", "tokens") as progress:
@@ -120,7 +124,8 @@ def run_model(
         differences = [compare(*pair) for pair in zip(*systems.values(), strict=True)]
     run = harness.describe_run(bot, contexts, asked)
     named = {"data": ask.data, "decode": ask.decode, "compare": compared, "bootstrap": resamples}
-    title = f"{len(contexts)} contexts of {len(dialogues)} dialogues, {run['sampling']}, seed {seed}"
+    asked_of = f"{counted(len(contexts), 'contexts')} of {counted(len(dialogues), 'dialogues')}"
+    title = f"{asked_of}, {run['sampling']}, seed {seed}"
     return tables.Table(title, systems, differences, {**named, **run})
 
 

@@ -97,7 +97,10 @@ def _run(words: Sequence[str], prefix: str) -> int:
             # cyclopts would import every command to name those that are near.
             unknown = isinstance(error, UnknownCommandError) and prefix == "dialogpt"
             streams.tell(_usage(app, words))
-            streams.tell(f"{prefix}: {_unknown(words[0]) if unknown else str(error)}".replace(HYPHEN, "-"))
+            told = _unknown(words[0]) if unknown else str(error)
+            if prefix == "dialogpt train" and "--dry-run" in told:
+                told += " A dry run is --compile-only: it compiles for a TPU and says what the run costs there."
+            streams.tell(f"{prefix}: {told}".replace(HYPHEN, "-"))
             return 2
     if status is None and not any(word.startswith("-") for word in words):  # no command was named: this was the help
         return 2

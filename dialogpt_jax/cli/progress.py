@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from dialogpt_jax.errors import counted
+
 SECONDS = 15.0  # between two lines
 
 
@@ -54,4 +56,6 @@ def _shown(what: str, smaller: str, move: Callable[[int, int, str], None], *, ev
         spent = time.monotonic() - began
         if done:
             rate = f"{held / max(spent, 1e-9):,.0f} {smaller}/s"
-            print(f"{done:,} {what}, {held:,} {smaller} in {spent:.1f} s: {rate}", file=sys.stderr, flush=True)
+            print(
+                f"{counted(done, what)}, {counted(held, smaller)} in {spent:.1f} s: {rate}", file=sys.stderr, flush=True
+            )

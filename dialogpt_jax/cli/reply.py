@@ -10,6 +10,7 @@ from dialogpt_jax.chat.settings import seed_or_drawn
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
 from dialogpt_jax.cli.flags import HYPHEN, WHOLE, UsageError, make_app
+from dialogpt_jax.errors import counted
 from dialogpt_jax.text.dialogue import as_turns
 from dialogpt_jax.text.lines import written_lines
 
@@ -93,7 +94,7 @@ def _reply_to_file(data: str, out: str | None, model: ModelFlags, reply: ReplyFl
             progress=lambda new, left: progress(len(new), left, sum(each.tokens for each in new)),
         )
     if out is not None:
-        streams.tell(f"{len(found)} {'reply' if len(found) == 1 else 'replies'} in {out}")
+        streams.tell(f"{counted(len(found), 'replies')} in {out}")
         return 0
     shown = DialogueFile("", harness.describe_run(bot, contexts, settings), contexts)
     for each in found:

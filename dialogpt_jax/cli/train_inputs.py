@@ -177,7 +177,7 @@ def _prepare(file: str, folder: Path, tokenizer: Path, options: Any, report) -> 
 
     with show_progress("kB", "tokens") as progress:
         _, found = prepare([file], folder, tokenizer, options, replace=True, progress=progress)
-    for line in summary(found, options):
+    for line in summary(found, options, [file]):
         report(line)
     for kind, (count, first) in found.dropped.items():
         numbers = ", ".join(str(number) for _, number, _ in first) + ", …" * (count > len(first))

@@ -18,9 +18,10 @@ from dialogpt_jax.data.batches import Buckets
 from dialogpt_jax.data.counts import DataCounts
 from dialogpt_jax.data.example_options import ExampleOptions
 from dialogpt_jax.data.examples import Example
+from dialogpt_jax.data.formats import place_in
 from dialogpt_jax.data.packing import plan_rows
 from dialogpt_jax.data.prepare import encode_chunk, read_chunks
-from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.errors import counted, escape_controls
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 EOS_MARK, CUT_MARK = "⟨EOS⟩", "…"
@@ -55,7 +56,10 @@ def render_example(shown: Shown, tokenizer: Tokenizer, eos: int) -> Text:
     """An example, a turn a line: what it is for, its text, its EOS; `…` where it is cut."""
     tokens_T, weights_T, _ = shown.example
     part = f", the first of {shown.of} examples" if shown.of > 1 else ""
-    text = Text(f"{escape_controls(shown.file)}, line {shown.line}: {len(tokens_T)} tokens{part}\n", style="bold")
+    text = Text(
+        f"{escape_controls(shown.file)}, {place_in(shown.file)} {shown.line}: {counted(len(tokens_T), 'tokens')}{part}\n",
+        style="bold",
+    )
     ends = np.flatnonzero(tokens_T == eos).tolist()
     starts = [0, *(end + 1 for end in ends)]
     for start, end in zip(starts, [*ends, len(tokens_T)], strict=True):
@@ -107,11 +111,13 @@ def padding(lengths: np.ndarray, max_length: int) -> tuple[float, float, float]:
     return 1 - tokens / (count * max_length), 1 - tokens / bucketed, 1 - int(sample.sum()) / packed
 
 
-def summary(report: DataCounts, options: ExampleOptions) -> list[str]:
-    """The counts, in sentences."""
+def summary(report: DataCounts, options: ExampleOptions, files: Sequence = ()) -> list[str]:
+    """The counts of the files, in sentences."""
     counts = report.counts
     lost = sum(count for count, _ in report.dropped.values())
-    lines = [f"{counts['lines']:,} lines: {counts['dialogues']:,} dialogues, {lost:,} dropped"]
+    lines = [
+        f"{counted(counts['lines'], _places(files))}: {counted(counts['dialogues'], 'dialogues')}, {lost:,} dropped"
+    ]
     if not counts["examples"]:
         return lines
     split = f"; {counts['split']:,} longer dialogues were split" if counts["split"] else ""
@@ -127,17 +133,22 @@ def summary(report: DataCounts, options: ExampleOptions) -> list[str]:
     )
     return [
         *lines,
-        f"{counts['examples']:,} examples of at most {options.max_length} tokens{split}",
-        f"{counts['tokens']:,} tokens, {counts['targets']:,} of them targets ({share:.1%})",
+        f"{counted(counts['examples'], 'examples')} of at most {options.max_length} tokens{split}",
+        f"{counted(counts['tokens'], 'tokens')}, {counts['targets']:,} of them targets ({share:.1%})",
         ends + (f"; {cut:,} longer than {options.max_length} tokens lost their end" if cut else ""),
         f"padding: {bucketed:.1%} in the trainer's buckets, {one:.1%} in rows of one length, {packed:.1%} with --pack",
         *([advice] if alone else []),
     ]
 
 
+def _places(files: Sequence) -> str:
+    """Lines, or items where every file is one list."""
+    return "items" if files and all(place_in(file) == "item" for file in files) else "lines"
+
+
 def dropped_table(report: DataCounts, files: Sequence) -> Table:
     """What was dropped, by kind: how many lines, the first of them, and what is wrong with the very first."""
-    table = Table("dropped because", "lines", "first", "such as", box=None, pad_edge=False, header_style="bold")
+    table = Table("dropped because", _places(files), "first", "such as", box=None, pad_edge=False, header_style="bold")
     table.columns[1].justify = "right"
     for kind, (count, first) in sorted(report.dropped.items(), key=lambda item: -item[1][0]):
         where = [f"{file}:{line}" if len(files) > 1 else str(line) for file, line, _ in first]

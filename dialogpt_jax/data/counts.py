@@ -10,8 +10,9 @@ import numpy as np
 from dialogpt_jax.data.dialogue_line import FORMS_IN_SHORT
 from dialogpt_jax.data.example_options import ExampleOptions
 from dialogpt_jax.data.examples import WHICH_TURNS
-from dialogpt_jax.data.formats import DataError, Dropped
+from dialogpt_jax.data.formats import DataError, Dropped, place_in
 from dialogpt_jax.data.shards import Columns
+from dialogpt_jax.errors import counted
 
 FIRST = 5  # lines of each kind that are named
 _MOST_SPEAKERS = 10_000  # names kept for an error message; every line may have its own
@@ -79,8 +80,10 @@ def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *
     if not counts["examples"]:
         kind, (count, first) = max(report.dropped.items(), key=lambda item: item[1][0])
         file, line, reason = first[0]
-        of = f"none of {counts['lines']:,} lines is an example"
-        raise DataError(f"{where}: {of}; {kind}: {count:,}, such as {file}, line {line}: {reason}; {FORMS_IN_SHORT}")
+        of = f"none of {counted(counts['lines'], 'lines')} is an example"
+        raise DataError(
+            f"{where}: {of}; {kind}: {count:,}, such as {file}, {place_in(file)} {line}: {reason}; {FORMS_IN_SHORT}"
+        )
     if not counts["eos_targets"] and not allow_no_eos:
         raise DataError(
             f"{where}: no EOS is a target, so that a model would never learn to stop: each of {counts['turns']:,} trained "

@@ -30,6 +30,7 @@ from dialogpt_jax.data.dialogue_line import (
     parse_line,
     split_tsv,
 )
+from dialogpt_jax.errors import counted
 
 __all__ = [
     "DataError",
@@ -57,7 +58,7 @@ def read_dialogues(path: str | os.PathLike[str]) -> Iterator[list[str]]:
     number = 0
     for number, line in enumerate(lenient_dialogues(path), start=1):  # noqa: B007
         if isinstance(line, Dropped):
-            raise DataError(f"{path}, line {line.line}: {line.reason}")
+            raise DataError(f"{path}, {place_in(path)} {line.line}: {line.reason}")
         yield list(line.turns)
     if not number:
         raise DataError(f"{path}, line 1: the file is empty; expected a dialogue a line")
@@ -81,11 +82,14 @@ def held_out(path: str | os.PathLike[str], most: int | None = None) -> tuple[lis
             dialogues.append(list(line.turns))
             if len(dialogues) == most:
                 break
-    first = f"line {dropped[0].line}: {dropped[0].reason}" if dropped else "the file is empty"
+    first = f"{place_in(path)} {dropped[0].line}: {dropped[0].reason}" if dropped else "the file is empty"
     if not dialogues:
-        raise DataError(f"{path}: none of {len(dropped):,} lines is a dialogue; {first}; {FORMS_IN_SHORT}")
+        raise DataError(f"{path}: none of {counted(len(dropped), 'lines')} is a dialogue; {first}; {FORMS_IN_SHORT}")
     lines = len(dropped) + len(dialogues)
-    return dialogues, f"{path}: dropped {len(dropped):,} of {lines:,} lines, the first {first}" if dropped else ""
+    return (
+        dialogues,
+        f"{path}: dropped {len(dropped):,} of {counted(lines, 'lines')}, the first {first}" if dropped else "",
+    )
 
 
 def dialogues_to_reply_to(path: str | os.PathLike[str]) -> tuple[list[list[str]], str]:
@@ -100,7 +104,7 @@ def dialogues_to_reply_to(path: str | os.PathLike[str]) -> tuple[list[list[str]]
     for number, line in enumerate(lenient_dialogues(path, least=1), start=1):
         if isinstance(line, Dropped):
             raise DataError(
-                f"{path}, line {line.line}: {line.reason}; nothing was replied to: mend or leave out the line"
+                f"{path}, line {line.line}: {line.reason}; nothing was replied to: mend it, or leave it out"
             )
         found.append(list(line.turns))
         if line.speakers and line.speakers[-1] == ASSISTANT:
@@ -110,7 +114,7 @@ def dialogues_to_reply_to(path: str | os.PathLike[str]) -> tuple[list[list[str]]
     if not own:
         return found, ""
     many = f"{len(own):,} of {len(found):,} dialogues end" if len(own) > 1 else f"1 of {len(found):,} dialogues ends"
-    first = f"the first on line {own[0]}" if len(own) > 1 else f"on line {own[0]}"
+    first = f"{'the first ' * (len(own) > 1)}on {place_in(path)} {own[0]}"
     told = (
         f"{path}: {many} with the assistant's own message, {first}; the reply is to that message as if a user said it"
     )
@@ -155,6 +159,11 @@ def form_of(path: str | os.PathLike[str], *, least: int = 2) -> Form:
         dialogues = [split_tsv(text) for text in texts if text.count("\t") == 1]
     weighted = sum(all(is_number(turn.split(maxsplit=1)[:1]) for turn in turns) for turns in dialogues)
     return WEIGHTED_TSV if 2 * weighted > len(dialogues) else TSV
+
+
+def place_in(path: str | os.PathLike[str]) -> str:
+    """What a number of `read_lines` counts in this file: an `item` of one list, which may go over lines, or a `line`."""
+    return "item" if ".json" in Path(path).suffixes[-2:] and form_of(path) == JSON_LIST else "line"
 
 
 def _table(path: str | os.PathLike[str], header: str, least: int) -> Form:

@@ -21,27 +21,21 @@ class Context(NamedTuple):
 
 
 def cut(dialogues: Sequence[Sequence[str]], count: int | None = None, *, seed: int = 0) -> list[Context]:
-    """`count` contexts: each dialogue in order cut once before a drawn turn, then each once more, until there are enough.
+    """At most `count` contexts: each dialogue in order cut once before a drawn turn, then each once more, and so on.
 
     A dialogue of one turn gives none. Nor does a place where the turn to reply to, or the reply, is empty. Where a
     dialogue runs out of places it is left out of later rounds.
 
     Args:
       dialogues: lists of turns.
-      count: how many; all that the dialogues hold by default.
+      count: how many at most; all that the dialogues hold by default.
       seed: of the draw. The first contexts are the same whatever `count` is.
-
-    Raises:
-      ValueError: the dialogues do not hold that many.
     """
     orders = [np.random.default_rng((seed, d)).permutation(max(len(t) - 1, 0)) + 1 for d, t in enumerate(dialogues)]
     places = [
         [at for at in map(int, order) if turns[at - 1].strip() and turns[at].strip()]
         for order, turns in zip(orders, dialogues, strict=True)
     ]
-    most = sum(map(len, places))
-    if count is not None and count > most:
-        raise ValueError(f"{count} contexts were asked for; the {len(dialogues)} dialogues hold {most}; ask for fewer")
     contexts = [
         Context(list(dialogues[d][: ats[turn]]), dialogues[d][ats[turn]], d)
         for turn in range(max(map(len, places), default=0))

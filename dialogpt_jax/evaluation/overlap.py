@@ -74,7 +74,7 @@ def count_overlap(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
       ValueError: the lengths differ, or a line has no reference.
     """
     if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} hypotheses and references for {len(references)} lines; each needs its own")
+        raise ValueError(f"{len(hypotheses)} hypotheses and {len(references)} lists of references; each needs its own")
     if bare := [number for number, line in enumerate(references, start=1) if not line]:
         raise ValueError(f"line {bare[0]} has no reference ({len(bare)} such lines)")
     num = len(hypotheses)

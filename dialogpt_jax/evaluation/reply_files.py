@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dialogpt_jax.errors import counted
+
 _SCORE = re.compile(r"^-?[0-9]+\|")
 
 
@@ -184,4 +186,6 @@ def align(
 def _unequal(first: str | os.PathLike[str], num: int, second: str | os.PathLike[str], other: int) -> str:
     """The message for two files of unequal length, at the first line that has no partner."""
     longer = first if num > other else second
-    return f"{longer}, line {min(num, other) + 1}: no partner; {first} has {num} lines, {second} has {other}"
+    return (
+        f"{longer}, line {min(num, other) + 1}: no partner; {first} has {counted(num, 'lines')}, {second} has {other}"
+    )

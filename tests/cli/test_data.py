@@ -86,7 +86,7 @@ def test_check_takes_its_choices(command, talk):
     assert " context  Bye.⟨EOS⟩" in out  # the last is the first
     assert "0.3  Hello.⟨EOS⟩" in out
     assert "no turn of 'Bob' after the first" in out
-    assert "examples of at most 16 tokens" in out
+    assert "\n1 example of at most 16 tokens\n" in out
 
 
 def test_what_never_ends_is_refused_and_force_is_another_thing(command, tmp_path):
@@ -111,7 +111,8 @@ def test_prepare_writes_what_the_flags_say(command, talk, tmp_path):
     assert status == 0
     data = open_shards(folder)
     assert "dropped because" in out
-    assert out.splitlines()[-1].startswith(f"wrote {folder}: {len(data)} rows, 0.0 MB")
+    assert out.splitlines()[-1].startswith(f"wrote {folder}: {len(data)} rows, ")
+    assert out.endswith(" kB\n")
     chosen = {name: data.info[name] for name in ("reverse", "pack", "max_length", "train_on", "eos_token_id")}
     assert chosen == {"reverse": True, "pack": True, "max_length": 64, "train_on": "last", "eos_token_id": 256}
     assert data.info["counts"]["lines"] == 8
@@ -141,6 +142,8 @@ def test_the_tokenizer_of_the_package_is_the_default(command, talk, tmp_path):
         (["check", "TALK", "--train-on", "Joe"], 1, "nobody is called 'Joe' here; the speakers are Ann, Bob"),
         (["check", "TALK", "--max-length", "1"], 1, "max_length is 1"),
         (["check", "TALK", "--workers", "0"], 2, 'Invalid value "0" for --workers. Must be >= 1'),
+        (["check", "TALK", "."], 1, ". is a folder; name the files in it, such as ./*.jsonl"),
+        (["prepare", ".", "there"], 1, ". is a folder; name the files in it"),
         (["prepare", "TALK"], 2, "behind them the folder DIR to write"),
         ([], 2, ""),
     ],
@@ -150,6 +153,36 @@ def test_what_goes_wrong_is_told(command, talk, words, status, said):
     assert found == status
     assert said in err
     assert words or "prepare" in out
+
+
+def test_one_is_one_and_a_list_has_items(command, tmp_path):
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps([["a", "b"]], indent=2))
+    status, out, err = command("check", file)
+    assert status == 0
+    assert f"{file}, item 1: 4 tokens" in out
+    assert "\n1 item: 1 dialogue, 0 dropped\n1 example of at most 128 tokens\n" in out
+    assert err.startswith("1 kB, 4 tokens in ")
+    file.write_text(json.dumps([["a", "b"], ["c"]], indent=2))
+    _, out, _ = command("check", file)
+    assert "2 items: 1 dialogue, 1 dropped" in out
+    assert "dropped because       items  first" in out
+
+
+def test_a_refusal_points_to_its_own_help(command, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    file.write_text("{}")
+    _, _, err = command("check", file)
+    assert "none of 1 line is an example" in err
+    assert "(--help shows them)" in err
+    assert "data check --help" not in err
+    assert "(`dialogpt data check --help` shows them)" in command("prepare", file, tmp_path / "data")[2]
+    assert command("prepare", "--help")[0] == 0
+    file.write_text('["a", "b"]')
+    assert command("prepare", file, tmp_path / "data")[0] == 0
+    status, _, err = command("check", tmp_path / "data")
+    assert status == 1
+    assert f"is prepared data, which was checked; `dialogpt train --data {tmp_path / 'data'}` trains on it" in err
 
 
 def test_a_broken_gzip_is_an_error(command, tmp_path):

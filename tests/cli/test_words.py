@@ -28,6 +28,7 @@ from dialogpt_jax.run.options import TrainOptions
             "Did you mean --temperature?",
         ),
         (["train", "--bach-size", "1"], "Usage: dialogpt train --data DIR_OR_FILE", "Did you mean --batch-size?"),
+        (["train", "--dry-run", "--data", "x"], "Usage: dialogpt train", "--dry-run. A dry run is --compile-only: it"),
         (["data", "chek", "x"], "Usage: dialogpt data COMMAND", 'Unknown command "chek". Did you mean "check"?'),
         (["data", "prepare", "x"], "Usage: dialogpt data prepare [OPTIONS] FILE... DIR", "the folder DIR to write"),
         (

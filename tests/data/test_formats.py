@@ -172,7 +172,7 @@ def test_the_strict_reader_stops_where_the_held_out_reader_goes_on(tmp_path):
         next(strict)
     file.write_text('{"a": 1}\n')
     with pytest.raises(
-        DataError, match=r"none of 1 lines is a dialogue; line 1: no `turns`, .*; read are lines of JSON with"
+        DataError, match=r"none of 1 line is a dialogue; line 1: no `turns`, .*; read are lines of JSON with"
     ):
         held_out(file)
     file.write_text("")

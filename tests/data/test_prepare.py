@@ -155,7 +155,7 @@ def test_what_teaches_nothing_is_refused_and_leaves_nothing(tmp_path, tokenizer)
         "nobody is called 'Joe' here; the speakers are Ann, Bob", spoken, options=ExampleOptions(EOS, train_on="Joe")
     )
     refused("'Joe' here; no turn has a speaker", ["a", "b"], options=ExampleOptions(EOS, train_on="Joe"))
-    refused("none of 1 lines is an example; nothing to train on", spoken, options=ExampleOptions(EOS, train_on="Ann"))
+    refused("none of 1 line is an example; nothing to train on", spoken, options=ExampleOptions(EOS, train_on="Ann"))
     refused(
         "so that a model would never learn to stop: each of 2 trained turns is cut at 8 tokens; raise --max-length",
         *[["a", "a long reply"]] * 2,
@@ -223,7 +223,7 @@ def test_data_that_is_there_is_replaced_only_by_whole_data(tmp_path, tokenizer):
     with pytest.raises(DataError, match="--force replaces it"):
         prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32))
     bad.write_text('["a"]')
-    with pytest.raises(DataError, match="none of 1 lines"):
+    with pytest.raises(DataError, match="none of 1 line"):
         prepare([bad], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), replace=True)
     assert contents(tmp_path / "data") == before
     data, _ = prepare([good], tmp_path / "data", tokenizer, ExampleOptions(EOS, 32), replace=True)

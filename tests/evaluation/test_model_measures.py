@@ -232,7 +232,7 @@ LINE = b'{"turns": ["a", "b"]}\n'
         (b"", "data.jsonl: none of 0 lines is a dialogue; the file is empty"),
         (
             b'{"turns": ["a"]}\n',
-            "data.jsonl: none of 1 lines is a dialogue; line 1: one turn; a dialogue has at least two",
+            "data.jsonl: none of 1 line is a dialogue; line 1: one turn; a dialogue has at least two",
         ),
         (b'{"turns": ["a"]}\noops\n', "data.jsonl: none of 2 lines is a dialogue; line 1: one turn"),
         (LINE, "data.jsonl.gz, line 1: the gzip file is broken"),
@@ -269,7 +269,6 @@ def test_lines_that_are_no_dialogue_are_dropped_and_told(evaluate, tmp_path, dat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--data", "d.jsonl.gz", "--contexts", 99), "99 contexts were asked for; the 12 dialogues hold"),
         (("--data", "d.jsonl.gz", "--references", "x"), "--references does not go with --data"),
         (("--data", "d.jsonl.gz", "--clean"), "--clean does not go with --data"),
         (("--data", "d.jsonl.gz", "--part", "1/2"), "--part needs --out"),
@@ -283,6 +282,14 @@ def test_flags_that_do_not_go_together(evaluate, words, message):
     assert status == 1
     assert message in told
     assert len(told.replace(DROPPED, "").splitlines()) == 1
+
+
+def test_fewer_contexts_than_were_asked_for_are_all_taken_and_told(evaluate, tmp_path):
+    (tmp_path / "data.jsonl").write_text('["Hi", "no"]\n["Hi", "no", "why?"]\n')
+    status, table, told = evaluate(*RUN, "--data", tmp_path / "data.jsonl", "--contexts", 99)
+    assert status == 0
+    assert table.startswith("3 contexts of 2 dialogues")
+    assert "data.jsonl: 3 contexts, not the 99 asked for; all of them are taken" in told
 
 
 @pytest.mark.parametrize("word", ["0/2", "3/2", "2", "a/b"])

@@ -161,7 +161,7 @@ def test_repeated_references_change_nist_but_not_bleu():
 
 
 def test_unequal_numbers_are_an_error_with_both():
-    with pytest.raises(ValueError, match="2 hypotheses and references for 1 lines"):
+    with pytest.raises(ValueError, match="2 hypotheses and 1 lists of references"):
         count_overlap(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="line 2 has no reference"):
         count_overlap(["a", "b"], [["a"], []])

@@ -83,7 +83,7 @@ def test_replies_without_keys_go_by_line(write):
     [
         ([b""], "r0, line 1: the file is empty"),
         ([b"good\nb\xe9d\n"], r"r0, line 2: byte 2 \(0xe9\) is not UTF-8"),
-        ([b"a\nb\n", b"a\n"], "r0, line 2: no partner; .*r1 has 1 lines, .*r0 has 2"),
+        ([b"a\nb\n", b"a\n"], "r0, line 2: no partner; .*r1 has 1 line, .*r0 has 2"),
         ([b"a\n", b"a\nb\nc\n"], "r1, line 2: no partner; .*r1 has 3 lines, .*r0 has 1"),
         ([b"a\n\n", b"b\n \n"], "r0, line 2: no reference, here or in the other files"),
         ([b"a\n\nb\n"], "r0, line 2: no reference"),
@@ -123,7 +123,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("replies", "keys", "message"),
     [
-        (Lines("h", None, ["a"]), None, "r, line 2: no partner; h has 1 lines, r has 2"),
+        (Lines("h", None, ["a"]), None, "r, line 2: no partner; h has 1 line, r has 2"),
         (Lines("h", None, ["a", "b", "c"]), None, "h, line 3: no partner; h has 3 lines, r has 2"),
         (Lines("h", ["k", "k"], ["a", "b"]), None, "h, line 2: a second reply for the key 'k'"),
         (Lines("h", ["k"], ["a"]), None, "r, line 2: h has no reply for the key 'm'"),
