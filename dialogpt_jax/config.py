@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from dialogpt_jax.arguments import as_plain
+from dialogpt_jax.arguments import as_plain, shown
 
 # Rows of the token embedding are padded to a multiple of this: 50,257 = 29 · 1733 divides by no mesh and no vector
 # register; 50,304 = 393 · 128 does. The pad never shows outside the model.
@@ -86,28 +86,28 @@ class GPT2Config:
         for name in sizes:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"config: {name} is {value!r}; it must be a positive integer")
+                raise ConfigError(f"config: {name} is {shown(value)}; it must be a positive integer")
         if self.n_embd % self.n_head:
             raise ConfigError(f"config: n_head is {self.n_head}, which does not divide n_embd {self.n_embd}")
         if self.activation_function not in ACTIVATIONS:
             raise ConfigError(
-                f"config: activation_function is {self.activation_function!r}; known: {', '.join(ACTIVATIONS)}"
+                f"config: activation_function is {shown(self.activation_function)}; known: {', '.join(ACTIVATIONS)}"
             )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             value = getattr(self, name)
             if not _is_number(value) or not 0.0 <= value < 1.0:
-                raise ConfigError(f"config: {name} is {value!r}; it must be at least 0 and less than 1")
+                raise ConfigError(f"config: {name} is {shown(value)}; it must be at least 0 and less than 1")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
             if not _is_number(value) or not value > 0.0:
-                raise ConfigError(f"config: {name} is {value!r}; it must be a positive number")
+                raise ConfigError(f"config: {name} is {shown(value)}; it must be a positive number")
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"config: {name} is {getattr(self, name)!r}; it must be true or false")
+                raise ConfigError(f"config: {name} is {shown(getattr(self, name))}; it must be true or false")
         eos = self.eos_token_id
         if not isinstance(eos, int) or isinstance(eos, bool) or not 0 <= eos < self.vocab_size:
             raise ConfigError(
-                f"config: eos_token_id is {eos!r}; it must be an id of the vocabulary, 0 to {self.vocab_size - 1}"
+                f"config: eos_token_id is {shown(eos)}; it must be an id of the vocabulary, 0 to {self.vocab_size - 1}"
             )
 
     @classmethod
@@ -161,7 +161,7 @@ class GPT2Config:
             raise ConfigError(f"config: expected a JSON object, got {type(fields).__name__}")
         kind = fields.get("model_type", "gpt2")
         if kind != "gpt2":
-            raise ConfigError(f"config: model_type is {kind!r}; this package reads 'gpt2'")
+            raise ConfigError(f"config: model_type is {shown(kind)}; this package reads 'gpt2'")
         if fields.get("add_cross_attention"):
             raise ConfigError("config: add_cross_attention is true; DialoGPT is a decoder without it")
         known = {field.name for field in dataclasses.fields(cls)}
@@ -169,8 +169,8 @@ class GPT2Config:
         for alias, name in ALIASES.items():
             if fields.get(alias) is not None and fields[alias] != chosen.setdefault(name, fields[alias]):
                 raise ConfigError(
-                    f"config: {alias} is {fields[alias]!r} and {name} is {chosen[name]!r}, and they are two names of one "
-                    "size; leave out the wrong one"
+                    f"config: {alias} is {shown(fields[alias])} and {name} is {shown(chosen[name])}, and they are two "
+                    "names of one size; leave out the wrong one"
                 )
         if "n_positions" not in chosen and "n_ctx" in fields:  # the name in Microsoft's own configs
             chosen["n_positions"] = fields["n_ctx"]

@@ -2,14 +2,18 @@
 
 A command's module has `app`; it is imported only when it is called, so that `dialogpt --help` imports no jax. What a user
 can put right ends in one line on stderr and status 1, or 2 with the usage where the words are wrong; Ctrl-C is 130, a
-reader that leaves 141.
+reader that leaves 141, `kill` 143. All of these take away what is half written.
 """
 
+import contextlib
 import difflib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.program_cache import heal
@@ -44,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = words[0] if words and words[0] in COMMANDS else None
     prefix = f"dialogpt {asked}" if asked else "dialogpt"
     try:
-        status = _run(words, prefix)
+        with _ending_by_signals():
+            status = _run(words, prefix)
         streams.flush()  # here, where what goes wrong is told
         return status
     except BrokenPipeError:  # the reader of our output has left, as `| head -1` does
@@ -62,6 +67,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         streams.drop_output()
         return 130
+
+
+@contextlib.contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """While it lasts, `kill` and a terminal that closes raise SystemExit, so that every `finally` runs; once more kills.
+
+    What is ignored already, as by nohup, stays ignored; training puts its own answer to SIGTERM in the place of this.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def make_dialogpt():

@@ -8,6 +8,7 @@ a turn. That token is known by its id (`eos_token_id` in the directory's `config
 calls it special; only `text/dialogue.py` puts it into a sequence, and no decoded text shows it.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from dialogpt_jax.arguments import as_path, as_plain, as_whole_number, shown
 from dialogpt_jax.config import CONFIG_FILE
 from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.text.lines import read_small_file
 
 END_OF_TEXT = "<|endoftext|>"
 JSON_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
@@ -56,10 +58,15 @@ class Tokenizer:
         if end_of_text_id is not None:
             backend.add_special_tokens([backend.id_to_token(end_of_text_id)])  # keeps its id; typed, it is characters
         backend.encode_special_tokens = True
+        if (
+            getattr(backend.model, "dropout", None) is not None
+        ):  # a text has one encoding; merges are dropped in training
+            backend.model.dropout = None
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
         self._end_of_text_id = end_of_text_id
+        self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size:,} ids, {self.end_of_text_id} ends a turn)"
@@ -76,10 +83,11 @@ class Tokenizer:
         folder = as_path("directory", directory)
         if (folder / JSON_FILE).is_file():
             try:
-                backend = tokenizers.Tokenizer.from_str((folder / JSON_FILE).read_text(encoding="utf-8"))
-                return cls(backend, _read_end_of_text_id(folder))
-            except Exception as error:  # the library raises bare Exception
-                raise TokenizerError(f"{folder / JSON_FILE}: not a tokenizer file ({_line(error)})") from None
+                with _one_error("not a tokenizer file"):
+                    backend = tokenizers.Tokenizer.from_str(read_small_file(folder / JSON_FILE))
+                    return cls(backend, _read_end_of_text_id(folder))
+            except TokenizerError as error:
+                raise TokenizerError(f"{folder / JSON_FILE}: {error}") from None
         if (folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
             return cls.from_files(folder / VOCAB_FILE, folder / MERGES_FILE, _read_end_of_text_id(folder))
         raise TokenizerError(f"{folder}: no tokenizer here; expected {JSON_FILE}, or {VOCAB_FILE} and {MERGES_FILE}")
@@ -99,8 +107,8 @@ class Tokenizer:
           TokenizerError: a file is missing or broken.
         """
         try:
-            tokens = json.loads(Path(vocab).read_text(encoding="utf-8"))
-            lines = Path(merges).read_text(encoding="utf-8").split("\n")
+            tokens = json.loads(read_small_file(vocab))
+            lines = read_small_file(merges).split("\n")
             lines = lines[1:] if lines[0].startswith("#version") else lines
             pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line)]
             backend = _byte_level(models.BPE(tokens, pairs))
@@ -129,8 +137,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the end of text included."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        """Number of ids, the end of text included; gaps between them count, since ids are rows of an embedding."""
+        return self._vocab_size
 
     @property
     def end_of_text_id(self) -> int | None:
@@ -154,7 +162,8 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """`encode` of each, on several threads."""
         texts = list(_checked_texts(texts))
-        found = [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        with _one_error("the tokenizer cannot encode the text; tokenizer.json is damaged or lacks an unknown token"):
+            found = [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         end = self._end_of_text_id
         return [self._encode_apart(text) if end in ids else ids for text, ids in zip(texts, found, strict=True)]
 
@@ -180,7 +189,8 @@ class Tokenizer:
         if isinstance(plain, str | bytes | Mapping) or not isinstance(plain, Iterable):
             raise TokenizerError(f"ids is {shown(ids)}; give a list of token ids")
         checked = [as_whole_number("a token id", i, least=0, most=MOST_ID) for i in plain]
-        return self._backend.decode([i for i in checked if i != self._end_of_text_id], skip_special_tokens=True)
+        with _one_error("the tokenizer cannot decode the ids; tokenizer.json is damaged"):
+            return self._backend.decode([i for i in checked if i != self._end_of_text_id], skip_special_tokens=True)
 
     def token(self, id: int) -> str:
         """One id as a person reads it: its text, or its name if it is special or an incomplete character."""
@@ -214,7 +224,7 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 def _read_end_of_text_id(folder: Path) -> int | None:
     """`eos_token_id` in a directory's config.json; `None` where it says none. Whoever reads the config finds its faults."""
     try:
-        fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        fields = json.loads(read_small_file(folder / CONFIG_FILE))
         found = fields.get("eos_token_id")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
@@ -240,6 +250,17 @@ def _checked_texts(texts: Iterable[str]) -> Iterator[str]:
         yield text
 
 
-def _line(error: Exception) -> str:
+@contextlib.contextmanager
+def _one_error(what: str) -> Iterator[None]:
+    """Whatever the library raises within, bare Exceptions and panics of Rust, which are none, as a TokenizerError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"{what} ({_line(error)})") from None
+
+
+def _line(error: BaseException) -> str:
     """The library's messages run over several lines, and may quote the file."""
     return escape_controls(" ".join(str(error).split()), keep="")

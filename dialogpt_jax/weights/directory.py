@@ -24,6 +24,7 @@ from dialogpt_jax.config import CONFIG_FILE, ConfigError, GPT2Config
 from dialogpt_jax.convert.mapping import MappingError, MappingReport, from_params, to_params
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.text.lines import read_small_file
 from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 from dialogpt_jax.weights import hub
 from dialogpt_jax.weights.dtypes import cast, parse_dtype
@@ -125,7 +126,7 @@ def read_config(folder: str | os.PathLike[str]) -> GPT2Config:
 def read_config_file(file: str | os.PathLike[str]) -> GPT2Config:
     """`read_config` of a file under any name."""
     try:
-        fields = json.loads(Path(file).read_text(encoding="utf-8"))
+        fields = json.loads(read_small_file(file))
     except FileNotFoundError:
         raise ModelDirectoryError(f"{file}: not found; a model directory has one") from None
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors

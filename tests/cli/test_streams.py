@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -181,3 +182,31 @@ def test_a_cache_that_cannot_be_used_is_told_once(monkeypatch, tmp_path):
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_enable_compilation_cache", True)
+
+
+WAITING = """
+import sys, time
+from dialogpt_jax.weights import {module} as writer
+from dialogpt_jax.cli.main import main
+
+def wait(*_, **__):
+    print("half", flush=True)
+    time.sleep({patience})
+
+writer.{step} = wait
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_command_leaves_nothing_half_written(model, tmp_path, number):
+    """The model's directory is written and not yet in its place when the signal comes."""
+    script = WAITING.format(module="directory", step="_move", patience=PATIENCE)
+    words = [sys.executable, "-c", script, "convert", model[0], str(tmp_path / "new")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"half\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    process.send_signal(number)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (128 + number, b"", b"")
+    assert list(tmp_path.iterdir()) == []

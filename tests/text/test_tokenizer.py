@@ -175,3 +175,43 @@ def test_an_end_outside_the_vocabulary_is_that_of_the_file(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 50256}))
     assert Tokenizer.load(tmp_path).end_of_text_id == 319
+
+
+def broken(tmp_path, tokenizer, **fields) -> Tokenizer:
+    """The tokenizer from a file in which these fields are others."""
+    (tmp_path / JSON_FILE).write_text(json.dumps(tokenizer.to_json() | fields))
+    return Tokenizer.load(tmp_path)
+
+
+def test_a_panic_of_the_library_is_one_line(tmp_path, tokenizer):
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: not a tokenizer file \(.*charsmap") as caught:
+        broken(tmp_path, tokenizer, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "b"},
+        {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]},
+    ],
+    ids=["words", "pieces"],
+)
+def test_a_tokenizer_without_an_unknown_token_says_so(tmp_path, tokenizer, model):
+    found = broken(tmp_path, tokenizer, model=model, pre_tokenizer=None)
+    with pytest.raises(TokenizerError, match=r"cannot encode the text; tokenizer.json is damaged or lacks an unknown"):
+        found.encode("Hello")
+
+
+def test_a_text_has_one_encoding_where_the_file_asks_for_dropped_merges(tmp_path, tokenizer):
+    model = tokenizer.to_json()["model"] | {"dropout": 0.9}
+    found = broken(tmp_path, tokenizer, model=model)
+    for text in TEXTS[:3] * 3:
+        assert found.encode(text) == tokenizer.encode(text)
+
+
+def test_gaps_between_ids_count(tmp_path, tokenizer):
+    """A file of 320 tokens whose ids reach 400 does not fit 320 rows."""
+    model = tokenizer.to_json()["model"]
+    vocab = {token: 400 if number == 5 else number for token, number in model["vocab"].items()}
+    assert broken(tmp_path, tokenizer, model=model | {"vocab": vocab}).vocab_size == 401

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from fakes import ODD, TINY, tiny_tokenizer
 
-from dialogpt_jax.config import ConfigError
+from dialogpt_jax.config import ConfigError, GPT2Config
 from dialogpt_jax.convert.mapping import MappingError, NonFiniteWeights, from_params
 from dialogpt_jax.convert.weight_file import ReadError
 from dialogpt_jax.model import init_params
+from dialogpt_jax.text import lines
 from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights import directory
 from dialogpt_jax.weights.directory import ModelDirectoryError, load_params, write_directory
@@ -287,3 +288,31 @@ def test_names_of_files_in_an_error_are_escaped(tmp_path):
         (tmp_path / name).write_bytes(b"?")
     with pytest.raises(ModelDirectoryError, match=r"which of these is the model\? \\x1b\[2J\.bin, b\\n\.bin;"):
         directory.find_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.json"])
+def test_a_pipe_or_a_file_without_end_in_a_directory_is_refused(model, monkeypatch, name):
+    """Neither is waited for nor read: a pipe that nobody writes to, and a file that is as large as the disk."""
+    monkeypatch.setattr(lines, "MOST_BYTES", 10_000)
+    read = load_params if name == "config.json" else Tokenizer.load
+    if name == "vocab.json":
+        (model / "tokenizer.json").unlink()
+    os.truncate(model / name, 10_001)
+    with pytest.raises(ValueError, match=rf"{name}.*10001 bytes, and at most 10000 make sense there"):
+        read(model)
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    if name != "tokenizer.json":  # in place of that, vocab.json is read
+        with pytest.raises(ValueError, match="no regular file; copy" if name == "config.json" else "no tokenizer here"):
+            read(model)
+
+
+def test_values_of_a_config_are_cut_in_an_error():
+    for field, value in (
+        ("activation_function", "x" * 10**6),
+        ("model_type", {"y" * 10**6: 1}),
+        ("n_layer", [0] * 10**6),
+    ):
+        with pytest.raises(ConfigError, match=field) as caught:
+            GPT2Config.from_hf({field: value})
+        assert len(str(caught.value)) < 300
