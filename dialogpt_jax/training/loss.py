@@ -156,4 +156,7 @@ _weighted_head.defvjp(_head_forward, _head_backward)
 
 def _cost(logits_MV, next_Bt, weights_Bt):
     logsum_M = jax.nn.logsumexp(logits_MV, axis=-1)
-    return (weights_Bt.reshape(-1) * (logsum_M - at_tokens(logits_MV, next_Bt))).sum(), logsum_M
+    costs_Bt = (logsum_M - at_tokens(logits_MV, next_Bt)).reshape(weights_Bt.shape)
+    # Summed over both axes: jaxlib 0.10.2 for CPU sums three merged numbers wrongly, if vmapped over more than 32,768 rows
+    # (jax #39103).
+    return (weights_Bt * costs_Bt).sum(), logsum_M
