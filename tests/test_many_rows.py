@@ -127,22 +127,19 @@ jitted_losses = jax.jit(token_losses, static_argnums=1)
 
 
 @jax.jit
-def row_losses(tokens_BT):
+def row_losses(params, tokens_BT):
     """The loss of each row by itself, as a caller who wants one a row would vmap it."""
     ones = np.ones((1, tokens_BT.shape[1]), np.float32)
-    return jax.vmap(lambda tokens_T: dg.loss(params(), CONFIG, tokens_T[None], ones)[0])(tokens_BT)
+    return jax.vmap(lambda tokens_T: dg.loss(params, CONFIG, tokens_T[None], ones)[0])(tokens_BT)
 
 
 @jax.jit
-def row_gradients(tokens_BT):
+def row_gradients(params, tokens_BT):
     """The loss of each row, as the program gives it that makes the gradient too."""
     ones = np.ones((1, tokens_BT.shape[1]), np.float32)
 
     def row(tokens_T):
-        def value(params):
-            return dg.loss(params, CONFIG, tokens_T[None], ones)[0]
-
-        return jax.value_and_grad(value)(params())[0]
+        return jax.value_and_grad(lambda params: dg.loss(params, CONFIG, tokens_T[None], ones)[0])(params)[0]
 
     return jax.vmap(row)(tokens_BT)
 
@@ -159,11 +156,11 @@ PROGRAMS = {  # the program, and what float64 says
         lambda tokens_BT, lengths_B: true_losses(tokens_BT),
     ),
     "loss of each row": (
-        lambda tokens_BT, lengths_B, keys: row_losses(tokens_BT),
+        lambda tokens_BT, lengths_B, keys: row_losses(params(), tokens_BT),
         lambda tokens_BT, lengths_B: true_losses(tokens_BT)[:, 1:].mean(axis=1),
     ),
     "gradient of each row": (
-        lambda tokens_BT, lengths_B, keys: row_gradients(tokens_BT),
+        lambda tokens_BT, lengths_B, keys: row_gradients(params(), tokens_BT),
         lambda tokens_BT, lengths_B: true_losses(tokens_BT)[:, 1:].mean(axis=1),
     ),
 }
