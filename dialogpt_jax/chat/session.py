@@ -154,7 +154,7 @@ class Chat:
                 "max_new_tokens": self.max_new_tokens,
                 "sampling": {name: as_plain(value) for name, value in vars(self.sampling).items()},
             }
-        part = path.parent / (path.name + ".part")
+        part = path.parent / f".{path.name}.{os.getpid()}.part"
         try:
             part.write_text(json.dumps(state, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(part, path)

@@ -415,3 +415,12 @@ def test_twenty_turns_compile_few_programs_and_the_later_ones_none():
     assert tokens > 2 * bot.config.n_positions
     assert 3 <= len(sooner) <= 8
     assert len(later) == 0
+
+
+def test_saving_touches_no_file_but_its_own(bot, tmp_path):
+    """Nor does what another process is writing beside the same place."""
+    other = tmp_path / "chat.json.part"
+    other.write_text("somebody's")
+    dg.Chat(bot, turns=["Hi", "Ho"]).save(tmp_path / "chat.json")
+    assert other.read_text() == "somebody's"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["chat.json", "chat.json.part"]
