@@ -117,7 +117,8 @@ class SortedWindows(NamedTuple):
     multiple: int = 1
 
     def __call__(self, sizes: np.ndarray, rng: np.random.Generator) -> list[Planned]:
-        order, plan = rng.permutation(len(sizes)), []
+        order = rng.permutation(len(sizes))
+        plan: list[Planned] = []
         span = self.rows * self.window
         for start in range(0, len(order), span):
             window = order[start : start + span]
