@@ -1,5 +1,6 @@
 """The terminal: a line of stdout for each turn through a pipe, one line on stderr for what goes wrong, and it goes on."""
 
+import contextlib
 import io
 import json
 import os
@@ -377,3 +378,11 @@ def test_tab_offers_what_fits_the_line_up_to_the_cursor(monkeypatch):
     finally:
         readline.set_completer(before)
         readline.set_completer_delims(delimiters)
+
+
+def test_a_reply_on_a_terminal_has_its_controls_escaped(bot, monkeypatch, capfd):
+    monkeypatch.setattr("dialogpt_jax.chat.terminal._no_echo", contextlib.nullcontext)
+    terminal = Terminal(bot, bot.chat(), name="fake")
+    terminal._person = True
+    terminal._show(iter(["Hi \x1b]0;ti", "tle\x07 there\t", "☕"]))
+    assert "Hi \\x1b]0;title\\x07 there\t☕\n" in capfd.readouterr().out
