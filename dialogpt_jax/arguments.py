@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+MOST = 2**31 - 1  # int32's end: sizes and counts are held in it
 _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxstring = 60
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from dialogpt_jax.arguments import as_plain, shown
+from dialogpt_jax.arguments import MOST, as_plain, shown
 
 # Rows of the token embedding are padded to a multiple of this: 50,257 = 29 · 1733 divides by no mesh and no vector
 # register; 50,304 = 393 · 128 does. The pad never shows outside the model.
@@ -51,7 +51,7 @@ class GPT2Config:
       eos_token_id: the token that ends every turn.
 
     Raises:
-      ConfigError: a size is not positive, `n_head` does not divide `n_embd`, an unknown activation, an EOS outside the
+      ConfigError: a size is no positive int32, `n_head` does not divide `n_embd`, an unknown activation, an EOS outside the
         vocabulary.
 
     Source: Radford et al. 2019; field names of transformers' `configuration_gpt2.py`.
@@ -85,8 +85,8 @@ class GPT2Config:
         sizes += [] if self.n_inner is None else ["n_inner"]
         for name in sizes:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"config: {name} is {shown(value)}; it must be a positive integer")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+                raise ConfigError(f"config: {name} is {shown(value)}; it must be a whole number from 1 to {MOST}")
         if self.n_embd % self.n_head:
             raise ConfigError(f"config: n_head is {self.n_head}, which does not divide n_embd {self.n_embd}")
         if self.activation_function not in ACTIVATIONS:

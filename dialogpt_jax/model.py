@@ -35,7 +35,7 @@ from dialogpt_jax.cache import KVCache, ReplyCache, of_block, of_blocks
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.matmul import matmul
 from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
-from dialogpt_jax.token_arrays import Array, as_float_dtype, as_tokens, check_width
+from dialogpt_jax.token_arrays import Array, as_float_dtype, as_key, as_tokens, check_width
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
 Cache = KVCache | ReplyCache
@@ -267,8 +267,7 @@ def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike 
     """
     if not isinstance(config, GPT2Config):
         raise TypeError(f"config is {shown(config)}; give a GPT2Config, such as GPT2Config.small()")
-    if not isinstance(key, jax.Array):
-        raise TypeError(f"key is {shown(key)}; give a key, such as jax.random.key(0)")
+    as_key("key", key)
     dtype = as_float_dtype("dtype", dtype)
     zeros_BT = jnp.zeros((1, 1), jnp.int32)
     trunk_key, head_key = jax.random.split(key)

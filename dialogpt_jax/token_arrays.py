@@ -33,6 +33,22 @@ def as_float_dtype(name: str, value: Any) -> np.dtype:
     return dtype
 
 
+def as_key(name: str, value: Any) -> jax.Array:
+    """One key of `jax.random`, of either kind.
+
+    Raises:
+      TypeError: it is none.
+    """
+    key = isinstance(value, jax.Array) and (
+        value.ndim == 0
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        else (value.dtype, value.ndim) == ("uint32", 1)
+    )
+    if not key:
+        raise TypeError(f"{name} is {shown(value)}; give a key, such as jax.random.key(0)")
+    return value
+
+
 def is_traced(value: Any) -> bool:
     """Whether a value is a stand-in for arrays to come, as under `jit`."""
     return isinstance(value, jax.core.Tracer)
@@ -100,6 +116,21 @@ def as_lengths(name: str, value: Any, rows: int, *, least: int | Array, most: in
         span = f"{name} run from {lengths_B.min()} to {lengths_B.max()}"
         raise ValueError(f"{span}; that of row {row} is {lengths_B[row]}, it must be {low} to {high}")
     return lengths_B
+
+
+def as_segments(value: Any, tokens_BT: Array) -> Array:
+    """The number of each token's example within its row, int32 (B, T).
+
+    Raises:
+      ValueError: not one for each token, or out of range.
+    """
+    segments_BT = as_integers("segments", value, ndim=2)
+    if segments_BT.shape != tokens_BT.shape:
+        shapes = f"tokens are {tokens_BT.shape} and segments {segments_BT.shape}"
+        raise ValueError(f"{shapes}; give the number of each token's example")
+    if isinstance(segments_BT, np.ndarray) and segments_BT.min() < -1:
+        raise ValueError(f"a segment is {segments_BT.min()}; they are numbered from 0, and a pad's is -1")
+    return segments_BT
 
 
 def check_width(config: GPT2Config, tokens_BT: Array) -> None:

@@ -78,7 +78,7 @@ MISTAKES = {
     "turns to reply to": (ValueError, NOT_TURNS | NO_REPLY_TO),
     "dialogues": (ValueError, NOT_DIALOGUES),
     "a whole number": (ValueError, NOT_WHOLE),
-    "a whole number over 0": (ValueError, NOT_WHOLE | {"0": "is 0; it must be a whole number, at least "}),
+    "a whole number over 0": (ValueError, NOT_WHOLE | {"0": "is 0; it must be a whole number(, at least| from) "}),
     "a sampling": (TypeError, NOT_SAMPLING),
     "a path": (TypeError, NOT_PATHS),
     "a tokenizer": (TypeError, NOT_TOKENIZERS),
@@ -210,7 +210,7 @@ ODD = [
     ("dg.Example([1.5], [1])", ValueError, "tokens_T is .*; give a list of token ids"),
     ("dg.Example([-1], [1])", ValueError, "tokens_T is .*; give a list of token ids, whole numbers from 0"),
     ("dg.Example([1, 2], [1])", ValueError, r"weights_T has the shape \(1,\); give one for each of 2 tokens"),
-    ("dg.Example([1, 2], [1, -1])", ValueError, "weights_T is .*; give a number from 0 for each token"),
+    ("dg.Example([1, 2], [1, -1])", ValueError, "weights_T is .*; give a finite number from 0 for each token"),
     ("dg.init_params('small', jax.random.key(0))", TypeError, "config is 'small'; give a GPT2Config, such as"),
     ("dg.init_params(bot.config, 0)", TypeError, r"key is 0; give a key, such as jax.random.key\(0\)"),
     ("dg.init_state(bot, optax.adam(1e-3), jax.random.key(0))", TypeError, r"params is Bot\(.*; give the parameters"),
@@ -223,6 +223,97 @@ ODD = [
     ),
     ("dg.init_params(bot.config, jax.random.key(0), 'int32')", TypeError, "dtype is 'int32'; give float32, bfloat16"),
     ("dg.init_params(bot.config, jax.random.key(0), None)", TypeError, "dtype is None; give float32, bfloat16"),
+    ("dg.Example([1, 2**40], [0, 1])", ValueError, "tokens_T is .*; give a list of token ids, whole numbers from 0"),
+    ("dg.Example([[1], [2, 3]], [0, 1])", ValueError, "tokens_T is .*; give a list of token ids, whole numbers from 0"),
+    ("dg.Example([1, 2], [0, np.nan])", ValueError, "weights_T is .*; give a finite number from 0 for each token"),
+    ("dg.Example([1, 2], [0, 1e39])", ValueError, "weights_T is .*; give a finite number from 0 for each token"),
+    ("dg.Example([1, 2], [0, 'a'])", ValueError, "weights_T is .*; give a finite number from 0 for each token"),
+    *(
+        (f"dg.Example([1, 2], [0, 1], {wrong})", ValueError, "segments is .*; give the number of each token's example")
+        for wrong in ("'x'", "np.nan", "{}", "[0, None]", "[0, -1]", "[0, 10**30]", "[0.5, 1.5]")
+    ),
+    ("dg.Example([1, 2], [0, 1], [0])", ValueError, r"segments has the shape \(1,\); give one for each of 2 tokens"),
+    *(
+        (f"loss({name}={wrong})", kind, words)
+        for name, (kind, mistakes) in {
+            "config": (TypeError, NOT_CONFIGS),
+            "params": (TypeError, NOT_PARAMETERS),
+            "chunk": (ValueError, NOT_WHOLE | {"0": "is 0; it must be a whole number, at least 1"}),
+            "checkpoint_blocks": (
+                TypeError,
+                dict.fromkeys(("None", "0", "'no'", "object()"), "checkpoint_blocks is .*; give True or False"),
+            ),
+            "dropout_key": (
+                TypeError,
+                dict.fromkeys(
+                    ("0", "'x'", "np.ones(2)", "jax.random.split(jax.random.key(0), 2)", "jax.numpy.ones(2)"),
+                    r"dropout_key is .*; give a key, such as jax.random.key\(0\)",
+                ),
+            ),
+            "segments_BT": (
+                ValueError,
+                {
+                    "3": r"segments have the shape \(\); expected \(rows, tokens\)",
+                    "[0, 0, 0]": r"segments have the shape \(3,\); expected \(rows, tokens\)",
+                    "'x'": "segments have the shape",
+                    "np.zeros((2, 3), int)": r"tokens are \(2, 4\) and segments \(2, 3\); give the number of",
+                    "np.zeros((2, 4))": "segments are float64; expected integers",
+                    "np.full((2, 4), np.nan)": "segments are float64; expected integers",
+                    "np.full((2, 4), -2)": "a segment is -2; they are numbered from 0, and a pad's is -1",
+                },
+            ),
+        }.items()
+        for wrong, words in mistakes.items()
+    ),
+    *(
+        (f"score({changes})", kind, words)
+        for changes, kind, words in (
+            ("config='small'", TypeError, "config is 'small'; give the GPT2Config"),
+            ("params=bot", TypeError, "params are Bot.*; give the tree"),
+            ("tokens_BT=[[1, 2], [3]]", ValueError, "tokens are .*; give an array or lists of one length"),
+            ("tokens_BT=[[1, 999], [3, 4]]", ValueError, "token id 999 is outside the vocabulary of 320"),
+            ("starts_B=[3, 1]", ValueError, "that of row 0 is 3, it must be 0 to 2"),
+            ("starts_B=[1]", ValueError, "2 rows of tokens, and starts of shape"),
+            ("starts_B=None", ValueError, r"starts have the shape \(\); expected one number for each row"),
+            ("lengths_B=[2, 9]", ValueError, "that of row 1 is 9, it must be 1 to 2"),
+            ("lengths_B=[1.5, 2]", ValueError, "lengths are float64; expected integers"),
+        )
+    ),
+    *(
+        (f"generate({name}={10**30})", ValueError, f"{name} is {10**30}; it must be a whole number from 1 to ")
+        for name in ("max_new_tokens", "candidates")
+    ),
+    ("bot.candidates('Hi', n=10**30)", ValueError, f"n is {10**30}; it must be a whole number from 1 to "),
+    ("bot.replies(two, batch_size=10**30)", ValueError, f"batch_size is {10**30}; it must be a whole number from 1"),
+    *(
+        (f"replaced({name}={wrong})", ValueError, f"config: {name} is {wrong}; it must be a whole number from 1 to")
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+        for wrong in (10**30, 0, 1.5)
+    ),
+    *(
+        (f"dg.TrainOptions({name}={wrong})", kind, words.format(name))
+        for names, kind, words in (
+            (("schedule",), ValueError, "no schedule is called .*; there are constant, linear"),
+            (("optimizer",), ValueError, "no optimiser is called .*; there are adamw, muon"),
+            (("dtype",), ValueError, "dtype is .*; known: float32, bfloat16"),
+            (("checkpoint_blocks",), TypeError, "checkpoint_blocks is .*; give True or False"),
+        )
+        for name in names
+        for wrong in ("object()", "np.ones((2, 4))", "pandas.Series([1, 2])", "np.array([None, 1])", "3")
+    ),
+    *(
+        (f"dg.TrainOptions({name}=None)", kind, f"{name} is None; ")
+        for name, kind in (("buckets", ValueError), ("log_every", ValueError), ("average", ValueError))
+    ),
+    ("dg.TrainOptions(max_length=10**30)", ValueError, f"max_length is {10**30}; it must be a whole number from 2 to"),
+    *(
+        (f"dg.load(dtype={wrong})", ValueError, "dtype is .*; known: float32, bfloat16, float16")
+        for wrong in ("'int8'", "3", "pandas.Series([1, 2])", "np.ones((2, 4))", "object()")
+    ),
+    *(
+        (f"dg.load(revision={wrong})", TypeError, "revision is .*; give the name of a branch or tag, or a commit")
+        for wrong in ("3", "pandas.Series([1, 2])", "np.ones((2, 4))", "b'main'")
+    ),
     ("dg.Sampling(penalize_context='yes')", TypeError, "penalize_context is 'yes'; give True or False"),
     ("bot.reply('Hi', sampling=dg.Sampling(temperature=object()))", ValueError, "temperature is <object .*a number"),
     ("step(state=None)", TypeError, "state is None; give the TrainState of `init_state`"),
@@ -303,7 +394,15 @@ def names():
         "examples": dg.make_examples([["Hi", "Hello"]], bot.tokenizer),
         "options": dg.TrainOptions(steps=1, batch_size=8),
     }
+    tokens = {"params": bot.params, "config": bot.config, "tokens_BT": [[1, 2], [3, 4]]}
+    loss = {**tokens, "tokens_BT": [[1, 2, 3, 4]] * 2, "weights_BT": np.ones((2, 4))}
+    scored = {**tokens, "starts_B": [1, 1], "lengths_B": [2, 2]}
+    asked = {**tokens, "lengths_B": [2, 2], "sampling": dg.PAPER, "max_new_tokens": 2, "candidates": 2}
+    asked["keys"] = jax.random.split(jax.random.key(0), 2)
     return {
+        "loss": lambda **changes: dg.loss(**loss | changes),
+        "score": lambda **changes: dg.score(**scored | changes),
+        "generate": lambda **changes: dg.generate_candidates(**asked | changes),
         "dg": dg,
         "np": np,
         "jax": jax,

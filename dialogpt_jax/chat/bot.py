@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dialogpt_jax.arguments import as_path, as_plain, as_whole_number, shown
+from dialogpt_jax.arguments import MOST, as_path, as_plain, as_whole_number, shown
 from dialogpt_jax.chat.candidates import Candidate, Candidates
 from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.chat.language_model import LanguageModel
@@ -88,7 +88,7 @@ class Bot(LanguageModel):
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> list[Candidate]:
         """`n` replies to one dialogue, drawn together on a shared prefix; the first is what `reply` gives."""
-        n, sampling = as_whole_number("n", n, least=1), checked_sampling(sampling)
+        n, sampling = as_whole_number("n", n, least=1, most=MOST), checked_sampling(sampling)
         turns, length = as_turns(turns), min(checked_length(max_new_tokens), self.config.n_positions)
         context = self.encode(turns, max_new_tokens=length)
         out = generate_candidates(
@@ -148,7 +148,7 @@ class Bot(LanguageModel):
         sampling = checked_sampling(sampling, len(checked))
         longest_reply, seed = min(checked_length(max_new_tokens), self.config.n_positions), seed_or_drawn(seed)
         if batch_size is not None:
-            batch_size = as_whole_number("batch_size", batch_size, least=1)
+            batch_size = as_whole_number("batch_size", batch_size, least=1, most=MOST)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
         contexts = [self.encode(turns, max_new_tokens=longest_reply) for turns in checked]

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogpt_jax.arguments import as_plain, as_whole_number, shown
-from dialogpt_jax.data.dialogue_line import ASSISTANT, DataError, Dialogue
+from dialogpt_jax.data.dialogue_line import ASSISTANT, MAX_WEIGHT, DataError, Dialogue
 from dialogpt_jax.text.dialogue import TurnList
 from dialogpt_jax.text.tokenizer import MOST_ID, Tokenizer
 
@@ -68,17 +68,27 @@ class Example(_Fields):
     __slots__ = ()
 
     def __new__(cls, tokens_T: Any, weights_T: Any, segments: Any = None) -> "Example":
-        tokens_T, weights_T = np.asarray(tokens_T), np.asarray(weights_T)
-        if tokens_T.ndim != 1 or tokens_T.dtype.kind not in "iu" or (tokens_T < 0).any():
+        tokens_T = _numbers("tokens_T", tokens_T, "iu", MOST_ID, "a list of token ids, whole numbers from 0")
+        if tokens_T.ndim != 1:
             raise DataError(f"tokens_T is {shown(tokens_T)}; give a list of token ids, whole numbers from 0")
-        if weights_T.dtype.kind not in "iuf" or (weights_T < 0).any():
-            raise DataError(f"weights_T is {shown(weights_T)}; give a number from 0 for each token")
+        weights_T = _numbers("weights_T", weights_T, "iuf", MAX_WEIGHT, "a finite number from 0 for each token")
         if segments is not None:
-            segments = np.asarray(segments, np.int32)
+            wanted = "the number of each token's example, whole numbers from 0"
+            segments = _numbers("segments", segments, "iu", MOST_ID, wanted).astype(np.int32)
         for name, values_T in (("weights_T", weights_T), ("segments", segments)):
             if values_T is not None and values_T.shape != tokens_T.shape:
                 raise DataError(f"{name} has the shape {values_T.shape}; give one for each of {len(tokens_T)} tokens")
         return super().__new__(cls, tokens_T.astype(np.int32), weights_T.astype(np.float32), segments)
+
+
+def _numbers(name: str, value: Any, kinds: str, most: float, wanted: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        array = np.zeros(0, object)
+    if array.dtype.kind not in kinds or not ((array >= 0) & (array <= most)).all():
+        raise DataError(f"{name} is {shown(value)}; give {wanted}")
+    return array
 
 
 def windows(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dialogpt_jax.arguments import as_whole_number, shown
+from dialogpt_jax.arguments import MOST, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.logits import by_row, top_k_bucket
 from dialogpt_jax.decoding.loop import RowSettings
@@ -80,8 +80,8 @@ def assemble(
       ValueError: something does not fit, or is out of range, as far as values are at hand; one line with the numbers.
       TypeError: `sampling` is no `Sampling`.
     """
-    max_new_tokens = as_whole_number("max_new_tokens", max_new_tokens, least=1)
-    candidates = as_whole_number("candidates", candidates, least=1)
+    max_new_tokens = as_whole_number("max_new_tokens", max_new_tokens, least=1, most=MOST)
+    candidates = as_whole_number("candidates", candidates, least=1, most=MOST)
     most = min(max_new_tokens, config.n_positions)  # no reply is longer, and int32 holds it
     if not isinstance(sampling, Sampling):
         raise TypeError(f"sampling is {shown(sampling)}; give a Sampling, such as GREEDY or Sampling(top_k=10)")

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dialogpt_jax.arguments import as_number, as_whole_number, shown
+from dialogpt_jax.arguments import MOST, as_flag, as_number, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Buckets, Planner
 from dialogpt_jax.training.names import ADAM_SHARE, OPTIMIZERS, SCHEDULES, UnknownOptimizer, UnknownSchedule
@@ -106,20 +106,21 @@ class TrainOptions:
     def __post_init__(self) -> None:
         self._fill_in()
         for name in ("batch_size", "accumulate", "buckets", "keep", "steps"):
-            self._check(name, as_whole_number, least=1, most=2**31 - 1)
+            self._check(name, as_whole_number, least=1, most=MOST)
         for name in ("warmup", "log_every", "evaluate_every", "save_every"):
-            self._check(name, as_whole_number, least=0, most=2**31 - 1)
+            self._check(name, as_whole_number, least=0, most=MOST)
         for name in ("learning_rate", "weight_decay", "embedding_decay", "adam_share", "clip"):
             self._check(name, as_number, below=LARGEST)
         for name in ("b2", "dropout", "average"):
             self._check(name, as_number, below=1)
         self._check("seed", as_whole_number, least=0, most=2**32 - 1)
-        self._check("max_length", as_whole_number, least=2)
-        self._check("decay", as_whole_number, least=1)
-        if self.schedule not in SCHEDULES:
-            raise UnknownSchedule(f"no schedule is called {self.schedule!r}; there are {', '.join(SCHEDULES)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise UnknownOptimizer(f"no optimiser is called {self.optimizer!r}; there are {', '.join(OPTIMIZERS)}")
+        self._check("max_length", as_whole_number, least=2, most=MOST)
+        self._check("decay", as_whole_number, least=1, most=MOST)
+        self._check("checkpoint_blocks", as_flag)
+        if not isinstance(self.schedule, str) or self.schedule not in SCHEDULES:
+            raise UnknownSchedule(f"no schedule is called {shown(self.schedule)}; there are {', '.join(SCHEDULES)}")
+        if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:
+            raise UnknownOptimizer(f"no optimiser is called {shown(self.optimizer)}; there are {', '.join(OPTIMIZERS)}")
         if self.recipe is not None and self.optimizer != "adamw":
             raise ValueError(f"optimizer is {self.optimizer}; the recipe has an optimiser of its own: give one of them")
         if self.recipe is not None and self.average:
@@ -139,7 +140,7 @@ class TrainOptions:
             numbers = dataclasses.asdict(self.recipe.numbers)
             found |= {name: numbers[name] for name in (*DEFAULTS, "warmup", "decay")}
             found["evaluate_every"] = numbers["validate_every"]
-        steps = as_whole_number("steps", found["steps"] if self.steps is None else self.steps, least=1, most=2**31 - 1)
+        steps = as_whole_number("steps", found["steps"] if self.steps is None else self.steps, least=1, most=MOST)
         rises = str(found["schedule"] if self.schedule is None else self.schedule).startswith("noam")
         tenth = max(steps // 10, 1)
         found.setdefault("warmup", max(min(steps // 10, LONGEST_WARMUP), int(rises)))  # noam has no run without one
@@ -150,9 +151,9 @@ class TrainOptions:
                 object.__setattr__(self, name, value)
 
     def _check(self, name: str, convert: Callable[..., Any], **limits: Any) -> None:
-        """The field as a plain number of Python, for checkpoints hold it as JSON; `None` stays."""
+        """The field as a plain number of Python, for checkpoints hold it as JSON; `None` stays where it is the default."""
         value = getattr(self, name)
-        if value is not None:
+        if value is not None or getattr(TrainOptions, name) is not None:
             object.__setattr__(self, name, convert(name, value, **limits))
 
     @property

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialogpt_jax import model
+from dialogpt_jax.arguments import as_flag, as_whole_number
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.likelihood import (
     CHUNK,
@@ -22,7 +23,7 @@ from dialogpt_jax.likelihood import (
     split_chunks,
 )
 from dialogpt_jax.matmul import product_gradient
-from dialogpt_jax.token_arrays import as_tokens
+from dialogpt_jax.token_arrays import as_key, as_segments, as_tokens
 
 
 def loss(
@@ -41,6 +42,7 @@ def loss(
     Args: those of `summed_loss`; lists will do for the arrays.
 
     Raises:
+      TypeError: `config`, `params`, `dropout_key` or `checkpoint_blocks` is something else.
       ValueError: shapes or values that cannot be, or rows longer than `n_positions`. Values are looked at where they are
         at hand, weights in lists and NumPy's arrays only, and not within a compiled program.
 
@@ -53,16 +55,18 @@ def loss(
       >>> float(targets) == tokens_BT.size - 1  # nothing comes before the first token: it is no target
       True
     """
+    model.check_params(params, config)
     tokens_BT, weights_BT = _checked(config, tokens_BT, weights_BT)
+    checked_BT: Any = None if segments_BT is None else as_segments(segments_BT, tokens_BT)
     total, weight = summed_loss(
         params,
         config,
         tokens_BT,
         weights_BT,
-        segments_BT=segments_BT,
-        dropout_key=dropout_key,
-        checkpoint_blocks=checkpoint_blocks,
-        chunk=chunk,
+        segments_BT=checked_BT,
+        dropout_key=None if dropout_key is None else as_key("dropout_key", dropout_key),
+        checkpoint_blocks=as_flag("checkpoint_blocks", checkpoint_blocks),
+        chunk=as_whole_number("chunk", chunk, least=1),
     )
     return total / jnp.maximum(weight, 1e-9), weight
 

@@ -15,7 +15,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.sharded_gradient import gather_params, shard_gradient
-from dialogpt_jax.token_arrays import as_float_dtype
+from dialogpt_jax.token_arrays import as_float_dtype, as_key
 from dialogpt_jax.training.loss import summed_loss
 
 
@@ -56,8 +56,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: jax
         raise TypeError(f"params is {shown(params)}; give the parameters, such as `bot.params`")
     if not callable(getattr(optimizer, "init", None)):
         raise TypeError(f"optimizer is {shown(optimizer)}; give one of optax, such as optax.adamw(1e-4)")
-    if not isinstance(key, jax.Array):
-        raise TypeError(f"key is {shown(key)}; give a key, such as jax.random.key(0)")
+    as_key("key", key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16 by its name)
 import numpy as np
 
+from dialogpt_jax.arguments import shown
 from dialogpt_jax.convert.mapping import NonFiniteWeights
 
 if TYPE_CHECKING:  # else where it is used, for the help of a command names the dtypes
@@ -27,7 +28,7 @@ def parse_dtype(dtype: Any) -> np.dtype:
     except TypeError:
         parsed = None
     if dtype is None or parsed is None or parsed.name not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+        raise ValueError(f"dtype is {shown(dtype)}; known: {', '.join(DTYPES)}")
     return parsed
 
 

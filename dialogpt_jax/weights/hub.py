@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from dialogpt_jax.arguments import shown
 from dialogpt_jax.config import CONFIG_FILE
 from dialogpt_jax.errors import escape_controls
 from dialogpt_jax.text.tokenizer import JSON_FILE, MERGES_FILE, VOCAB_FILE
@@ -66,7 +67,7 @@ def resolve(path: str | os.PathLike[str], *, revision: str | None = None) -> Pat
       HubError: the Hub cannot give it.
     """
     if revision is not None and not isinstance(revision, str):
-        raise TypeError(f"revision is {revision!r}; give the name of a branch or tag, or a commit")
+        raise TypeError(f"revision is {shown(revision)}; give the name of a branch or tag, or a commit")
     return _local(path) or fetch(_as_name(path), revision)
 
 

@@ -42,8 +42,8 @@ def options_of(words: str = "") -> TrainOptions:
         ),
         (("dropout", "b2", "average"), (-0.1, 1.0, float("nan")), "a finite number from 0 to below 1"),
         (("seed",), (-1, 2**32), f"a whole number from 0 to {2**32 - 1}"),
-        (("max_length",), (1, -4), "a whole number, at least 2"),
-        (("decay",), (0, -1), "a whole number, at least 1"),
+        (("max_length",), (1, -4), "a whole number from 2 to"),
+        (("decay",), (0, -1), "a whole number from 1 to"),
     ],
 )
 def test_a_number_that_cannot_be_is_refused_by_its_name(field, values, said):
