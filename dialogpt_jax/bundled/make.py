@@ -4,8 +4,7 @@
     python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --init OLDER      go on from a model
     python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --reverse --init FIRST
 
-    corpus ─tokenizer→ start ─train, 4 blocks→ first ─grow, train, 8 blocks, everyday talk→ second
-                                                     ─train again, more everyday talk→ trained ─float16→ MODEL
+    corpus ─tokenizer→ start ─train, 4 blocks→ first ─grow, train, 8 blocks, everyday talk→ trained ─float16→ MODEL
 
 The last makes the backward model: its start is the first, small model of the forward run (RUN/first there), which knows
 the words and has only to turn the order round. CORPUS holds `train`, `valid`, `everyday` and `everyday-valid`, each
@@ -16,7 +15,6 @@ and it is another one.
 
 import argparse
 import dataclasses
-import gzip
 import json
 import shlex
 import sys
@@ -44,33 +42,21 @@ CONFIG = GPT2Config(
     resid_pdrop=0.0,
 )
 FIRST = dataclasses.replace(CONFIG, n_positions=256, n_layer=4)
-PERSONALITY = "personality"  # the source of train's questions about oneself: 0.1 % of the words
+EVERYDAY_TIMES = 5  # everyday talk is 3 % of the words; so often, 15 % of the tokens
+STEPS, DECAY = 2450, 1600  # more passes over everyday talk are learned by heart: see the card
 FIRST_STEPS, FIRST_DECAY = 1700, 500
-SECOND_STEPS, SECOND_DECAY = 2450, 1600
-STEPS, DECAY = 3200, 2850
+REVERSE_STEPS, REVERSE_DECAY, REVERSE_TIMES = 600, 520, 6
 # Short runs of a small model: Muon, level and then falling rates (Hägele et al. 2024), Adam's averages short.
 SAME = "--optimizer muon --schedule trapezoid --b2 0.99 --dtype bfloat16 --valid-dialogues 100 --resume"
 FIRST_HOW = f"--batch-size 32 --learning-rate 0.02 --warmup 60 --weight-decay 0 --evaluate-every 200 {SAME}"
-HOW = (
-    "--batch-size 8 --learning-rate {rate} --warmup 40 --weight-decay 0.05 --embedding-decay 0 --average 0.99 "
-    f"--evaluate-every 300 --save-every 150 --log-every 25 {SAME}"
-)
 REVERSE_HOW = (
     "--batch-size 32 --learning-rate 0.01 --warmup 20 --weight-decay 0.05 --embedding-decay 0 --average 0.98 "
     f"--evaluate-every 200 --save-every 100 --log-every 25 {SAME}"
 )
-SECOND_HOW, HOW = HOW.format(rate=0.012), HOW.format(rate=0.008)
-
-
-@dataclasses.dataclass(frozen=True)
-class Mix:
-    """How often a pass reads the small sources. Everyday talk is 3 % of the words; five times, 15 % of the tokens."""
-
-    everyday: int
-    personality: int  # so often once more, beside its lines in `train`
-
-
-FIRST_MIX, SECOND_MIX, MIX = Mix(0, 0), Mix(5, 0), Mix(6, 3)
+HOW = (
+    "--batch-size 8 --learning-rate 0.012 --warmup 40 --weight-decay 0.05 --embedding-decay 0 --average 0.99 "
+    f"--evaluate-every 300 --save-every 150 --log-every 25 {SAME}"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,19 +66,14 @@ def main(argv: list[str] | None = None) -> int:
         if args.init is None:
             sys.exit("--reverse needs --init: the first model of the forward run, RUN/first")
         return _run_all([*_reverse_commands(args), f"convert {run / 'trained'} {export} --dtype float16 --force"])
-    if args.init is None:
-        if not (run / "first").exists():
-            _begin(args.corpus, run / "start-first", FIRST)
+    if args.init is None and not (run / "first").exists():
+        _begin(args.corpus, run / "start-first", FIRST)
         status = _run_all(_first_commands(args))
         if status or not (run / "first").exists():  # it failed, or was asked to stop
             return status
-        _begin_from(run / "first", run / "start-second")
-        status = _run_all(_second_commands(args))
-        if status or not (run / "second").exists():
-            return status
-    before = run / "second" if args.init is None else args.init
-    _begin_from(before, run / "start")
-    status = _run_all([*_commands(args, before), f"convert {run / 'trained'} {export} --dtype float16 --force"])
+    first = run / "first" if args.init is None else args.init
+    _begin_from(first, run / "start")
+    status = _run_all([*_commands(args, first), f"convert {run / 'trained'} {export} --dtype float16 --force"])
     if status or not (run / "trained").exists():
         return status
     command = f"python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --steps {args.steps} "
@@ -135,29 +116,17 @@ def _first_commands(args: argparse.Namespace) -> list[str]:
         f"--out {out} --steps {FIRST_STEPS} --decay {FIRST_DECAY} --seed {args.seed} {FIRST_HOW} "
         f"--export {args.run / 'first'}"
     )
-    return _prepare(args, data, run, FIRST, FIRST_MIX) + [train] * (not (args.run / "first").exists())
+    return [*_prepare(args, data, run, FIRST, times=0), train]
 
 
-def _second_commands(args: argparse.Namespace) -> list[str]:
+def _commands(args: argparse.Namespace, first: Path) -> list[str]:
     """That model grown, on everything."""
-    first, second = args.run / "first", args.run / "second"
-    start, data, out = args.run / "start-second", args.run / "data-second", args.run / "run-second"
-    train = (
-        f"train --init {first} --config {start / CONFIG_FILE} --data {data} "
-        f"--valid {args.corpus / 'valid.jsonl.gz'} --out {out} --steps {SECOND_STEPS} --decay {SECOND_DECAY} "
-        f"--seed {args.seed} {SECOND_HOW} --export {second}"
-    )
-    return _prepare(args, data, start, CONFIG, SECOND_MIX) + [train] * (not second.exists())
-
-
-def _commands(args: argparse.Namespace, before: Path) -> list[str]:
-    """The grown model once more, at a lower rate, with more of the small sources; grown first where it is a smaller one."""
     start, data, trained = args.run / "start", args.run / "data", args.run / "trained"
     train = (
-        f"train --init {before} --config {start / CONFIG_FILE} --data {data} --valid {args.corpus / 'valid.jsonl.gz'} "
-        f"--out {args.run} --steps {args.steps} --decay {args.decay} --seed {args.seed + 1} {HOW} --export {trained}"
+        f"train --init {first} --config {start / CONFIG_FILE} --data {data} --valid {args.corpus / 'valid.jsonl.gz'} "
+        f"--out {args.run} --steps {args.steps} --decay {args.decay} --seed {args.seed} {HOW} --export {trained}"
     )
-    return _prepare(args, data, start, CONFIG, MIX) + [train] * (not trained.exists())
+    return _prepare(args, data, start, CONFIG, times=EVERYDAY_TIMES) + [train] * (not trained.exists())
 
 
 def _reverse_commands(args: argparse.Namespace) -> list[str]:
@@ -165,28 +134,20 @@ def _reverse_commands(args: argparse.Namespace) -> list[str]:
     data, trained = args.run / "data", args.run / "trained"
     train = (
         f"train --init {args.init} --data {data} --reverse --valid {args.corpus / 'valid.jsonl.gz'} --out {args.run} "
-        f"--steps {args.steps} --decay {args.decay} --seed {args.seed} {REVERSE_HOW} --export {trained}"
+        f"--steps {REVERSE_STEPS} --decay {REVERSE_DECAY} --seed {args.seed} {REVERSE_HOW} --export {trained}"
     )
-    return _prepare(args, data, args.init, FIRST, MIX, more=" --reverse") + [train] * (not trained.exists())
+    return [
+        *_prepare(args, data, args.init, FIRST, times=REVERSE_TIMES, more=" --reverse"),
+        *[train] * (not trained.exists()),
+    ]
 
 
-def _prepare(args, data: Path, tokenizer: Path, config: GPT2Config, mix: Mix, *, more: str = "") -> list[str]:
+def _prepare(args, data: Path, tokenizer: Path, config: GPT2Config, *, times: int, more: str = "") -> list[str]:
     """The command that prepares the mix, where that is not done."""
-    train, everyday = args.corpus / "train.jsonl.gz", args.corpus / "everyday.jsonl.gz"
-    files = [train, *[everyday] * mix.everyday, *[_personality(train, args.run)] * mix.personality]
+    files = [args.corpus / "train.jsonl.gz", *[args.corpus / "everyday.jsonl.gz"] * times]
     named = " ".join(map(str, files))
     command = f"data prepare {named} {data} --tokenizer {tokenizer} --max-length {config.n_positions}{more}"
     return [] if data.exists() else [command]
-
-
-def _personality(train: Path, run: Path) -> Path:
-    """The lines of `train` that are of that source, in a file of their own."""
-    path = run / f"{PERSONALITY}.jsonl.gz"
-    if not path.exists():
-        run.mkdir(parents=True, exist_ok=True)
-        with gzip.open(train, "rt", encoding="utf-8") as lines, gzip.open(path, "wt", encoding="utf-8") as file:
-            file.writelines(line for line in lines if json.loads(line)["source"] == PERSONALITY)
-    return path
 
 
 def _begin(corpus: Path, start: Path, config: GPT2Config) -> None:

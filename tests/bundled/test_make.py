@@ -36,26 +36,21 @@ def folders(tmp_path):
     corpus.mkdir()
     for name in ("train", "valid", "everyday", "everyday-valid"):
         with gzip.open(corpus / f"{name}.jsonl.gz", "wt") as file:
-            for source in (name, "personality"):
-                file.write(json.dumps({"source": source, "turns": ["Hello", "I am fine", "What is this"]}) + "\n")
+            file.write(json.dumps({"source": name, "turns": ["Hello", "I am fine", "What is this"]}) + "\n")
     return ["--corpus", str(corpus), "--run", str(tmp_path / "run"), "--export", str(tmp_path / "export")]
 
 
-def test_from_nothing_a_small_model_grows_on_the_mix(told, folders, tmp_path):
+def test_from_nothing_a_small_model_grows_on_the_mix(told, folders):
     assert make.main(folders) == 0
-    assert [words[0] for words in told] == [*["data", "train"] * 3, "convert", "card"]
-    mixes = [" ".join(told[place]) for place in (0, 2, 4)]
-    assert [mix.count("everyday.jsonl.gz") for mix in mixes] == [0, 5, 6]
-    assert [mix.count("personality.jsonl.gz") for mix in mixes] == [0, 0, 3]
-    assert [f"--max-length {length}" in mix for length, mix in zip((256, 512, 512), mixes, strict=True)] == [True] * 3
-    with gzip.open(tmp_path / "run" / "personality.jsonl.gz", "rt") as file:
-        assert [json.loads(line)["source"] for line in file] == ["personality"]
-    first, second, third = (" ".join(told[place]) for place in (1, 3, 5))
+    assert [words[0] for words in told] == ["data", "train", "data", "train", "convert", "card"]
+    small, large = (" ".join(told[place]) for place in (0, 2))
+    assert (small.count("everyday.jsonl.gz"), large.count("everyday.jsonl.gz")) == (0, make.EVERYDAY_TIMES)
+    assert ("--max-length 256" in small, "--max-length 512" in large) == (True, True)
+    first, second = (" ".join(told[place]) for place in (1, 3))
     assert first.startswith("train --config")
-    assert second.startswith(f"train --init {tmp_path / 'run' / 'first'} ")
-    assert third.startswith(f"train --init {tmp_path / 'run' / 'second'} ")
-    assert (make.SECOND_HOW in second, make.HOW in third) == (True, True)
-    assert f"--steps {make.STEPS} --decay {make.DECAY} --seed 1" in third
+    assert second.startswith("train --init")
+    assert make.HOW in second
+    assert f"--steps {make.STEPS} --decay {make.DECAY} --seed 0" in second
     sizes = json.loads((make.Path(told[3][told[3].index("--config") + 1])).read_text())
     assert (sizes["n_layer"], sizes["n_positions"]) == (make.CONFIG.n_layer, make.CONFIG.n_positions)
     told.clear()
