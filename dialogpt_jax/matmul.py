@@ -58,11 +58,13 @@ def weight_first(dtype: jax.typing.DTypeLike, rows: int, out: int, inside: int) 
         bfloat16 50304×768 0.4  0.9   0.9   0.9   1.1   2.0
 
     At one row the two are the same matrix-vector product, which reads float32 at the memory's limit.
+    Above 64 rows the order stays: what follows takes the result as it lies, and with the weight first up to 512 rows the
+    gradient of `loss` (bundled size, 8 rows of 128 tokens, one core) took 333 ms, not 273, in bfloat16 245, not 181.
     """
     if dtype == jnp.float32:
-        return 2 <= rows <= 512
+        return 2 <= rows <= 64
     if dtype == jnp.bfloat16:
-        return rows <= 512 if inside > out else 16 < rows <= 512
+        return rows <= 64 if inside > out else 16 < rows <= 64
     return False
 
 
