@@ -185,7 +185,8 @@ def test_a_cache_that_cannot_be_used_is_told_once(monkeypatch, tmp_path):
 
 
 WAITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup, it is ignored from the start
 from dialogpt_jax.weights import {module} as writer
 from dialogpt_jax.cli.main import main
 

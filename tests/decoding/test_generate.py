@@ -3,6 +3,7 @@
 Letters: B rows, N candidates of a row, M = B·N, T prompt tokens, R reply slots, V vocabulary.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -225,8 +226,12 @@ def test_other_numbers_compile_nothing():
     per_row = {"temperature": np.array([0.5, 1, 2, 3]), "top_k": np.array([2, 9, 8, 7])}
     run(sampling=Sampling(**per_row))
     others = [
-        {"sampling": FULL.replace(temperature=2, top_k=17, top_p=1, min_p=0, repetition_penalty=1, min_new_tokens=0)},
-        {"sampling": FULL.replace(temperature=np.float32(0.3), top_k=60.0)},
+        {
+            "sampling": dataclasses.replace(
+                FULL, temperature=2, top_k=17, top_p=1, min_p=0, repetition_penalty=1, min_new_tokens=0
+            )
+        },
+        {"sampling": dataclasses.replace(FULL, temperature=np.float32(0.3), top_k=60.0)},
         {"sampling": FULL, "max_new_tokens": 16},
         {"sampling": FULL, "max_new_tokens": 1},
         {"sampling": FULL, "tokens": TOKENS[:, ::-1].copy()},

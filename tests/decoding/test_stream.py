@@ -3,6 +3,8 @@
 Letters: B rows, T prompt tokens.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,7 +143,7 @@ def test_what_is_given_away_is_gone():
 
 def test_another_stream_compiles_nothing():
     stream_to_the_end(begin_stream(FULL))
-    other = FULL.replace(temperature=2, top_k=40, top_p=0.5)
+    other = dataclasses.replace(FULL, temperature=2, top_k=40, top_p=0.5)
     with count_compilations() as programs:
         stream_to_the_end(begin_stream(other))
     assert programs == []

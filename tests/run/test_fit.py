@@ -262,10 +262,10 @@ def test_the_device_has_its_next_step_before_the_host_reads_the_last(monkeypatch
 
 
 def poisoned(every: bool) -> list[Example]:
-    """Data with a weight that is not a number: in one example, or in all."""
+    """Data with a weight that is not a number, which no example is made with: in one, or in all."""
     bad = np.array([0, np.nan], np.float32)
     return [
-        Example(e.tokens_T, np.concatenate([bad, e.weights_T[2:]])) if every or i == 3 else e
+        e._replace(weights_T=np.concatenate([bad, e.weights_T[2:]])) if every or i == 3 else e
         for i, e in enumerate(EXAMPLES)
     ]
 
