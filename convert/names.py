@@ -108,9 +108,8 @@ def to_microsoft(tensors: Tensors, config: GPT2Config) -> dict[str, np.ndarray]:
         if name.endswith(".attn.c_attn.weight"):
             out[name.replace("c_attn.weight", "bias")] = np.tril(np.ones((1, 1, n, n), dtype))
         out["lm_head.decoder.weight" if name == HEAD else name] = array
-    out.setdefault(
-        "lm_head.decoder.weight", tensors[EMBEDDING].copy()
-    )  # a copy: in their files the head is stored on its own
+    # A copy: in their files the head is stored on its own.
+    out.setdefault("lm_head.decoder.weight", tensors[EMBEDDING].copy())
     return out
 
 

@@ -78,9 +78,8 @@ class ReplyFlags:
 
 def load_bot(flags: ModelFlags) -> "Bot":
     """The bot that the flags name, behind a compilation cache unless that is turned off."""
-    from dialogpt_jax.chat.bot import (
-        load,  # here, as in the commands, what imports jax: their help need not wait for it
-    )
+    # Here, as in the commands, since it imports jax: their help need not wait for it.
+    from dialogpt_jax.chat.bot import load
 
     if flags.compilation_cache:
         keep_compiled_programs()

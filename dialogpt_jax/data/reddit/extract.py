@@ -27,7 +27,7 @@ from dialogpt_jax.data.reddit.bland import said_often
 from dialogpt_jax.data.reddit.dumps import check_dumps
 from dialogpt_jax.data.reddit.partition import JSONL, TSV, Partitions, finish_partition, judge_partition
 from dialogpt_jax.data.reddit.rules import Rules
-from dialogpt_jax.data.reddit.split import _OVERHEAD, Split, split_dump, write_whole
+from dialogpt_jax.data.reddit.split import OVERHEAD, Split, split_dump, write_whole
 from dialogpt_jax.data.reddit.statistics import Statistics, as_text
 from dialogpt_jax.data.reddit.threads import NOTHING, LeaveOut
 from dialogpt_jax.data.workers import map_in_order
@@ -104,7 +104,7 @@ def extract(
                 sizes += np.asarray(said["bytes"], np.int64)
 
         parts = Partitions(work, len(names), partitions, memory, rules, form)
-        tasks = [(number, int(size) + _OVERHEAD * int(size) // 200) for number, size in enumerate(sizes)]
+        tasks = [(number, int(size) + OVERHEAD * int(size) // 200) for number, size in enumerate(sizes)]
         processes = min(processes, partitions)
         with (
             show("kB of records", "dialogues") as progress,

@@ -26,7 +26,7 @@ from dialogpt_jax.errors import naming
 
 INDEX = np.dtype([("partition", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("raw", "<u4"), ("records", "<u4")])
 FIRST = 5  # problems of each kind that are named
-_OVERHEAD = 90  # bytes that Python needs for a line in a list, beside the line
+OVERHEAD = 90  # bytes that Python needs for a line in a list, beside the line
 
 
 class Split(NamedTuple):
@@ -154,7 +154,7 @@ class _Blocks:
         """Keeps a record; True where that filled the memory, so that blocks were written."""
         number, line = pack_record(record)
         self._lines.setdefault(partition_of(number, self._job.partitions), []).append(line)
-        self._held += len(line) + _OVERHEAD
+        self._held += len(line) + OVERHEAD
         if self._held < self._job.memory:
             return False
         self.flush()
