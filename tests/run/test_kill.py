@@ -46,7 +46,10 @@ for line in sys.stdin:
     print(os.waitpid(child, 0)[1], flush=True)
 """
 STARTED: list[subprocess.Popen] = []
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    " --xla_force_host_platform_device_count="
+)
 
 
 @pytest.fixture(autouse=True)
