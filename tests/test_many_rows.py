@@ -8,6 +8,7 @@ tested too.
 Letters: B rows, T tokens, N replies of a row, R tokens of a reply.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from fakes import TINY
+from fakes import TINY, no_dropout
 
 import dialogpt_jax as dg
 from dialogpt_jax.convert.mapping import from_params
@@ -28,7 +29,7 @@ ROWS, FEW = 40_000, 1_000
 STARTS = [*range(0, ROWS, 8 * FEW), 33 * FEW, ROWS - FEW]  # the small batches; rows from 32,769 on are in three of them
 FAULTY = {"0.10.2"}  # jaxlib
 
-CONFIG = dg.GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2, eos_token_id=TINY.eos_token_id)
+CONFIG = no_dropout(dataclasses.replace(TINY, n_positions=16, n_embd=8, n_layer=1, n_head=2))
 
 
 @functools.cache
@@ -229,4 +230,5 @@ def test_the_loss_of_many_rows_its_gradient_and_a_step_are_those_of_float64(leng
         got = {name.removeprefix("transformer."): x for name, x in from_params(tree, CONFIG).items()}
         assert got.keys() == gradient.keys()
         for name, true in gradient.items():
-            assert np.abs(got[name] - true).max() <= 1e-3 * max(np.abs(true).max(), 1e-2), name
+            # Sums of 80,000 terms in float32, one of many roundings: up to 1e-5 was seen.
+            assert np.abs(got[name] - true).max() <= 1e-4 * max(np.abs(true).max(), 1e-2), name
