@@ -224,6 +224,22 @@ def test_it_is_evaluated_before_the_first_step_and_the_best_is_kept(tmp_path):
     assert kept == [5, 11]
 
 
+def test_what_is_better_than_all_before_is_saved_and_nothing_else(tmp_path):
+    """The losses before the first step and after each; the last step is saved in any case. Then the same, resumed."""
+    losses = iter([5.0, 6.0, 4.0, 4.5, 3.0, 3.5, 3.2, 2.0, 2.5])
+    options = dataclasses.replace(OPTIONS, schedule="constant", evaluate_every=1, save_every=0, keep=9)
+    saved = []
+    for steps in (5, 8):
+        run(
+            dataclasses.replace(options, steps=steps),
+            out=tmp_path,
+            resume=True,
+            evaluate=lambda params: {"valid_loss": next(losses)},
+        )
+        saved.append(sorted(int(path.name) for path in (tmp_path / CHECKPOINTS).iterdir() if path.name.isdigit()))
+    assert saved == [[2, 4, 5], [2, 4, 5, 7, 8]]
+
+
 def test_figures_are_told_and_written(tmp_path):
     told = []
     fitted = run(out=tmp_path, report=told.append, evaluate=falling, sample=lambda params: ["Hi! → Hello."])
