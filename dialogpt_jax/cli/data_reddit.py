@@ -15,6 +15,7 @@ from dialogpt_jax.data.reddit.lists import read_leave_out, read_subreddits, read
 from dialogpt_jax.data.reddit.rules import QUIRKS, RULES, Rules
 from dialogpt_jax.data.reddit.statistics import as_text, save_plot
 from dialogpt_jax.data.reddit.threads import LeaveOut
+from dialogpt_jax.errors import counted
 
 MORE = f"""\
 A dump has a comment or a submission a line, as JSON: .zst (pip install 'dialogpt-jax[reddit]'), .gz, .bz2, .xz or plain. \
@@ -115,7 +116,7 @@ def run(
     streams.show("\n".join(as_text(statistics)))
     for kind, (count, first) in statistics.problems.items():
         file, line, reason = first[0]
-        streams.tell(f"{count:,} lines not read, {kind}: the first is {file}, line {line}: {reason}")
+        streams.tell(f"{counted(count, 'lines')} not read, {kind}: the first is {file}, line {line}: {reason}")
     if not statistics.counts["dialogues"]:
         raise ValueError(
             f"{folder}: no dialogue is left of {statistics.counts['lines']:,} lines; the table says which rule skipped them"
@@ -130,7 +131,7 @@ def run(
         raise ValueError(
             f"{folder}: made of what stands before the break of {', '.join(broken)}; get these dumps whole"
         )
-    streams.show(f"wrote {folder}: {statistics.counts['dialogues']:,} dialogues")
+    streams.show(f"wrote {folder}: {counted(statistics.counts['dialogues'], 'dialogues')}")
     return 0
 
 

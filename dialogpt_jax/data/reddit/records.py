@@ -5,16 +5,21 @@ base 36; a score is 3, "3" or null; the thread stands in `link_id`, or only in t
 """
 
 import json
-import math
 import re
 import time
 from typing import Any, NamedTuple
+
+from dialogpt_jax.errors import escape_controls
 
 COMMENT, SUBMISSION = "t1_", "t3_"  # what Reddit puts before an id to say of what kind it is
 MAX_CHARACTERS = 100_000  # of one text; Reddit's own limits are 10,000 for a comment and 300 for a title
 
 _ID = re.compile(r"[a-z0-9]{1,16}")
+_SUBREDDIT = re.compile(
+    r"[\w.:+-]{1,100}"
+)  # "askreddit", "reddit.com", "u_some-one", "a:t5_3k2a9"; Reddit's limit is 21
 _PERMALINK = re.compile(r"(?:/r/|/u(?:ser)?/)?([^/]*)/comments/([a-z0-9]+)(?:/[^/]*/([a-z0-9]+))?", re.IGNORECASE)
+_PERMALINK_CHARACTERS = 1_000  # a longer one is none; the search takes the square of its length
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -100,7 +105,7 @@ def parse_record(line: bytes) -> Comment | Submission | Problem:
 
 def _comment(found: dict[str, Any]) -> Comment:
     body = _text(found, "body")
-    place = _PERMALINK.search(found["permalink"]) if isinstance(found.get("permalink"), str) else None
+    place = _place(found)
     own = _id(found, "id", "name", or_else=place and place[3])
     thread = _id(found, "link_id", or_else=place and place[2])
     return Comment(
@@ -117,7 +122,7 @@ def _comment(found: dict[str, Any]) -> Comment:
 
 def _submission(found: dict[str, Any]) -> Submission:
     title = _text(found, "title")
-    place = _PERMALINK.search(found["permalink"]) if isinstance(found.get("permalink"), str) else None
+    place = _place(found)
     own = _id(found, "id", "name", or_else=place and place[2])
     count = _number(found.get("num_comments"))
     return Submission(
@@ -125,8 +130,14 @@ def _submission(found: dict[str, Any]) -> Submission:
     )
 
 
+def _place(found: dict[str, Any]) -> re.Match[str] | None:
+    """The subreddit, the thread and the comment that a permalink names."""
+    link = found.get("permalink")
+    return _PERMALINK.search(link) if isinstance(link, str) and len(link) <= _PERMALINK_CHARACTERS else None
+
+
 def _names(found: dict[str, Any]) -> str:
-    return ", ".join(sorted(map(str, found)))[:60] or "none"
+    return escape_controls(", ".join(sorted(found))[:60], keep="") or "none"
 
 
 def _text(found: dict[str, Any], name: str) -> str:
@@ -139,17 +150,14 @@ def _text(found: dict[str, Any], name: str) -> str:
 
 
 def _id(found: dict[str, Any], *names: str, or_else: str | None = None) -> str:
-    """An id without its prefix, from the first of some fields that has one."""
-    for name in names:
-        value = found.get(name)
+    """An id without its prefix, from the first of some fields that has one, or from the permalink."""
+    for name, value in (*((name, found.get(name)) for name in names), ("permalink", or_else)):
         if value is None or value == "":
             continue
         bare = as_bare_id(value)
         if bare is None:
             raise _Wrong(f"`{name}` is {json.dumps(value)[:40]}, which is no id", f"`{name}` is no id")
         return bare
-    if or_else:
-        return or_else.lower()
     raise _Wrong(f"no `{names[0]}`; the fields are {_names(found)}", f"no `{names[0]}`")
 
 
@@ -196,7 +204,7 @@ def _number(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    return value if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e15 else None
+    return value if isinstance(value, int | float) and abs(value) < 1e15 else None  # nor is NaN below it
 
 
 def _score(found: dict[str, Any]) -> int:
@@ -209,10 +217,11 @@ def _score(found: dict[str, Any]) -> int:
 
 
 def _subreddit(found: dict[str, Any], place: re.Match[str] | None) -> str:
-    for name in ("subreddit", "subreddit_name_prefixed"):
-        if isinstance(found.get(name), str) and found[name]:
-            return found[name].removeprefix("r/").lower()
-    return place[1].lower() if place else ""
+    fields = (found.get(name) for name in ("subreddit", "subreddit_name_prefixed"))
+    name = next((field for field in fields if isinstance(field, str) and field), place[1] if place else "")
+    if name and not _SUBREDDIT.fullmatch(name.removeprefix("r/")):
+        raise _Wrong(f"`subreddit` is {json.dumps(name)[:40]}, which is no name", "`subreddit` is no name")
+    return name.removeprefix("r/").lower()
 
 
 def _author(found: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from dialogpt_jax.data.reddit.rules import COMMENT_RULES, PAIR_RULES, PATH_RULES, RULES
 from dialogpt_jax.data.reddit.threads import Outcome
 from dialogpt_jax.data.reddit.trees import Thread
+from dialogpt_jax.errors import counted, escape_controls
 
 SHOWN = 10  # subreddits, months and problems in the text
 HUGE_SHOWN = 100  # threads over --max-thread that are named
@@ -139,9 +140,10 @@ def as_text(statistics: Statistics) -> list[str]:
     """Lines for a person."""
     counts = statistics.counts
     lines = [
-        f"{counts['lines']:,} lines: {counts['comments']:,} comments and {counts['submissions']:,} submissions, "
+        f"{counted(counts['lines'], 'lines')}: {counted(counts['comments'], 'comments')} and "
+        f"{counted(counts['submissions'], 'submissions')}, "
         f"{counts['problems']:,} that are neither",
-        f"{counts['threads']:,} threads, {counts['dialogues']:,} dialogues",
+        f"{counted(counts['threads'], 'threads')}, {counted(counts['dialogues'], 'dialogues')}",
         "",
         f"{'':16}{'skipped':>14}{'left':>16}",
     ]
@@ -172,10 +174,10 @@ def as_text(statistics: Statistics) -> list[str]:
         ]
     for kind, (count, first) in statistics.problems.items():
         file, line, reason = first[0]
-        lines.append(f"{count:,} lines: {kind}; the first is {file}, line {line}: {reason}")
+        lines.append(f"{counted(count, 'lines')}: {kind}; the first is {file}, line {line}: {reason}")
     for name, dropped in sorted(statistics.huge.items())[:HUGE_SHOWN]:
         lines.append(f"{name}: {dropped:,} comments over --max-thread were not read")
-    return lines
+    return [escape_controls(line, keep="") for line in lines]  # a file's name may hold anything
 
 
 def _span(months: Counter[str]) -> str:

@@ -22,7 +22,7 @@ class Thread(NamedTuple):
       id: its submission's.
       submission: where there is one.
       comments: by their ids; the bodies are flattened.
-      duplicates: how many records were replaced by a later one of the same id.
+      duplicates: how many comments were replaced by a later record of the same id.
       dropped: how many comments were more than a thread may have.
     """
 
@@ -52,7 +52,6 @@ def build_thread(name: str, records: Iterable[Comment | Submission], rules: Rule
     submission, comments, count, duplicates, dropped = None, {}, 0, 0, 0
     for record in records:
         if isinstance(record, Submission):
-            duplicates += submission is not None
             submission = record
         elif count == rules.max_thread and "huge_thread" not in rules.without:
             dropped += 1

@@ -87,6 +87,21 @@ def test_every_rule_is_met_and_the_funnel_ends_with_the_dialogues(synthetic, tmp
     assert "\n".join(as_text(statistics)) + "\n" == (tmp_path / "out" / "statistics.txt").read_text()
 
 
+def test_the_funnel_ends_with_the_dialogues_where_submissions_come_twice(tmp_path):
+    submission = {"id": "s", "title": "What is it", "num_comments": 2}
+    dump = write(tmp_path / "d.jsonl", submission, *TALK, submission, TALK[1])
+    statistics = extract([dump], tmp_path / "out", Rules(), workers=1)
+    assert [left for _, _, left in funnel(statistics)] == [3, 2, 1]
+    assert statistics.counts["dialogues"] == 1
+
+
+def test_names_of_files_are_shown_whatever_they_hold(tmp_path):
+    dump = write(tmp_path / os.fsdecode(b"d\xff\x1b\n.jsonl"), {"x": 1}, *TALK)
+    extract([dump], tmp_path / "out", Rules(), workers=1)
+    text = (tmp_path / "out" / "statistics.txt").read_text()
+    assert "d\\udcff\\x1b\\n.jsonl, line 1: neither a body" in text
+
+
 @pytest.mark.parametrize("form", ["jsonl", "tsv"])
 @pytest.mark.parametrize("how", [{}, {"all_comments": True}, {"titles": True}])
 def test_what_is_written_is_read_as_it_is(synthetic, tmp_path, form, how):
@@ -158,7 +173,7 @@ def test_broken_lines_are_told_with_file_and_line_and_nothing_else_is_lost(tmp_p
     assert len(read_all(tmp_path / "out")) == 1
     problems = [json.loads(line) for line in (tmp_path / "out" / "problems.jsonl").read_text().splitlines()]
     assert [(one["file"], one["line"]) for one in problems] == [(str(dump), line) for line in (2, 4, 5, 6)]
-    assert "1 lines not read, `score` is not a number: the first is" in err
+    assert "1 line not read, `score` is not a number: the first is" in err
     assert f'{dump}, line 5: `score` is "many", not a number' in err
     assert "6 lines: 2 comments and 0 submissions, 4 that are neither" in out
 

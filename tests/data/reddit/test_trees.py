@@ -157,3 +157,46 @@ def test_numbers_that_are_too_big_are_no_reason_to_stop():
     line = b'{"body": "x", "id": "c", "link_id": "a", "score": 1e400, "created_utc": 1e300}'
     assert parse_record(line).reason == "`score` is Infinity, not a number"
     assert parse_record(line.replace(b"1e400", b"1")).month == ""
+
+
+def test_integers_beyond_every_float_are_told():
+    base = b'{"body": "x", "id": "c", "link_id": "a", "score": 1}'
+    big = b"1" + b"0" * 400
+    assert "not a number" in parse_record(base.replace(b"1}", big + b"}")).reason
+    assert parse_record(base.replace(b"}", b', "created_utc": ' + big + b"}")).month == ""
+    assert parse_record(b'{"title": "T", "id": "a", "num_comments": ' + big + b"}").comments is None
+
+
+def test_a_permalink_is_read_in_time_and_its_ids_are_checked():
+    fields = {"id": "c", "link_id": "a", "body": "x"}
+    long = json.dumps(fields | {"permalink": "a" * 1_000_000}).encode()
+    assert parse_record(long).id == "t1_c"  # each place in it tried to be the beginning of a subreddit's name
+    for ids in ("a" * 17 + "/x/c", "a/x/" + "c" * 17):
+        found = parse_record(json.dumps({"body": "x", "permalink": f"/r/ask/comments/{ids}"}).encode())
+        assert isinstance(found, Problem)
+        assert "which is no id" in found.reason
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\x1b]0;x\x07", "two\nlines", "x" * 101, "\u202eabc"])
+def test_a_subreddit_whose_name_is_none_is_told(name):
+    for fields in ({"subreddit": name}, {"permalink": f"/r/{name}/comments/a/x/c"}):
+        found = parse_record(json.dumps({"id": "c", "link_id": "a", "body": "x", **fields}).encode())
+        assert isinstance(found, Problem)
+        assert found.kind == "`subreddit` is no name"
+        assert found.reason.isascii()
+        assert found.reason.isprintable()
+
+
+@pytest.mark.parametrize("name", ["AskReddit", "reddit.com", "u_some-one", "a:t5_3k2a9", "Россия"])
+def test_names_of_subreddits_that_are_met(name):
+    assert parse_record(json.dumps({"id": "c", "link_id": "a", "body": "x", "subreddit": name}).encode()).subreddit
+
+
+def test_names_of_fields_have_no_power_over_a_terminal():
+    assert parse_record(b'{"a\\ud800\\n\\u001b[31m": 1}').reason.endswith("the fields are a\\ud800\\n\\x1b[31m")
+
+
+def test_a_submission_that_comes_twice_is_no_comment():
+    first, last = Submission("t3_s", "r", "ann", "Old", 2), Submission("t3_s", "r", "ann", "New", 2)
+    thread = build_thread("t3_s", [first, make("b", "s"), last], Rules())
+    assert (thread.submission.title, thread.duplicates) == ("New", 0)
