@@ -59,6 +59,7 @@ __all__ = [
     "fit",
     "Fitted",
     "TrainOptions",
+    "Teacher",
     "loss",
     "init_state",
     "TrainState",

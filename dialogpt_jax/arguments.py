@@ -36,15 +36,19 @@ def as_whole_number(name: str, value: Any, *, least: int, most: int | None = Non
     return number
 
 
-def as_number(name: str, value: Any, *, least: float = 0.0, below: float = math.inf) -> float:
-    """A number of any kind, such as `np.float32` or an array of no axes, as a `float`.
+def as_number(
+    name: str, value: Any, *, least: float = 0.0, below: float = math.inf, most: float | None = None
+) -> float:
+    """A number of any kind, such as `np.float32` or an array of no axes, as a `float`; `most` stands in place of `below`.
 
     Raises:
       ValueError: it is not a number, or out of range; NaN and True are none.
     """
     plain = as_plain(value)
-    if isinstance(plain, bool) or not isinstance(plain, int | float) or not least <= plain < below:
+    number = not isinstance(plain, bool) and isinstance(plain, int | float)
+    if not number or not least <= plain < below or (most is not None and plain > most):
         limits = f"from {least:g}" if below == math.inf else f"from {least:g} to below {below:g}"
+        limits = limits if most is None else f"from {least:g} to {most:g}"
         raise ValueError(f"{name} is {shown(value)}; it must be a finite number {limits}")
     return float(plain)
 

@@ -38,6 +38,7 @@ from dialogpt_jax.text.dialogue import DialogueError as DialogueError
 from dialogpt_jax.text.dialogue import TruncationWarning as TruncationWarning
 from dialogpt_jax.text.tokenizer import Tokenizer as Tokenizer
 from dialogpt_jax.text.tokenizer import TokenizerError as TokenizerError
+from dialogpt_jax.training.distillation import Teacher as Teacher
 from dialogpt_jax.training.loss import loss as loss
 from dialogpt_jax.training.step import TrainState as TrainState
 from dialogpt_jax.training.step import init_state as init_state

@@ -11,7 +11,14 @@ from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import CompilationCache
 from dialogpt_jax.cli.flags import HOW, WHERE, flags_of, make_app, said
 from dialogpt_jax.cli.program_cache import keep_compiled_programs
-from dialogpt_jax.cli.train_inputs import TrainInputs, read_examples, read_model, refuse_another_run, sizes_of
+from dialogpt_jax.cli.train_inputs import (
+    TrainInputs,
+    read_examples,
+    read_model,
+    read_teachers,
+    refuse_another_run,
+    sizes_of,
+)
 from dialogpt_jax.data.example_options import MAX_LENGTH
 from dialogpt_jax.run.options import TOLD, TOPOLOGY, TrainOptions
 from dialogpt_jax.training.names import OPTIMIZERS
@@ -40,6 +47,7 @@ app = make_app("train", "dialogpt train --data DIR_OR_FILE --out RUN [OPTIONS]",
 # Of flags that the class tells to programmers.
 HELP = {
     "dropout": "everywhere in the model (what its config says)",
+    "teacher_share": "of the targets that is the teachers', 0 to 1 (0.5)",
     "max_length": f"tokens of an example, where --data is a file ({MAX_LENGTH})",
     "evaluate_every": "evaluate every N steps and at the end; 0: at the end (a tenth of the run)",
     "save_every": "a checkpoint every N steps and at the end; 0: at the end (a tenth of the run)",
@@ -160,6 +168,7 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
         out=inputs.out,
         resume=where.resume,
         mesh=mesh,
+        teachers=read_teachers(inputs, tokenizer),
         evaluate=evaluate,
         sample=sample,
         report=report,

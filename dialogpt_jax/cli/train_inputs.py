@@ -65,6 +65,13 @@ class TrainInputs:
         ),
     ] = None
     reverse: Annotated[bool, Parameter(help="a backward (MMI) model, of a file")] = False
+    teacher: Annotated[
+        list[str] | None,
+        Parameter(
+            metavar="MODEL",
+            help="learn also what this model, of the same tokenizer, expects at each place; repeatable: their mean",
+        ),
+    ] = None
 
 
 def read_model(inputs: TrainInputs, *, seed: int) -> tuple[Any, Any, Any, Path]:
@@ -99,6 +106,21 @@ def read_model(inputs: TrainInputs, *, seed: int) -> tuple[Any, Any, Any, Path]:
         sizes = _config(inputs.config, tokenizer)
         params, config = grow(params, config, sizes), sizes
     return params, config, tokenizer, source
+
+
+def read_teachers(inputs: TrainInputs, tokenizer: Any) -> list[Any]:
+    """The models to learn from."""
+    from dialogpt_jax.chat.bot import load
+    from dialogpt_jax.data.example_options import tokenizer_sha256
+    from dialogpt_jax.training.distillation import Teacher
+
+    teachers = []
+    for name in inputs.teacher or ():
+        bot = load(name)
+        if tokenizer_sha256(bot.tokenizer) != tokenizer_sha256(tokenizer):
+            raise ValueError(f"the teacher {name} has another tokenizer; it must share that of the model")
+        teachers.append(Teacher(bot.params, bot.config))
+    return teachers
 
 
 def _config(name: str, tokenizer: Any) -> Any:

@@ -26,34 +26,34 @@ ROW_AXES = ("data", "fsdp")
 
 
 def shard_gradient(sums: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`sums(params, batch, key) -> (scalars, gradient)` as a function of arrays that lie as `rules.py` says.
+    """`sums(params, batch, key, whole) -> (scalars, gradient)` as a function of arrays that lie as `rules.py` says.
 
     Args:
       sums: called on each device with its rows and its parts of the parameters, which it makes whole by `gather_params`.
         The scalars are sums over rows: they are added over all devices. Its key is another one on each group of rows,
-        so that dropout differs; `None` stays `None`.
+        so that dropout differs; `None` stays `None`. `whole` is a tree of arrays that lie whole on every device.
       mesh: with the axes of `make_mesh`.
     """
     manual = {axis for axis in mesh.axis_names if axis in ROW_AXES or mesh.shape[axis] == 1}
 
-    def one_device(params, batch, key):
+    def one_device(params, batch, key, whole):
         if key is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(ROW_AXES))
-        scalars, gradient = sums(params, batch, key)
+        scalars, gradient = sums(params, batch, key, whole)
         return jax.tree.map(lambda x: jax.lax.psum(x, ROW_AXES), scalars), gradient
 
-    def run(params, batch, key):
+    def run(params, batch, key, whole):
         parts = jax.tree_util.tree_map_with_path(
             lambda path, leaf: _manual_part(fitted_spec(_name(path), leaf.shape, mesh)), params
         )
         return jax.shard_map(
             one_device,
             mesh=mesh,
-            in_specs=(parts, ROWS, P()),
+            in_specs=(parts, ROWS, P(), P()),
             out_specs=(P(), parts),
             axis_names=manual,
             check_vma=False,
-        )(params, batch, key)
+        )(params, batch, key, whole)
 
     return run
 

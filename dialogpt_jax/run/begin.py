@@ -5,6 +5,7 @@ The identity is all that decides which numbers come out. A run that goes on must
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from dialogpt_jax.run.checkpoints import Checkpoints
 from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.run.program import TrainProgram, shardings_of
 from dialogpt_jax.run.same_run import differences, json_round_trip
+from dialogpt_jax.training.distillation import Teacher
 from dialogpt_jax.training.step import TrainState
 
 MAY_CHANGE = (
@@ -33,7 +35,13 @@ class TrainingError(ValueError):
     """A run that cannot begin, go on or end well: one line."""
 
 
-def identity_of(options: TrainOptions, config: GPT2Config, examples: Sequence[Example], mesh: Mesh) -> dict[str, Any]:
+def identity_of(
+    options: TrainOptions,
+    config: GPT2Config,
+    examples: Sequence[Example],
+    mesh: Mesh,
+    teachers: Sequence[Teacher] = (),
+) -> dict[str, Any]:
     """All that decides which numbers come out, as JSON.
 
     Raises:
@@ -68,7 +76,19 @@ def identity_of(options: TrainOptions, config: GPT2Config, examples: Sequence[Ex
             "length": length,
             "multiple": rows_multiple(options.batch_size, accumulate=options.accumulate, shards=shards),
         }
+        | _identity_of_teachers(teachers, options.teacher_share)
     )
+
+
+def _identity_of_teachers(teachers: Sequence[Teacher], share: float) -> dict[str, Any]:
+    """Who teaches, by a hash of all parameters, and how much; nothing where nobody does."""
+    if not teachers:
+        return {}
+    digests = [hashlib.sha256() for _ in teachers]
+    for teacher, digest in zip(teachers, digests, strict=True):
+        for leaf in jax.tree.leaves(teacher.params):
+            digest.update(np.asarray(leaf).tobytes())
+    return {"teachers": {"share": share, "fingerprints": [digest.hexdigest()[:16] for digest in digests]}}
 
 
 def _check_ids(examples: Sequence[Example], config: GPT2Config) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.arguments import as_flag, as_path, shown
 from dialogpt_jax.config import GPT2Config
@@ -38,6 +38,7 @@ from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.run.program import make_program, shardings_of
 from dialogpt_jax.run.stopping import Stopping
 from dialogpt_jax.training.average import average_of
+from dialogpt_jax.training.distillation import Teacher, check_teachers
 from dialogpt_jax.training.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -81,6 +82,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
+    teachers: Sequence[Teacher] = (),
     evaluate: Callable[[Params], dict[str, float]] | None = None,
     sample: Callable[[Params], list[str]] | None = None,
     report: Callable[[str], None] = print,
@@ -95,6 +97,8 @@ def fit(
       out: a folder for checkpoints, `metrics.jsonl` and TensorBoard's files; without one nothing is written.
       resume: go on from the newest checkpoint in `out`, if there is one.
       mesh: of `make_mesh`; by default all devices on `data`.
+      teachers: models of the same tokenizer whose distributions are learned beside the data, `options.teacher_share` of
+        the targets; they compute in the dtype of the products, whole on each device.
       evaluate: parameters to figures, `valid_loss` among them: by it the best checkpoint is known. Called before the
         first step, every `options.evaluate_every` and at the end.
       sample: parameters to lines to be shown, at the same steps.
@@ -121,8 +125,9 @@ def fit(
     mesh = make_mesh() if mesh is None else mesh
     folder = None if out is None else as_path("out", out)
     check_divides(config, mesh)
-    identity = identity_of(options, config, examples, mesh)
-    program = make_program(options, config, mesh)
+    check_teachers(teachers, config)
+    identity = identity_of(options, config, examples, mesh, teachers)
+    program = make_program(options, config, mesh, tuple(teacher.config for teacher in teachers))
     checkpoints = _open(folder, options)
     try:
         state, identity = begin_state(params, program, identity, checkpoints, resume=resume, report=report)
@@ -138,7 +143,7 @@ def fit(
                 f"{len(examples)} examples fill no more than one batch: every step takes all of them, in {rows} rows"
             )
         run = _Run(
-            step=program.step,
+            step=functools.partial(program.step, taught=_on_each(teachers, options, mesh)),
             batches=batches,
             sharding=batch_sharding(mesh),
             options=options,
@@ -275,6 +280,13 @@ def _peak(options: TrainOptions, mesh: Mesh) -> float | None:
     """The most flop/s of all devices in the dtype of the products, where it is known."""
     peak = peak_flops(mesh.devices.flat[0].device_kind) if options.dtype == "bfloat16" else None
     return None if peak is None else peak * mesh.size
+
+
+def _on_each(teachers: Sequence[Teacher], options: TrainOptions, mesh: Mesh) -> list[Params]:
+    """The parameters of each teacher, whole on each device, in the dtype of the products."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    cast = [jax.tree.map(lambda x: np.asarray(x).astype(options.compute_dtype), teacher.params) for teacher in teachers]
+    return jax.device_put(cast, everywhere)
 
 
 def _given(local: Batch, rows_B: np.ndarray) -> Batch:

@@ -56,6 +56,7 @@ class TrainOptions:
       embedding_decay: of the embeddings alone, where they are to have another.
       adam_share: with muon, Adam's rate over Muon's.
       average: decay of a running average of the parameters, which is then evaluated and exported; 0 is none.
+      teacher_share: of the targets that is the teachers', where `fit` is given some, 0 to 1; see `distillation.py`.
       b2: of Adam (0.999).
       clip: greatest norm of the gradient; 0 is none (1.0).
       dropout: everywhere in the model; `None` is what its config says.
@@ -89,6 +90,7 @@ class TrainOptions:
     embedding_decay: float | None = None
     adam_share: float = ADAM_SHARE
     average: float = 0.0
+    teacher_share: float = 0.5
     b2: float = UNSAID
     clip: float = UNSAID
     dropout: float | None = None
@@ -113,6 +115,7 @@ class TrainOptions:
             self._check(name, as_number, below=LARGEST)
         for name in ("b2", "dropout", "average"):
             self._check(name, as_number, below=1)
+        self._check("teacher_share", as_number, most=1)
         self._check("seed", as_whole_number, least=0, most=2**32 - 1)
         self._check("max_length", as_whole_number, least=2, most=MOST)
         self._check("decay", as_whole_number, least=1, most=MOST)
@@ -213,7 +216,11 @@ class TrainOptions:
     def identity(self) -> dict[str, Any]:
         """What a run must not change when it goes on, as JSON: all that has to do with the numbers that come out."""
         said = dataclasses.asdict(self)
-        for name in (*TOLD, "checkpoint_blocks"):
+        for name in (
+            *TOLD,
+            "checkpoint_blocks",
+            "teacher_share",
+        ):  # the last stands with the teachers, if there are any
             del said[name]
         return said
 

@@ -13,6 +13,7 @@ from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params, init_params
 from dialogpt_jax.parallel.rules import batch_sharding, shardings
 from dialogpt_jax.run.options import TrainOptions
+from dialogpt_jax.training.distillation import Teacher
 from dialogpt_jax.training.step import TrainState, init_state, train_step
 
 
@@ -25,9 +26,14 @@ class TrainProgram(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
-def make_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> TrainProgram:
-    """What `fit` runs on a mesh. With the same options, but for how often something is told, it is the same object."""
-    return _make_program(options.without_what_is_told(), config, mesh)
+def make_program(
+    options: TrainOptions, config: GPT2Config, mesh: Mesh, teachers: tuple[GPT2Config, ...] = ()
+) -> TrainProgram:
+    """What `fit` runs on a mesh. With the same options, but for how often something is told, it is the same object.
+
+    Its step takes the state, a batch and the parameters of each teacher, whole on each device.
+    """
+    return _make_program(options.without_what_is_told(), config, mesh, teachers)
 
 
 def lower_step(options: TrainOptions, config: GPT2Config, mesh: Mesh, *, rows: int, length: int) -> jax.stages.Lowered:
@@ -39,17 +45,19 @@ def lower_step(options: TrainOptions, config: GPT2Config, mesh: Mesh, *, rows: i
     tokens, weights = (
         jax.ShapeDtypeStruct((rows, length), dtype, sharding=rows_on) for dtype in (np.int32, np.float32)
     )
-    return program.step.lower(program.layout, Batch(tokens, weights))
+    return program.step.lower(program.layout, Batch(tokens, weights), [])
 
 
 @functools.lru_cache(maxsize=8)  # fit again with the same options, and nothing is compiled again
-def _make_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> TrainProgram:
+def _make_program(
+    options: TrainOptions, config: GPT2Config, mesh: Mesh, teachers: tuple[GPT2Config, ...]
+) -> TrainProgram:
     optimizer = options.transformation(config)
 
     def begin(params: Params) -> TrainState:
         return init_state(params, optimizer, jax.random.key(options.seed))
 
-    def step(state: TrainState, batch: Batch):
+    def step(state: TrainState, batch: Batch, taught: list[Params]):
         batch = batch._replace(weights_BT=options.weigh(batch.weights_BT))
         return train_step(
             state,
@@ -60,6 +68,8 @@ def _make_program(options: TrainOptions, config: GPT2Config, mesh: Mesh) -> Trai
             accumulate=options.accumulate,
             checkpoint_blocks=options.checkpoint_blocks,
             mesh=mesh,
+            teachers=[Teacher(*both) for both in zip(taught, teachers, strict=True)],
+            teacher_share=options.teacher_share,
         )
 
     abstract = jax.eval_shape(lambda: begin(init_params(config, jax.random.key(0))))

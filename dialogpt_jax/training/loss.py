@@ -4,6 +4,7 @@ Letters: B rows, T tokens, C chunks, D model, V vocabulary (padded), M rows time
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from dialogpt_jax.likelihood import (
 )
 from dialogpt_jax.matmul import product_gradient
 from dialogpt_jax.token_arrays import as_key, as_segments, as_tokens
+from dialogpt_jax.training.distillation import Teacher, Views, heads, mean_probabilities
 
 
 def loss(
@@ -93,6 +95,8 @@ def summed_loss(
     dropout_key: jax.Array | None = None,
     checkpoint_blocks: bool = False,
     chunk: int = CHUNK,
+    teachers: Sequence[Teacher] = (),
+    share: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ weight · −log p in nats, and Σ weight, both float32: what several batches can be added from.
 
@@ -106,61 +110,89 @@ def summed_loss(
       dropout_key: dropout with the config's rates; without it, none.
       checkpoint_blocks: keep only what enters each block, and compute its inside again for the gradient.
       chunk: tokens of a row whose logits are held at once.
+      teachers: models whose distributions are the targets too, without dropout; no gradient flows into them.
+      share: of the targets that is theirs, 0 to 1: −log p becomes the cross-entropy to the mixed distribution.
     """
     weights_BT = jnp.where(first_of_text(segments_BT, tokens_BT), 0.0, weights_BT)
     x_BTD = hidden_of_texts(params, config, tokens_BT, segments_BT, dropout_key, checkpoint_blocks)
     kernel_VD = model.head_kernel(params, config)
+    taught = None
+    if teachers:
+        with jax.named_scope("teachers"):
+            hidden = [hidden_of_texts(t.params, t.config, tokens_BT, segments_BT, None, False) for t in teachers]
+            taught = jax.lax.stop_gradient((Views(hidden, heads(teachers)), jnp.float32(share)))
     with jax.named_scope("head"):
-        total = _weighted_head(x_BTD, kernel_VD, next_tokens(tokens_BT), next_tokens(weights_BT), config, chunk)
+        total = _weighted_head(x_BTD, kernel_VD, next_tokens(tokens_BT), next_tokens(weights_BT), taught, config, chunk)
     return total, weights_BT.sum()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _weighted_head(x_BTD, kernel_VD, next_BT, weights_BT, config, chunk):
-    """Σ weight · −log softmax(x kernelᵀ)[next].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _weighted_head(x_BTD, kernel_VD, next_BT, weights_BT, taught, config, chunk):
+    """Σ weight · −Σ_v target[v] · log softmax(x kernelᵀ)[v]; the target is the next token, or mixed with what is taught.
 
     Its gradient is made in the forward pass, chunk by chunk, where the logits are at hand: three products, where computing
     the logits again would need four. Where no gradient is asked for, none is made.
     """
 
     def add(total, pieces):
-        x_BtD, next_Bt, weights_Bt = pieces
-        cost, _ = _cost(chunk_logits(x_BtD, kernel_VD, config), next_Bt, weights_Bt)
-        return total + cost, None
+        x_BtD, next_Bt, weights_Bt, taught_Bt = pieces
+        logits_MV = chunk_logits(x_BtD, kernel_VD, config)
+        return total + _cost(logits_MV, next_Bt, weights_Bt, _taught(taught, taught_Bt, config))[0], None
 
-    pieces = tuple(split_chunks(a, chunk) for a in (x_BTD, next_BT, weights_BT))
-    return jax.lax.scan(add, jnp.zeros((), jnp.float32), pieces)[0]
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), _pieces(x_BTD, next_BT, weights_BT, taught, chunk))[0]
 
 
-def _head_forward(x_BTD, kernel_VD, next_BT, weights_BT, config, chunk):
+def _head_forward(x_BTD, kernel_VD, next_BT, weights_BT, taught, config, chunk):
     def add(sums, pieces):
         total, dkernel_VD = sums
-        x_BtD, next_Bt, weights_Bt = pieces
+        x_BtD, next_Bt, weights_Bt, taught_Bt = pieces
         logits_MV = chunk_logits(x_BtD, kernel_VD, config)
-        cost, logsum_M = _cost(logits_MV, next_Bt, weights_Bt)
-        hit_MV = jnp.arange(logits_MV.shape[1])[None] == next_Bt.reshape(-1, 1)
-        dlogits_MV = (jnp.exp(logits_MV - logsum_M[:, None]) - hit_MV) * weights_Bt.reshape(-1, 1)
+        mixed = _taught(taught, taught_Bt, config)
+        cost, logsum_M = _cost(logits_MV, next_Bt, weights_Bt, mixed)
+        target_MV = jnp.arange(logits_MV.shape[1])[None] == next_Bt.reshape(-1, 1)
+        if mixed is not None:
+            probs_MV, share = mixed
+            target_MV = (1 - share) * target_MV + share * probs_MV
+        dlogits_MV = (jnp.exp(logits_MV - logsum_M[:, None]) - target_MV) * weights_Bt.reshape(-1, 1)
         dx_MD, dw_VD = product_gradient(x_BtD.reshape(-1, x_BtD.shape[-1]), kernel_VD, dlogits_MV)
         return (total + cost, dkernel_VD + dw_VD), dx_MD.astype(x_BtD.dtype).reshape(x_BtD.shape)
 
-    pieces = tuple(split_chunks(a, chunk) for a in (x_BTD, next_BT, weights_BT))
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros(kernel_VD.shape, jnp.float32))
-    (total, dkernel_VD), dx_CBtD = jax.lax.scan(add, zeros, pieces)
+    (total, dkernel_VD), dx_CBtD = jax.lax.scan(add, zeros, _pieces(x_BTD, next_BT, weights_BT, taught, chunk))
     dx_BTD = jnp.moveaxis(dx_CBtD, 0, 1).reshape(x_BTD.shape[0], -1, x_BTD.shape[2])[:, : x_BTD.shape[1]]
     return total, (dx_BTD, dkernel_VD.astype(kernel_VD.dtype))
 
 
 def _head_backward(vocab_size, chunk, saved, g):
     dx_BTD, dkernel_VD = saved
-    return (g * dx_BTD).astype(dx_BTD.dtype), (g * dkernel_VD).astype(dkernel_VD.dtype), None, None
+    return (g * dx_BTD).astype(dx_BTD.dtype), (g * dkernel_VD).astype(dkernel_VD.dtype), None, None, None
 
 
 _weighted_head.defvjp(_head_forward, _head_backward)
 
 
-def _cost(logits_MV, next_Bt, weights_Bt):
+def _pieces(x_BTD, next_BT, weights_BT, taught, chunk):
+    """Everything that goes with the tokens, in chunks along T."""
+    hidden = None if taught is None else [split_chunks(a, chunk) for a in taught[0].hidden]
+    return *(split_chunks(a, chunk) for a in (x_BTD, next_BT, weights_BT)), hidden
+
+
+def _taught(taught, hidden_Bt, config):
+    """The teachers' mean distribution of a chunk, (M, V), and its share of the targets; `None` where there are none."""
+    if taught is None:
+        return None
+    views, share = taught
+    return mean_probabilities(Views(hidden_Bt, views.kernels), config), share
+
+
+def _cost(logits_MV, next_Bt, weights_Bt, mixed):
     logsum_M = jax.nn.logsumexp(logits_MV, axis=-1)
-    costs_Bt = (logsum_M - at_tokens(logits_MV, next_Bt)).reshape(weights_Bt.shape)
+    expected_M = at_tokens(logits_MV, next_Bt)
+    if mixed is not None:
+        probs_MV, share = mixed
+        real_MV = jnp.where(jnp.isneginf(logits_MV), 0.0, logits_MV)  # the vocabulary's pads, which nobody expects
+        expected_M = (1 - share) * expected_M + share * (probs_MV * real_MV).sum(axis=-1)
+    costs_Bt = (logsum_M - expected_M).reshape(weights_Bt.shape)
     # Summed over both axes: jaxlib 0.10.2 for CPU sums three merged numbers wrongly, if vmapped over more than 32,768 rows
     # (jax #39103).
     return (weights_Bt * costs_Bt).sum(), logsum_M

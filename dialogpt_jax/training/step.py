@@ -1,6 +1,6 @@
 """One training step, pure: state and batch in, state and metrics out. The caller applies jit, donation, shardings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.sharded_gradient import gather_params, shard_gradient
 from dialogpt_jax.token_arrays import as_float_dtype, as_key
+from dialogpt_jax.training.distillation import Teacher, check_teachers
 from dialogpt_jax.training.loss import summed_loss
 
 
@@ -70,6 +71,8 @@ def train_step(
     accumulate: int = 1,
     checkpoint_blocks: bool = False,
     mesh: Mesh | None = None,
+    teachers: Sequence[Teacher] = (),
+    teacher_share: float = 0.5,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimiser on the mean loss per weight of target, over the whole batch.
 
@@ -81,10 +84,12 @@ def train_step(
         added and divided once, so the result is that of one part, up to rounding, however the weights are spread.
       checkpoint_blocks: less memory for a third more computing: see `model.hidden`.
       mesh: the state and the batch lie on it as `parallel/rules.py` says; `None`: on one device.
+      teachers: whole on each device, in the dtype that they compute in; see `training/distillation.py`.
+      teacher_share: of the targets, where there are teachers.
 
     Returns:
-      The next state, and `loss` (nats per target), `targets` (their weight), `grad_norm`, `finite`. A loss or gradient
-      that is not finite leaves parameters and optimiser as they were; the step still counts.
+      The next state, and `loss` (nats per target, the teachers' share included), `targets` (their weight), `grad_norm`,
+      `finite`. A loss or gradient that is not finite leaves parameters and optimiser as they were; the step still counts.
 
     Example:
       >>> optimizer = optax.adamw(1e-3)
@@ -97,6 +102,9 @@ def train_step(
     """
     compute_dtype = _check_step(state, batch, config, optimizer, compute_dtype, accumulate, mesh)
     checkpoint_blocks = as_flag("checkpoint_blocks", checkpoint_blocks)
+    check_teachers(teachers, config)
+    sizes = [teacher.config for teacher in teachers]
+    taught = [teacher.params for teacher in teachers]
     dropout_key = None
     if config.embd_pdrop or config.attn_pdrop or config.resid_pdrop:
         dropout_key = jax.random.fold_in(state.key, state.step)
@@ -108,7 +116,7 @@ def train_step(
             return gather_params(params, compute_dtype, divided)
         return jax.tree.map(lambda x: x.astype(compute_dtype), params)
 
-    def objective(params, part, key):
+    def objective(params, part, key, taught):
         return summed_loss(
             cast(params),
             config,
@@ -117,26 +125,28 @@ def train_step(
             segments_BT=part.segments_BT,
             dropout_key=key,
             checkpoint_blocks=checkpoint_blocks,
+            teachers=[Teacher(*both) for both in zip(taught, sizes, strict=True)],
+            share=teacher_share,
         )
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
-    def sums(params, batch, key):
+    def sums(params, batch, key, taught):
         """((Σ loss, Σ weight), gradient of the former), over all parts of the batch."""
 
         def add(sums, numbered):
             index, part = numbered
             part_key = None if key is None else jax.random.fold_in(key, index)
-            return jax.tree.map(jnp.add, sums, gradient(params, part, part_key)), None
+            return jax.tree.map(jnp.add, sums, gradient(params, part, part_key, taught)), None
 
         if accumulate == 1:
-            return gradient(params, batch, None if key is None else jax.random.fold_in(key, 0))
+            return gradient(params, batch, None if key is None else jax.random.fold_in(key, 0), taught)
         zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
         parts = jax.tree.map(lambda a: _parts(a, accumulate), batch)
         return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
 
     sharded_sums = sums if divided is None else shard_gradient(sums, divided)
-    (total, targets), grads = sharded_sums(state.params, batch, dropout_key)
+    (total, targets), grads = sharded_sums(state.params, batch, dropout_key, taught)
     divisor = jnp.maximum(targets, 1e-9)
     value, grads = total / divisor, jax.tree.map(lambda g: g / divisor, grads)
 

@@ -82,7 +82,7 @@ def test_it_compiles_the_step_that_fit_runs(here):
 
     def flops(options):
         program = make_program(options, CONFIG, mesh)
-        return program.step.lower(program.layout, batch).compile().cost_analysis()["flops"]
+        return program.step.lower(program.layout, batch, []).compile().cost_analysis()["flops"]
 
     (found,) = dry_run(CONFIG, options, mesh=mesh.shape, max_new_tokens=None).programs
     assert found.xla_flops == flops(options) > flops(dataclasses.replace(options, recipe=None))
