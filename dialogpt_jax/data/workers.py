@@ -2,7 +2,8 @@
 
 Workers are plain child processes that speak pickle over their pipes, not `multiprocessing`: that imports the caller's
 main program again in each child (a notebook or a script without a guard breaks), and a fork copies the threads' locks
-that jax and `tokenizers` hold. These import neither jax nor the program, and start in a quarter of a second.
+that jax and `tokenizers` hold. These import neither jax nor the program, and start in a quarter of a second. They end with
+their parent, however it ends: whoever runs the command again would write beside them.
 """
 
 import collections
@@ -13,6 +14,8 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -29,9 +32,10 @@ package = types.ModuleType("dialogpt_jax")
 package.__path__ = [{package!r}]
 sys.modules["dialogpt_jax"] = package
 from dialogpt_jax.data.workers import serve
-serve()
+serve({parent})
 """
 _SECONDS_TO_DIE = 5.0  # enough to write a traceback
+_SECONDS_BETWEEN_LOOKS = 0.1  # at the parent; less than Python needs to start, so that no other run is there yet
 # One thread each: there are as many workers as there are cores.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -61,7 +65,7 @@ def map_in_order(
 @contextlib.contextmanager
 def _in_processes(function: Callable, items: Iterable, count: int) -> Iterator[Iterator]:
     package = str(Path(__file__).resolve().parents[1])
-    command = [sys.executable, "-c", _BOOT.format(path=sys.path, package=package)]
+    command = [sys.executable, "-c", _BOOT.format(path=sys.path, package=package, parent=os.getpid())]
     children: list[subprocess.Popen] = []
     idle: queue.SimpleQueue[tuple[subprocess.Popen, list[Any]]] = queue.SimpleQueue()
     threads = ThreadPoolExecutor(count)  # each waits for one worker
@@ -116,8 +120,16 @@ def _ordered(threads: ThreadPoolExecutor, ask: Callable, items: Iterable, most: 
         yield waiting.popleft().result()
 
 
-def serve() -> None:
+def _end_with(parent: int) -> None:
+    """Ends this process once its parent is gone, within an item; between two of them stdin says so."""
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
+
+
+def serve(parent: int) -> None:
     """A worker's life: a function from stdin, then items until it ends; a result or an exception for each to stdout."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
     items, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what prints, from Python or below it, must not come between

@@ -1,8 +1,10 @@
 """Workers: results in order, few held at once, no jax, no second run of the caller; what goes wrong in one is told."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -72,6 +74,35 @@ def test_leaving_early_ends_the_workers():
         pid = next(results)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    # They would go on writing, for as long as an item takes, beside whoever runs the same command again.
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dialogpt_jax.data.workers import map_in_order\n"
+        "item = \"[os.write(2, b'%d\\\\n' % os.getpid()) and __import__('time').sleep(60) for os in [__import__('os')]]\"\n"
+        "with map_in_order(eval, [item] * 4, workers=2) as results:\n"
+        "    list(results)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True) as parent:
+        pids = [int(parent.stderr.readline()) for _ in range(2)]
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        for _ in range(300):
+            alive = [pid for pid in pids if os.path.exists(f"/proc/{pid}") and not is_zombie(pid)]
+            if not alive:
+                break
+            time.sleep(0.1)
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+    assert not alive
+
+
+def is_zombie(pid):
+    """Whether a process has ended, and nobody asked how."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_script_without_a_guard_is_not_run_again(tmp_path):

@@ -15,9 +15,7 @@ COMMENT, SUBMISSION = "t1_", "t3_"  # what Reddit puts before an id to say of wh
 MAX_CHARACTERS = 100_000  # of one text; Reddit's own limits are 10,000 for a comment and 300 for a title
 
 _ID = re.compile(r"[a-z0-9]{1,16}")
-_SUBREDDIT = re.compile(
-    r"[\w.:+-]{1,100}"
-)  # "askreddit", "reddit.com", "u_some-one", "a:t5_3k2a9"; Reddit's limit is 21
+_SUBREDDIT = re.compile(r"[\w.:+-]{1,100}")  # "askreddit", "reddit.com", "u_some-one", "a:t5_3k2a9"
 _PERMALINK = re.compile(r"(?:/r/|/u(?:ser)?/)?([^/]*)/comments/([a-z0-9]+)(?:/[^/]*/([a-z0-9]+))?", re.IGNORECASE)
 _PERMALINK_CHARACTERS = 1_000  # a longer one is none; the search takes the square of its length
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
