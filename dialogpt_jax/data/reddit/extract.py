@@ -9,10 +9,7 @@ same dumps and rules give the same lines in the same order, whatever the number 
 """
 
 import contextlib
-import dataclasses
-import fcntl
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +22,16 @@ import numpy as np
 
 from dialogpt_jax.data.reddit.bland import said_often
 from dialogpt_jax.data.reddit.dumps import check_dumps
+from dialogpt_jax.data.reddit.folder import (
+    PROBLEMS,
+    STATISTICS,
+    UNFINISHED,
+    ExtractError,
+    begin,
+    held,
+    is_finished,
+    plan_of,
+)
 from dialogpt_jax.data.reddit.partition import JSONL, TSV, Partitions, finish_partition, judge_partition
 from dialogpt_jax.data.reddit.rules import Rules
 from dialogpt_jax.data.reddit.split import OVERHEAD, Split, split_dump, write_whole
@@ -34,16 +41,11 @@ from dialogpt_jax.data.workers import map_in_order
 from dialogpt_jax.errors import naming
 
 MEMORY = 256 * 2**20  # bytes a process may hold of records; Python's objects come on top
-STATISTICS, PROBLEMS, UNFINISHED = "statistics.json", "problems.jsonl", "unfinished"
 _MOST_PARTITIONS = 4096
 # How many bytes of records come of a byte of a dump, guessed high; a wrong guess costs time and no memory.
 _GROWTH = {".zst": 4.0, ".xz": 5.0, ".bz2": 4.0, ".gz": 3.0}
 Progress = Callable[[int, int, int], None]
 Show = Callable[[str, str], contextlib.AbstractContextManager[Progress]]
-
-
-class ExtractError(ValueError):
-    """The folder is not free, or was begun with other dumps or rules."""
 
 
 def extract(
@@ -79,13 +81,12 @@ def extract(
         raise ExtractError(f"the form is {form!r}; there are {JSONL} and {TSV}")
     names = [os.fspath(path) for path in check_dumps(dumps)]
     target = Path(folder)
-    plan = _plan(names, rules, leave_out, form)
-    if _is_finished(target, plan, replace=replace):
-        return Statistics.from_json(json.loads((target / STATISTICS).read_text(encoding="utf-8"))["statistics"])
     work = target / UNFINISHED
-    work.mkdir(parents=True, exist_ok=True)
-    with _locked(work), naming(target):
-        partitions = _begin(work, plan, _guess_partitions(names, memory))
+    plan = plan_of(names, rules, leave_out, form)
+    with held(target), naming(target):
+        if is_finished(target, plan, replace=replace):
+            return Statistics.from_json(json.loads((target / STATISTICS).read_text(encoding="utf-8"))["statistics"])
+        partitions = begin(work, plan, _guess_partitions(names, memory))
         show = show or (lambda *_: contextlib.nullcontext(lambda *_: None))
         processes = workers or os.cpu_count() or 1
         statistics = Statistics()
@@ -129,7 +130,7 @@ def extract(
         said = {"plan": plan, "statistics": statistics.as_json()}
         write_whole(target / "statistics.txt", "\n".join(as_text(statistics)) + "\n")
         write_whole(target / STATISTICS, json.dumps(said, indent=1) + "\n")
-    shutil.rmtree(work)
+        shutil.rmtree(work)
     return statistics
 
 
@@ -138,88 +139,9 @@ def _candidates(said: dict[str, Any]) -> int:
     return counts.get("replies", 0) - sum(n for name, n in counts.items() if name.startswith("rule "))
 
 
-def _plan(names: Sequence[str], rules: Rules, leave_out: LeaveOut, form: str) -> dict[str, Any]:
-    """What the corpus is a function of."""
-    said = {
-        field.name: sorted(value) if isinstance(value := getattr(rules, field.name), frozenset) else value
-        for field in dataclasses.fields(rules)
-    }
-    for name in ("offensive", "subreddits", "common_words"):  # lists may be long, or not for other eyes
-        said[name] = _digest(said[name])
-    dumps = [[os.path.abspath(name), os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in names]
-    return {"dumps": dumps, **said, "leave_out": _digest([sorted(one) for one in leave_out]), "form": form}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def _is_finished(target: Path, plan: dict[str, Any], *, replace: bool) -> bool:
-    """Whether the folder holds this corpus; passes if it may be written.
-
-    Raises:
-      ExtractError: a file is in the way, other files, or another corpus.
-    """
-    if target.exists() and not target.is_dir():
-        raise ExtractError(f"{target}: a file is in the way; name a folder")
-    begun, finished = target / UNFINISHED / "plan.json", target / STATISTICS
-    if not target.is_dir() or not any(target.iterdir()):
-        return False
-    if not begun.exists() and not finished.exists() and any(path.name != UNFINISHED for path in target.iterdir()):
-        raise ExtractError(f"{target}: holds other files and no corpus; choose a new or empty folder")
-    known: dict[str, Any] = {}
-    if begun.exists():
-        known = json.loads(begun.read_text(encoding="utf-8"))["plan"]
-    if finished.exists():
-        known = json.loads(finished.read_text(encoding="utf-8"))["plan"]
-    if known in ({}, plan):
-        if finished.exists():
-            shutil.rmtree(target / UNFINISHED, ignore_errors=True)
-        return finished.exists()
-    if not replace:
-        name = next(name for name in plan if known.get(name) != plan[name])
-        shown = (
-            ""
-            if name in ("dumps", "leave_out", "offensive", "subreddits", "common_words")
-            else (f" ({json.dumps(known.get(name))}, now {json.dumps(plan[name])})")
-        )
-        raise ExtractError(
-            f"{target}: a corpus was begun here with another {name}{shown}; choose another folder, or --force"
-        )
-    for path in target.iterdir():  # ours, by the names above
-        if path.name == UNFINISHED:
-            shutil.rmtree(path)
-        elif path.name in (STATISTICS, PROBLEMS, "statistics.txt", "statistics.png") or path.name.startswith(
-            "dialogues-"
-        ):
-            path.unlink()
-    return False
-
-
 def _guess_partitions(names: Sequence[str], memory: int) -> int:
     size = sum(os.stat(name).st_size * _GROWTH.get(Path(name).suffix, 0.6) for name in names)
     return max(1, min(_MOST_PARTITIONS, -(-int(size * 1.5) // memory)))
-
-
-def _begin(work: Path, plan: dict[str, Any], partitions: int) -> int:
-    """Notes the plan, unless that is done already; the number of partitions, which stays what it was."""
-    file = work / "plan.json"
-    if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))["partitions"]
-    write_whole(file, json.dumps({"plan": plan, "partitions": partitions}))
-    return partitions
-
-
-@contextlib.contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    descriptor = os.open(work, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ExtractError(f"{work.parent}: another process is writing there; wait for its end") from None
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

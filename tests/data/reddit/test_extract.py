@@ -260,13 +260,65 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(synthetic, tmp_path, m
     assert runs.digests(tmp_path / "out") == runs.digests(tmp_path / "whole")
 
 
-def test_two_at_once_are_refused(synthetic, tmp_path):
-    (tmp_path / "out" / "unfinished").mkdir(parents=True)
-    with (
-        extracting._locked(tmp_path / "out" / "unfinished"),
-        pytest.raises(ExtractError, match="out: another process is writing there"),
-    ):
+@pytest.mark.parametrize("changes", [{}, {"rules": Rules(min_score=2), "replace": True}])
+def test_two_at_once_are_refused(synthetic, tmp_path, monkeypatch, changes):
+    def second(*_):  # while the first is at work
+        before = sorted(path.name for path in (tmp_path / "out" / "unfinished").iterdir())
+        with pytest.raises(ExtractError, match="out: another process is writing there"):
+            extract(synthetic, tmp_path / "out", **{"rules": Rules(), "workers": 1} | changes)
+        assert before == sorted(path.name for path in (tmp_path / "out" / "unfinished").iterdir())
+        return 1, {}
+
+    monkeypatch.setattr(extracting, "judge_partition", second)
+    with pytest.raises((TypeError, KeyError)):  # the answer of `second` is no statistics
         extract(synthetic, tmp_path / "out", Rules(), workers=1)
+    monkeypatch.undo()
+    assert extract(synthetic, tmp_path / "out", Rules(), workers=1).counts["dialogues"]
+
+
+@pytest.mark.parametrize("said", ["{", "[]", "{}", '{"plan": 3}', "\ud800"])
+@pytest.mark.parametrize("name", ["statistics.json", "unfinished/plan.json", "unfinished/mine"])
+def test_what_is_not_this_command_s_stays(synthetic, tmp_path, said, name):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(said.encode(errors="surrogatepass"))
+    for replace in (False, True):
+        with pytest.raises(ExtractError, match="out: holds other files and no corpus; choose a new or empty folder"):
+            extract(synthetic, tmp_path / "out", Rules(), workers=1, replace=replace)
+    assert file.read_bytes() == said.encode(errors="surrogatepass")
+
+
+def test_a_replacement_that_was_killed_goes_on(synthetic, tmp_path, monkeypatch):
+    out, new = tmp_path / "out", Rules(min_score=2)
+    extract(synthetic, out, Rules(), workers=1)
+    extract(synthetic, tmp_path / "new", new, workers=1)
+    unlink = type(out).unlink
+
+    def killed(path, missing_ok=False):
+        was = path.exists()
+        unlink(path, missing_ok)
+        if was:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(out), "unlink", killed)
+            with pytest.raises(KeyboardInterrupt):
+                extract(synthetic, out, new, workers=1, replace=True)
+        with pytest.raises(ExtractError, match="out: a corpus was begun here with another dumps; choose"):
+            extract(synthetic, out, Rules(), workers=1)  # what is left is no corpus, with the old rules either
+    extract(synthetic, out, new, workers=1, replace=True)
+    assert runs.digests(out) == runs.digests(tmp_path / "new")
+
+
+def test_a_link_to_a_folder_is_one_and_a_link_to_nothing_is_told(synthetic, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    extract(synthetic, tmp_path / "link", Rules(), workers=1)
+    assert (tmp_path / "there" / "statistics.json").exists()
+    with pytest.raises(ExtractError, match="dangling: a file is in the way; name a folder"):
+        extract(synthetic, tmp_path / "dangling", Rules(), workers=1)
 
 
 def test_what_somebody_wants_deleted_is_nowhere(synthetic, tmp_path):
