@@ -40,6 +40,16 @@ def test_it_tells_what_was_said_before_a_reply(bots):
     assert right.sum() >= 4, logp_RS - prior_S  # chance is 1 of 6
 
 
+def test_it_is_the_one_that_reads_backwards(bots):
+    """What was said is likelier to it than to the forward model, which is twice its size; the reply is less so."""
+    backward, forward = (
+        [sum(_log_prob(bot, turns) for turns in order) for order in (SAID, [pair[::-1] for pair in SAID])]
+        for bot in reversed(bots)
+    )
+    assert backward[1] > forward[1]
+    assert backward[0] < forward[0]
+
+
 def _log_prob(bot, turns):
     """log p(last turn and its EOS | the turn before)."""
     eos = bot.config.eos_token_id
