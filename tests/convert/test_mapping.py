@@ -304,12 +304,17 @@ def test_a_config_is_inferred_from_the_shapes():
 
 @pytest.mark.parametrize("layers", [4, 39, 10**9])
 def test_a_config_of_more_layers_than_there_are_is_refused_before_anything_is_laid_out(monkeypatch, layers):
-    laid = []
-    monkeypatch.setattr(mapping, "_row", lambda *args, row=mapping._row: laid.append(args) or row(*args))
+    laid, most = [], 12 * 39 + 17  # as many layers as there are tensors, and no more
+
+    def lay(*args, row=mapping._row):
+        laid.append(args)
+        assert len(laid) <= most  # here, before it fills the memory
+        return row(*args)
+
+    monkeypatch.setattr(mapping, "_row", lay)
     config = dataclasses.replace(TINY, n_layer=layers)
     with pytest.raises(MappingError, match=r"n_layer 1000000000, and the file has 3 layers|tensors differ"):
         to_params(draw_checkpoint(TINY), config)
-    assert len(laid) <= 12 * 39 + 17  # as many layers as there are tensors, and no more
 
 
 @pytest.mark.parametrize("number", ["999999999999", "9" * 5000, "38"])
