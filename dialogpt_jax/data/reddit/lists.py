@@ -39,10 +39,10 @@ def read_subreddits(path: str | os.PathLike[str]) -> frozenset[str]:
 
 
 def read_leave_out(path: str | os.PathLike[str]) -> LeaveOut:
-    """What must not be read: `t1_abc` or `abc` a comment, `t3_abc` a thread with all its comments, `u/name` an author.
+    """What must not be read: `t1_abc` a comment, `t3_abc` a thread with all its comments, `u/name` an author.
 
     Raises:
-      ListError: a line is none of these.
+      ListError: a line is none of these. Without its prefix a name could be an id, and would stay where it is.
     """
     ids, authors = set(), set()
     for number, entry in read_entries(path):
@@ -50,7 +50,7 @@ def read_leave_out(path: str | os.PathLike[str]) -> LeaveOut:
         if name.startswith("u/"):
             authors.add(name.removeprefix("u/"))
             continue
-        bare = as_bare_id(entry)
+        bare = as_bare_id(entry) if entry.startswith((COMMENT, SUBMISSION)) else None
         if bare is None:
             raise ListError(f"{path}, line {number}: {entry[:40]!r} is no id (t1_…, t3_…) and no author (u/…)")
         ids.add((SUBMISSION if entry.startswith(SUBMISSION) else COMMENT) + bare)

@@ -14,6 +14,7 @@ Each turn of a line has a weight. A turn of weight 0 stays as context, and is no
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
@@ -144,6 +145,9 @@ class Rules:
                 f"bland_count is {self.bland_count}, bland_share {self.bland_share}; from 0, and above 0 to 1"
             )
 
+        if not self.common_words and self.fixes("common_words") and "common_words" not in self.without:
+            raise RulesError("common_words holds no word: every reply would be skipped; name words, or drop the rule")
+
     @classmethod
     def as_the_script(cls, **changes) -> "Rules":
         """All quirks as microsoft/DialoGPT's script has them."""
@@ -215,11 +219,23 @@ def is_offensive(text: str, rules: Rules) -> bool:
     if not rules.offensive:
         return False
     low = text.lower()
-    words = _WORD.findall(low)
+    words = set(_WORD.findall(low))
     if not rules.offensive.isdisjoint(words):
         return True
-    phrases = (phrase for phrase in rules.offensive if not _WORD.fullmatch(phrase))
-    return any(re.search(rf"(?<![a-z0-9_]){re.escape(phrase)}(?![a-z0-9_])", low) for phrase in phrases)
+    phrases = _by_first_word(rules.offensive)
+    asked = (phrase for word in ("", *words) for phrase in phrases.get(word, ()) if phrase in low)
+    return any(re.search(rf"(?<![a-z0-9_]){re.escape(phrase)}(?![a-z0-9_])", low) for phrase in asked)
+
+
+@functools.lru_cache(maxsize=4)
+def _by_first_word(entries: frozenset[str]) -> dict[str, list[str]]:
+    """A list's phrases by their first word, which stands whole in every text that holds them; "" where they have none."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if not _WORD.fullmatch(entry):
+            word = _WORD.search(entry)
+            found.setdefault(word[0] if word else "", []).append(entry)
+    return found
 
 
 def is_empty(words: Sequence[str], rules: Rules) -> bool:

@@ -230,13 +230,20 @@ def test_a_long_window_several_frames_and_a_line_of_100_megabytes(tmp_path):
         (["DUMP", "DUMP2"], 1, "a file is in the way; name a folder"),
         (["DUMP", "OUT", "--without", "x"], 1, "no rule is called 'x'; there are left_out"),
         (["DUMP", "OUT", "--leave-out", "LIST"], 1, "line 2: 'no id!' is no id (t1_…, t3_…) and no author (u/…)"),
+        (["DUMP", "OUT", "--leave-out", "NAMES"], 1, "line 2: 'somebody' is no id (t1_…, t3_…) and no author (u/…)"),
+        (["DUMP", "OUT", "--leave-out", "ACCOUNTS"], 1, "line 1: 't2_abc' is no id (t1_…, t3_…) and no author (u/…)"),
+        (["DUMP", "OUT", "--common-words", "EMPTY"], 1, "common_words holds no word: every reply would be skipped"),
         (["DUMP", "OUT", "--min-score", "9"], 1, "no dialogue is left of 2 lines; the table says which rule"),
     ],
 )
 def test_what_goes_wrong_is_one_line(tmp_path, capfd, words, status, told):
     (tmp_path / "list").write_text("t1_a\nno id!\n")
+    (tmp_path / "names").write_text("u/ann\nsomebody\n")  # which could be the id of a comment, and is not honoured then
+    (tmp_path / "accounts").write_text("t2_abc\n")
+    (tmp_path / "empty").write_text("# none\n\n")
     places = {"FOLDER": tmp_path, "OUT": tmp_path / "out", "DUMP": write(tmp_path / "d.jsonl", *TALK)}
-    places |= {"LIST": tmp_path / "list", "DUMP2": write(tmp_path / "d2.jsonl", *TALK)}
+    places |= {word: tmp_path / word.lower() for word in ("LIST", "NAMES", "ACCOUNTS", "EMPTY")}
+    places |= {"DUMP2": write(tmp_path / "d2.jsonl", *TALK)}
     assert main(["data", "reddit", *(str(places.get(word, word)) for word in words), "--workers", "1"]) == status
     err = capfd.readouterr().err
     assert told in err

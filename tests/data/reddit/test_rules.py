@@ -1,12 +1,14 @@
 """Every rule on cases worked by hand: what it skips, what just passes, that it alone skips that case, their order."""
 
 import dataclasses
+import random
+import re
 
 import pytest
 
 from dialogpt_jax.data.reddit.normalise import normalise
 from dialogpt_jax.data.reddit.records import Comment, Submission
-from dialogpt_jax.data.reddit.rules import QUIRKS, RULES, Rules, RulesError, as_tsv, weigh
+from dialogpt_jax.data.reddit.rules import QUIRKS, RULES, Rules, RulesError, as_tsv, is_offensive, weigh
 from dialogpt_jax.data.reddit.threads import LeaveOut, judge, read
 
 WORD30, WORD31 = "a" * 30, "a" * 31
@@ -160,6 +162,24 @@ def test_offensive_words_weigh_nothing_or_skip():
     assert isinstance(of_reply("You are it .", every, opener="You fool of it !"), list)  # the reply alone is looked at
     off = dataclasses.replace(every, without=frozenset({"offensive"}))
     assert isinstance(of_reply("You are a fool .", off), list)
+
+
+def test_long_lists_of_offensive_words_are_asked_as_short_ones():
+    def plainly(text, entries):
+        return any(re.search(rf"(?<![a-z0-9_]){re.escape(one)}(?![a-z0-9_])", text.lower()) for one in entries)
+
+    rng = random.Random(0)
+    pieces = ["oaf", "big", "BIG", "a", "don't", "(", "'", "oafs", "x_y", "y", " ", " ", " ", "."]
+    entries = ["oaf", "big oaf", "don't", "a (big", "x_y", "( big", "' '", "y ."]
+    for _ in range(500):
+        text = " ".join("".join(rng.choices(pieces, k=8)).split())
+        some = frozenset(rng.sample(entries, 3))
+        assert is_offensive(text, Rules(offensive=some)) == plainly(text, some), (text, some)
+    # What is not in the text must not cost: 300 times 20,000 phrases would be ten minutes.
+    rules = Rules(offensive=frozenset({*(f"word{n}" for n in range(20_000)), *(f"so {n} it" for n in range(20_000))}))
+    turns = [f"It is so {n} it said" for n in range(20_000, 20_300)]
+    assert not any(is_offensive(turn, rules) for turn in turns)
+    assert is_offensive("It is SO 7 it said", rules)
 
 
 def test_weightless_and_empty_source():
