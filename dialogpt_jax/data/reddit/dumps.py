@@ -9,6 +9,8 @@ import io
 import itertools
 import lzma
 import os
+import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,14 @@ from dialogpt_jax.data.reddit.records import Problem
 
 WINDOW_BYTES = 2**31  # the longest that zstd knows; the monthly dumps were made with --long=31
 _PIECE = 2048  # compressed bytes at a time: 16 of them may be 500,000 of text, where it repeats itself
+_MAGIC = {  # the first bytes of a file, whatever its name
+    ".zst": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
+    ".gz": rb"\x1f\x8b",
+    ".bz2": rb"BZh",
+    ".xz": rb"\xfd7zXZ\0",
+    ".zip": rb"PK\x03\x04",
+    ".7z": rb"7z\xbc\xaf",
+}
 _BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
@@ -30,20 +40,40 @@ def check_dumps(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The files, sorted by name, so that the order in which they are given says nothing.
 
     Raises:
-      DumpError: one is a folder, or named twice, or is a `.zst` and there is nothing to read it with.
+      DumpError: one is a folder, a pipe, named twice, not what its name says, or there is nothing to read `.zst` with.
       OSError: one cannot be opened.
     """
     found = sorted({Path(path) for path in paths})
     if len(found) < len(paths):
         raise DumpError(f"a dump is named twice; the names are {', '.join(map(os.fspath, sorted(map(Path, paths))))}")
+    files: dict[tuple[int, int], Path] = {}
     for path in found:
         if path.is_dir():
             raise DumpError(f"{path}: a folder; name the files in it, such as {path / 'RC_*.zst'}")
-        with path.open("rb"):
-            pass
-        if path.suffix == ".zst":
+        said = path.stat()
+        if not stat.S_ISREG(said.st_mode):  # it may be read once alone, and here that is at least twice
+            raise DumpError(f"{path}: no file, but a pipe or a device; write it to a file")
+        other = files.setdefault((said.st_dev, said.st_ino), path)
+        if other != path:
+            raise DumpError(f"a dump is named twice: {other} and {path} are one file")
+        with path.open("rb") as file:
+            first = file.read(8)
+        suffix = suffix_of(path)
+        if suffix in _MAGIC and not first:
+            raise DumpError(f"{path}: has no bytes; get it again")
+        kind = next((kind for kind, magic in _MAGIC.items() if re.match(magic, first)), None)
+        if kind in (".zip", ".7z"):
+            raise DumpError(f"{path}: its first bytes are those of {kind}; take it apart first")
+        if kind not in (None, suffix):
+            raise DumpError(f"{path}: its first bytes are those of {kind}; give it a name that ends so")
+        if suffix == ".zst":
             _zstandard(path)
     return found
+
+
+def suffix_of(path: str | os.PathLike[str]) -> str:
+    """The end of a file's name, in small letters, by which it is read."""
+    return Path(path).suffix.lower()
 
 
 def _zstandard(path: str | os.PathLike[str]) -> Any:
@@ -90,7 +120,7 @@ class _Zstd(io.RawIOBase):
 
 def uncompressed(raw: BinaryIO, name: str) -> BinaryIO:
     """The text of an open file, as the end of its name says."""
-    suffix = Path(name).suffix
+    suffix = suffix_of(name)
     if suffix == ".zst":
         return io.BufferedReader(_Zstd(raw, _zstandard(name)), 262_144)
     openers: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -102,7 +132,7 @@ def read_dump(text: BinaryIO, name: str) -> Iterator[tuple[int, bytes | Problem]
 
     What stands before a break is read; a last line without its end, too.
     """
-    kind = Path(name).suffix.lstrip(".")
+    kind = suffix_of(name).lstrip(".")
     for number in itertools.count(1):
         try:
             line = text.readline(MAX_LINE_BYTES + 1)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dialogpt_jax.data.reddit.bland import said_often
-from dialogpt_jax.data.reddit.dumps import check_dumps
+from dialogpt_jax.data.reddit.dumps import check_dumps, suffix_of
 from dialogpt_jax.data.reddit.folder import (
     PROBLEMS,
     STATISTICS,
@@ -140,7 +140,7 @@ def _candidates(said: dict[str, Any]) -> int:
 
 
 def _guess_partitions(names: Sequence[str], memory: int) -> int:
-    size = sum(os.stat(name).st_size * _GROWTH.get(Path(name).suffix, 0.6) for name in names)
+    size = sum(os.stat(name).st_size * _GROWTH.get(suffix_of(name), 0.6) for name in names)
     return max(1, min(_MOST_PARTITIONS, -(-int(size * 1.5) // memory)))
 
 

@@ -203,6 +203,38 @@ def test_a_file_that_breaks_off_is_told_and_read_up_to_there(tmp_path, suffix):
     assert text.startswith(b"".join(line for _, line in found[:-1]))
 
 
+def test_frames_that_are_skipped_or_hold_nothing_and_names_in_capitals(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    skipped, nothing = b"\x50\x2a\x4d\x18\x03\0\0\0abc", zstandard.compress(b"")
+    first, last = (zstandard.compress(json.dumps(one).encode() + b"\n") for one in TALK)
+    for name, end in (("whole", b""), ("zeros", b"\0" * 100)):
+        file = tmp_path / f"{name}.ZST"
+        file.write_bytes(skipped + first + nothing + skipped + last + skipped + end)
+        statistics = extract([file], tmp_path / name, Rules(), workers=1)
+        assert statistics.counts["dialogues"] == 1
+        assert set(statistics.problems) == ({"broken zst"} if end else set())
+
+
+def test_a_frame_that_is_damaged_is_told(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    text = b"".join(
+        json.dumps(said(f"b{n}", "t1_a", f"It is {n * 7919 % 1e6}")).encode() + b"\n" for n in range(20_000)
+    )
+    packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(text))
+    file = tmp_path / "RC.zst"
+    for place in (len(packed) // 2, len(packed) - 1):
+        damaged = packed.copy()
+        damaged[place] ^= 0xFF
+        file.write_bytes(damaged)
+        with file.open("rb") as raw:
+            *found, (_, problem) = dumps.read_dump(dumps.uncompressed(raw, file.name), file.name)
+        assert problem.kind == "broken zst"
+        assert text.startswith(
+            b"".join(line for _, line in found[:1_000])
+        )  # what is wrong shows later than where it is
+        assert len(found) > 1_000
+
+
 def test_a_long_window_several_frames_and_a_line_of_100_megabytes(tmp_path):
     zstandard = pytest.importorskip("zstandard")
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True)
@@ -226,6 +258,11 @@ def test_a_long_window_several_frames_and_a_line_of_100_megabytes(tmp_path):
         (["FOLDER", "OUT"], 1, "a folder; name the files in it, such as"),
         (["nowhere.jsonl", "OUT"], 1, "nowhere.jsonl: No such file or directory"),
         (["DUMP", "DUMP", "OUT"], 1, "a dump is named twice"),
+        (["DUMP", "LINK", "OUT"], 1, "link.jsonl are one file"),
+        (["DUMP", "PIPE", "OUT"], 1, "pipe.jsonl: no file, but a pipe or a device; write it to a file"),
+        (["DUMP", "PACKED", "OUT"], 1, "packed: its first bytes are those of .gz; give it a name that ends so"),
+        (["DUMP", "ZIPPED", "OUT"], 1, "zipped: its first bytes are those of .zip; take it apart first"),
+        (["DUMP", "NONE", "OUT"], 1, "none.zst: has no bytes; get it again"),
         (["DUMP"], 2, "behind them the folder DIR to write"),
         (["DUMP", "DUMP2"], 1, "a file is in the way; name a folder"),
         (["DUMP", "OUT", "--without", "x"], 1, "no rule is called 'x'; there are left_out"),
@@ -243,6 +280,13 @@ def test_what_goes_wrong_is_one_line(tmp_path, capfd, words, status, told):
     (tmp_path / "empty").write_text("# none\n\n")
     places = {"FOLDER": tmp_path, "OUT": tmp_path / "out", "DUMP": write(tmp_path / "d.jsonl", *TALK)}
     places |= {word: tmp_path / word.lower() for word in ("LIST", "NAMES", "ACCOUNTS", "EMPTY")}
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "link.jsonl").symlink_to("d.jsonl")
+    (tmp_path / "packed").write_bytes(gzip.compress(b"{}"))
+    (tmp_path / "zipped").write_bytes(b"PK\x03\x04 and so on")
+    (tmp_path / "none.zst").touch()
+    places |= {word: tmp_path / name for word, name in (("LINK", "link.jsonl"), ("PIPE", "pipe.jsonl"))}
+    places |= {"PACKED": tmp_path / "packed", "ZIPPED": tmp_path / "zipped", "NONE": tmp_path / "none.zst"}
     places |= {"DUMP2": write(tmp_path / "d2.jsonl", *TALK)}
     assert main(["data", "reddit", *(str(places.get(word, word)) for word in words), "--workers", "1"]) == status
     err = capfd.readouterr().err
