@@ -84,6 +84,8 @@ def check_unpacked(data: np.ndarray, records: Iterable[zipfile.ZipInfo]) -> None
 def read_record(data: np.ndarray, record: zipfile.ZipInfo, *, max_size: int | None = None) -> np.ndarray:
     """The content of a record as uint8: a view where it is stored, a copy where it is deflated.
 
+    Without `max_size`, `check_unpacked` comes first.
+
     Raises:
       ReadError: its header, size or CRC is wrong, it is larger than `max_size`, encrypted, or compressed otherwise.
     """
@@ -105,7 +107,7 @@ def read_record(data: np.ndarray, record: zipfile.ZipInfo, *, max_size: int | No
         raise ReadError(f"record {name} ends at byte {end} of {len(data)}; the file is damaged or truncated")
     content = data[start:end]
     if method == zipfile.ZIP_DEFLATED:
-        content = _inflate(content, record, limit=most_in_memory(len(data)))
+        content = _inflate(content, record)
     elif method != zipfile.ZIP_STORED:
         raise ReadError(f"record {name} is compressed by method {method}; save it with torch, which stores it plainly")
     if len(content) != record.file_size:
@@ -120,12 +122,8 @@ def _encode(record: zipfile.ZipInfo) -> bytes:
     return record.orig_filename.encode("utf-8" if record.flag_bits & 0x800 else "cp437")
 
 
-def _inflate(packed: np.ndarray, record: zipfile.ZipInfo, *, limit: int) -> np.ndarray:
-    if record.file_size > limit:
-        raise ReadError(
-            f"record {show(record.filename)} unpacks from {len(packed)} to {record.file_size} bytes; "
-            "no weights do: the file is damaged or made to fill the memory"
-        )
+def _inflate(packed: np.ndarray, record: zipfile.ZipInfo) -> np.ndarray:
+    """The record's bytes; of one that holds more than the directory says, one byte more than that."""
     try:
         unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed.data, record.file_size + 1)
     except zlib.error as error:

@@ -142,7 +142,8 @@ ALIASED = {
 
 
 def test_from_hf_reads_the_names_that_other_models_have():
-    fields = {name: value for name, value in TINY.to_hf().items() if name not in (*ALIASES.values(), "n_ctx")}
+    sizes = ("n_layer", "n_embd", "n_head", "n_positions", "n_ctx")
+    fields = {name: value for name, value in TINY.to_hf().items() if name not in sizes}
     assert GPT2Config.from_hf({**fields, **ALIASED}) == TINY
     assert GPT2Config.from_hf({**TINY.to_hf(), **ALIASED}) == TINY
     assert GPT2Config.from_hf({**TINY.to_hf(), **dict.fromkeys(ALIASED)}) == TINY

@@ -180,6 +180,8 @@ def test_values_for_rows_fit_the_dialogues_or_are_one_line(bot):
         ValueError, match=r"temperature has values of the shape \(3,\); .* one for each of the 2 dialogues"
     ):
         bot.replies([["Hi"], ["Hello"]], sampling=three())
+    with pytest.raises(ValueError, match=r"of the shape \(1,\); give one number, or one for each of the 2 dialogues"):
+        bot.replies([["Hi"], ["Hello"]], sampling=dg.Sampling(temperature=np.array([0.9])))
     for call in (bot.reply, bot.candidates, bot.stream, lambda turns, sampling: bot.chat(sampling=sampling)):
         with pytest.raises(ValueError, match=r"temperature has values of the shape \(3,\); give one number, as"):
             call("Hi", sampling=three())

@@ -302,6 +302,19 @@ def test_a_config_is_inferred_from_the_shapes():
         infer_config(tensors)
 
 
+@pytest.mark.parametrize(("layers", "heads"), [(12, 12), (24, 16), (36, 20), (48, 25)])
+def test_the_heads_of_a_released_model_are_known_and_those_of_another_depth_a_guess(layers, heads):
+    def shapes(count):
+        names = {f"transformer.h.{i}.mlp.c_fc.weight": (64 * heads, 256 * heads) for i in range(count)}
+        names |= {"transformer.wte.weight": (9, 64 * heads), "transformer.wpe.weight": (5, 64 * heads)}
+        return {name: np.broadcast_to(np.float16(0), shape) for name, shape in names.items()}
+
+    config = infer_config(shapes(layers))  # a warning would be an error
+    assert (config.n_layer, config.n_head) == (layers, heads)
+    with pytest.warns(GuessedHeads, match=f"{layers - 1} layers of width {64 * heads} are no released model's"):
+        infer_config(shapes(layers - 1))
+
+
 @pytest.mark.parametrize("layers", [4, 39, 10**9])
 def test_a_config_of_more_layers_than_there_are_is_refused_before_anything_is_laid_out(monkeypatch, layers):
     laid, most = [], 12 * 39 + 17  # as many layers as there are tensors, and no more

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -278,6 +279,21 @@ def test_a_bomb(tmp_path):
     refuse_bytes(tmp_path, content.replace(size, struct.pack("<I", 2**19)), "data/0")
 
 
+def test_a_record_that_holds_more_than_it_says_is_not_unpacked_whole(tmp_path):
+    stream = mapping({"w": tensor(block(zip_bytes, 16), [16], [1])})
+    content = zip_bytes(stream, {"0": bytes(2**24)}, deflate=True)
+    size = struct.pack("<I", 2**24)
+    assert content.count(size) == 2  # the record's two headers
+    path = put(tmp_path, content.replace(size, struct.pack("<I", 64)))
+    tracemalloc.start()
+    try:
+        refuse(path, "data/0", "65 bytes, and the directory says 64")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
+
+
 def deflated(count, size):
     """Storages of zeros that deflate packs a thousandfold, and the tensors that they are, all of it sound."""
     items = {f"w{i}": tensor(block(zip_bytes, size // 4, key=str(i)), [size // 4], [1]) for i in range(count)}
@@ -288,9 +304,9 @@ def test_many_small_bombs_are_one(tmp_path, monkeypatch):
     inflated = []
     whole = zip_records._inflate
 
-    def inflate(packed, record, **limit):
+    def inflate(packed, record):
         inflated.extend([record.filename] if "/data/" in record.filename else [])
-        return whole(packed, record, **limit)
+        return whole(packed, record)
 
     monkeypatch.setattr(zip_records, "_inflate", inflate)
     content = deflated(9, 8 * 2**20)
