@@ -10,6 +10,8 @@ import warnings
 import fakes
 import pytest
 
+from dialogpt_jax.chat.session import Chat
+from dialogpt_jax.chat.terminal import Terminal
 from dialogpt_jax.cli import common, program_cache
 from dialogpt_jax.cli.main import main
 
@@ -174,6 +176,22 @@ def test_chat_talks_through_a_pipe_and_loads(command, model, tmp_path):
     chat = model[1].chat(max_new_tokens=8)
     assert [chat.say("Hello"), chat.say("no")] == [first, second]
     assert command("chat", "--load", str(file), stdin=b"no\n") == (0, second + "\n", "")
+
+
+def test_the_terminal_is_told_which_chat_was_loaded(command, model, tmp_path, monkeypatch):
+    """It shows a person the chat's last turns."""
+    loaded = []
+
+    class Noting(Terminal):
+        def run(self):
+            loaded.append((self._loaded, self.chat.turns))
+            return 0
+
+    monkeypatch.setattr("dialogpt_jax.chat.terminal.Terminal", Noting)
+    file = str(tmp_path / "chat.json")
+    Chat(model[1], turns=["Hello", "no"]).save(file)
+    assert command("chat", "--load", file)[0] == command("chat")[0] == 0
+    assert loaded == [(file, ["Hello", "no"]), (None, [])]
 
 
 def test_a_warning_is_one_line_and_the_reply_comes(command):
