@@ -14,12 +14,8 @@ Letters: T tokens.
 """
 
 import contextlib
-import fcntl
-import glob
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +26,7 @@ import numpy as np
 from dialogpt_jax.arguments import as_path
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.data.formats import DataError
+from dialogpt_jax.whole_writes import folder_beside, put_in_place
 
 FORMAT = 1
 INFO_FILE, DROPPED_FILE = "data.json", "dropped.jsonl"
@@ -100,11 +97,8 @@ class Writer:
 
     def __init__(self, path: str | os.PathLike[str], *, shard_tokens: int = SHARD_TOKENS):
         self.target = Path(path).expanduser().resolve()
-        self.folder = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}")
-        clean_up(self.target)
-        self.folder.mkdir(parents=True)
-        self._lock: int | None = os.open(self.folder, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)  # the system takes it back when this process ends, however it does
+        self._closing = contextlib.ExitStack()
+        self.folder = self._closing.enter_context(folder_beside(self.target))
         self.shards: list[dict[str, int]] = []
         self._shard_tokens = shard_tokens
         self._open: dict[str, _Growing] = {}
@@ -145,51 +139,19 @@ class Writer:
         whole = {"format": FORMAT, **info, "shards": self.shards}
         file = self.folder / INFO_FILE
         file.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        old = self.folder.with_name(self.folder.name + ".old")
-        if self.target.exists():
-            self.target.rename(old)
-        try:
-            self.folder.rename(self.target)
-        except OSError:
-            if old.exists():
-                old.rename(self.target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(self.folder, self.target)
 
     def close(self) -> None:
         """Removes what was not finished."""
         for array in self._open.values():
             with contextlib.suppress(OSError):  # a full disk, told already
                 array.file.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._closing.close()
 
     def _close_arrays(self) -> None:
         for array in self._open.values():
             array.finish()
         self._open = {}
-
-
-def clean_up(target: Path) -> None:
-    """Removes the unfinished folders that killed processes left beside a place; what a living one writes is locked.
-
-    One may have been killed just when it had moved old data away and not yet put the new in its place: then the old data
-    goes back.
-    """
-    for folder in target.parent.glob(f".{glob.escape(target.name)}.????????*"):
-        if folder.suffix == ".old" and not target.exists():
-            folder.rename(target)
-            continue
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(descriptor)
 
 
 class _Growing:

@@ -31,8 +31,9 @@ from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
-from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, Reply, save_replies
+from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, RepliesFileError, Reply, save_replies
 from dialogpt_jax.evaluation.settings import Settings
+from dialogpt_jax.whole_writes import only_writer
 
 
 def answer(
@@ -64,33 +65,41 @@ def answer(
       progress: called with the replies that came new and the number that is still to come.
 
     Raises:
-      ValueError: settings out of range; a file of another run, or broken (`RepliesFileError`).
+      ValueError: settings out of range; a file of another run, or broken (`RepliesFileError`); another process is
+        writing to it (`BusyError`).
     """
     length = min(settings.max_new_tokens, lm.config.n_positions)
     prompts = [lm.encode(context.turns, max_new_tokens=length) for context in contexts]
     batches = group_by_length([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
     kept_in = None if out is None else layout(out, describe_run(lm, contexts, settings), contexts)
-    found = {} if kept_in is None else kept_in.read()
-    # Only whole batches count: a batch that is made again in part could round differently.
-    whole = [all(i in found for i in batch) for batch in batches]
-    done = {i: found[i] for batch, kept in zip(batches, whole, strict=True) if kept for i in batch}
-    left = [batch for batch, kept in zip(batches, whole, strict=True) if not kept]
-    if kept_in is not None:
-        save_replies(kept_in, done.values())
-    missing = sum(map(len, left))
-    with contextlib.nullcontext() if out is None else Path(out).open("a", encoding="utf-8", newline="\n") as file:
-        for replies in generate_batches(lm, contexts, prompts, left, settings, devices=devices):
-            done.update((reply.context, reply) for reply in replies)
-            missing -= len(replies)
-            if kept_in is not None and file is not None:
-                with naming(kept_in.path):
-                    file.writelines(map(kept_in.line, replies))
-                    file.flush()
-            if progress is not None:
-                progress(replies, missing)
-    if kept_in is not None:
-        save_replies(kept_in, done.values())
+    with contextlib.nullcontext() if out is None else only_writer(_plain_file(out)):
+        found = {} if kept_in is None else kept_in.read()
+        # Only whole batches count: a batch that is made again in part could round differently.
+        whole = [all(i in found for i in batch) for batch in batches]
+        done = {i: found[i] for batch, kept in zip(batches, whole, strict=True) if kept for i in batch}
+        left = [batch for batch, kept in zip(batches, whole, strict=True) if not kept]
+        if kept_in is not None:
+            save_replies(kept_in, done.values())
+        missing = sum(map(len, left))
+        with contextlib.nullcontext() if out is None else Path(out).open("a", encoding="utf-8", newline="\n") as file:
+            for replies in generate_batches(lm, contexts, prompts, left, settings, devices=devices):
+                done.update((reply.context, reply) for reply in replies)
+                missing -= len(replies)
+                if kept_in is not None and file is not None:
+                    with naming(kept_in.path):
+                        file.writelines(map(kept_in.line, replies))
+                        file.flush()
+                if progress is not None:
+                    progress(replies, missing)
+        if kept_in is not None:
+            save_replies(kept_in, done.values())
     return [done[i] for i in sorted(done)]
+
+
+def _plain_file(out: str | os.PathLike[str]) -> Path:
+    if Path(out).exists() and not Path(out).is_file():
+        raise RepliesFileError(f"{out}: no plain file, and replies are sorted into one in the end; name another place")
+    return Path(out)
 
 
 def group_by_length(lengths: Sequence[int], rows: int) -> list[list[int]]:

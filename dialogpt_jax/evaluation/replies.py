@@ -170,8 +170,7 @@ def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = N
 
 def save_replies(file: EvaluationFile | DialogueFile, replies: Iterable[Reply]) -> None:
     """Writes the replies in the order of their contexts, all at once: killed, the old file stays."""
-    path = Path(file.path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(file.path).resolve()  # of a link, what it leads to is replaced
     part = path.with_name(path.name + ".part")
     with naming(path), part.open("w", encoding="utf-8", newline="\n") as opened:
         opened.write(file.head())

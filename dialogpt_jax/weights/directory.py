@@ -3,14 +3,12 @@
     config.json, a weight file ─load_params→ params, config
     params, config, tokenizer ─write_directory→ config.json, model.safetensors, tokenizer files
 
-A directory is written beside its place and moved there when it is whole: nobody sees half of one.
+A directory is written beside its place and moved there when it is whole: nobody sees half of one. Of several processes
+that write one directory each waits until the one before has moved its own there; the last one stays.
 """
 
-import contextlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 from dialogpt_jax.weights import hub
 from dialogpt_jax.weights.dtypes import cast, parse_dtype
 from dialogpt_jax.weights.other_programs import tokenizer_config, warn_of_ignored
+from dialogpt_jax.whole_writes import folder_beside, put_in_place
 
 GENERATION_FILE, TOKENIZER_CONFIG_FILE = "generation_config.json", "tokenizer_config.json"
 SAFETENSORS_FILE = "model.safetensors"
@@ -205,15 +204,12 @@ def write_directory(
     if dtype is not None:
         params = cast(params, parse_dtype(dtype), to=np.asarray)
     tensors = from_params(params, config)
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        aside.mkdir(parents=True)
-        _write_files(aside, tensors, config, tokenizer, max_shard_bytes)
-        _move(aside, target)
+        with folder_beside(target, stays=_is_the_users) as aside:
+            _write_files(aside, tensors, config, tokenizer, max_shard_bytes)
+            put_in_place(aside, target, stays=_is_the_users)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target
 
 
@@ -303,20 +299,6 @@ def _write_json(file: Path, fields: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _move(new: Path, target: Path) -> None:
-    """Puts the finished directory in its place; what was there and is not a model's moves into it."""
-    if not target.exists():
-        new.rename(target)
-        return
-    old = new.with_name(new.name + ".old")
-    target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    for file in old.iterdir():
-        if not any(file.match(pattern) for pattern in REPLACED_FILES):
-            with contextlib.suppress(OSError):
-                file.rename(target / file.name)
-    shutil.rmtree(old, ignore_errors=True)
+def _is_the_users(file: Path) -> bool:
+    """Whether a file in a directory that is replaced is not of the model."""
+    return not any(file.match(pattern) for pattern in REPLACED_FILES)

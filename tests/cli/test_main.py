@@ -156,6 +156,54 @@ def test_a_file_gets_a_reply_a_line_and_goes_on_where_it_stopped(command, model,
     assert command("reply", "--out", str(out), "Hi")[0] == 2
 
 
+HOLDING = """
+import sys
+from dialogpt_jax.cli.main import main
+from dialogpt_jax.evaluation import harness
+
+batches = harness.generate_batches
+
+def hold(*words, **named):
+    print("writing", flush=True)
+    sys.stdin.readline()
+    yield from batches(*words, **named)
+
+harness.generate_batches = hold
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_second_process_may_not_write_to_the_same_file(command, model, tmp_path):
+    data, out = tmp_path / "in.jsonl", tmp_path / "folder" / "out.jsonl"
+    data.write_text('{"turns": ["Hello"]}\n{"turns": ["no"]}\n')
+    flags = ("--data", str(data), "--max-new-tokens", "5", "--out", str(out))
+    words = [sys.executable, "-c", HOLDING, "reply", "--model", model[0], "--no-compilation-cache", *flags]
+    first = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "writing\n"
+        status, shown, err = command("reply", *flags)
+        assert (status, shown) == (1, "")
+        assert err.splitlines()[-1] == f"dialogpt reply: {out}: another process is writing there; wait for its end"
+    finally:
+        first.communicate("\n", timeout=PATIENCE)
+    assert first.returncode == 0
+    assert [json.loads(line)["turns"] for line in out.read_text().splitlines()] == [["Hello"], ["no"]]
+    assert os.listdir(out.parent) == ["out.jsonl"]
+
+
+def test_replies_are_not_sorted_into_a_pipe_and_a_link_stays(command, tmp_path):
+    data, real = tmp_path / "in.jsonl", tmp_path / "real"
+    data.write_text('{"turns": ["Hello"]}\n')
+    os.mkfifo(tmp_path / "pipe")
+    status, _, err = command("reply", "--data", str(data), "--max-new-tokens", "5", "--out", str(tmp_path / "pipe"))
+    assert (status, (tmp_path / "pipe").is_fifo()) == (1, True)
+    assert f"{tmp_path / 'pipe'}: no plain file" in err
+    (tmp_path / "link").symlink_to(real)
+    assert command("reply", "--data", str(data), "--max-new-tokens", "5", "--out", str(tmp_path / "link"))[0] == 0
+    assert (tmp_path / "link").is_symlink()
+    assert real.read_text().count("\n") == 1
+
+
 def test_a_dialogue_that_the_assistant_ended_is_told(command, tmp_path):
     user, own = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "no"}
     data = tmp_path / "in.jsonl"

@@ -202,7 +202,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_killed_command_leaves_nothing_half_written(model, tmp_path, number):
     """The model's directory is written and not yet in its place when the signal comes."""
-    script = WAITING.format(module="directory", step="_move", patience=PATIENCE)
+    script = WAITING.format(module="directory", step="put_in_place", patience=PATIENCE)
     words = [sys.executable, "-c", script, "convert", model[0], str(tmp_path / "new")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"half\n"

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +220,47 @@ def test_a_model_is_replaced_and_other_files_stay(model, tokenizer):
     assert os.listdir(model.parent) == [model.name]
 
 
+REPLACING = """
+import sys
+from pathlib import Path
+from dialogpt_jax.text.tokenizer import Tokenizer
+from dialogpt_jax.weights.directory import load_params, write_directory
+
+source, target, pauses = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "pauses"
+rename = Path.rename
+
+def told(self, to):
+    rename(self, to)
+    if pauses and self == target:
+        print("moved", flush=True)
+        sys.stdin.readline()
+
+Path.rename = told
+params, config = load_params(source)
+print("read", flush=True)
+write_directory(target, params, config, Tokenizer.load(source))
+"""
+
+
+def test_two_processes_that_replace_one_model_take_turns(model, tmp_path, tokenizer):
+    """The second comes when the first has moved the old model away, and has not yet put its own there."""
+    (model / "README.md").write_text("mine")
+    sources = [write_directory(tmp_path / f"s{seed}", draw(TINY, seed=seed), TINY, tokenizer) for seed in (1, 2)]
+    processes = []
+    for source, word, says in zip(sources, ("pauses", "goes"), (["read", "moved"], ["read"]), strict=True):
+        words = [sys.executable, "-c", REPLACING, str(source), str(model), word]
+        processes.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert [processes[-1].stdout.readline().strip() for _ in says] == says
+    with pytest.raises(subprocess.TimeoutExpired):
+        processes[1].wait(1)  # second; one that does not wait is done in a tenth of it
+    for process in processes:
+        process.communicate("\n", timeout=60)  # seconds; a process that hangs has failed
+    assert [process.returncode for process in processes] == [0, 0]
+    assert_equal(load_params(model), load_params(sources[1]))
+    assert (model / "README.md").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["model", "s1", "s2"]
+
+
 def test_a_new_directory_has_the_usual_permissions(model, tmp_path):
     usual = tmp_path / "usual"
     usual.mkdir()
@@ -248,9 +292,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, tokenizer, monkeypatch, 
     if step == "tokenizer":
         monkeypatch.setattr(Tokenizer, "save", full)
     elif step == "rename":
-        rename = directory.Path.rename
+        rename = Path.rename
         to_target = lambda self, to: full() if to == target and ".old" not in self.name else rename(self, to)  # noqa: E731
-        monkeypatch.setattr(directory.Path, "rename", to_target)
+        monkeypatch.setattr(Path, "rename", to_target)
     else:
         monkeypatch.setattr(directory, step, full)
     with pytest.raises(OSError, match=r"No space left.*model'$"):

@@ -7,7 +7,6 @@ stays as it is.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 from dialogpt_jax.data.reddit.rules import Rules
 from dialogpt_jax.data.reddit.split import write_whole
 from dialogpt_jax.data.reddit.threads import LeaveOut
+from dialogpt_jax.whole_writes import BusyError, locked
 
 STATISTICS, PROBLEMS, UNFINISHED, PLAN = "statistics.json", "problems.jsonl", "unfinished", "plan.json"
 LISTS = ("offensive", "subreddits", "common_words")  # they may be long, or not for other eyes
@@ -55,15 +55,11 @@ def held(target: Path) -> Iterator[None]:
     if os.path.lexists(target) and not target.is_dir():
         raise ExtractError(f"{target}: a file is in the way; name a folder")
     target.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(target, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExtractError(f"{target}: another process is writing there; wait for its end") from None
-        yield
-    finally:
-        os.close(descriptor)
+        with locked(target, wait=False):
+            yield
+    except BusyError as error:
+        raise ExtractError(str(error)) from None
 
 
 def is_finished(target: Path, plan: dict[str, Any], *, replace: bool) -> bool:
