@@ -30,11 +30,10 @@ from dialogpt_jax.data.reddit.lists import read_leave_out, read_subreddits, read
 from dialogpt_jax.data.reddit.partition import JSONL, TSV, as_line, finish_line, render
 from dialogpt_jax.data.reddit.records import Problem
 from dialogpt_jax.data.reddit.rules import QUIRKS, Rules
-from dialogpt_jax.data.reddit.split import pack_record, read_records, unpack_record
+from dialogpt_jax.data.reddit.split import is_comment, pack_record, read_records, unpack_record
 from dialogpt_jax.data.reddit.statistics import Statistics
 from dialogpt_jax.data.reddit.threads import LeaveOut, judge
 
-_SUBMISSIONS = 1_000  # of one id; more would take the place of comments
 _HALF = 1 << 63  # Beam's integers have a sign
 PROBLEMS, COUNTS, SKIPPED = "problems", "counts", "skipped"
 Placed = tuple[str, int, bytes]  # the file and the line of a record, and its fields
@@ -125,25 +124,30 @@ class JudgeThread(beam.DoFn):
 
 
 def in_order(placed: Iterable[Placed], rules: Rules) -> tuple[list[Placed], int]:
-    """A thread's records in the order of files and lines, its submissions first, and how many more comments it has.
+    """A thread's records in the order of files and lines, its comments last, and how many more of them it has.
 
     Of more than are read, those that are not are never in memory together.
     """
     count = 0
+    others: list[Placed] = []  # the thread's own, of which there is one and at times another, and what is deleted
 
-    def counted() -> Iterator[Placed]:
+    def comments() -> Iterator[Placed]:
         nonlocal count
         for one in placed:
-            count += 1
-            yield one
+            if is_comment(one[2]):
+                count += 1
+                yield one
+            else:
+                others.append(one)
 
-    def place(one: Placed) -> tuple[bool, str, int]:
-        return not one[2].startswith(b'["s"'), one[0], one[1]
+    def place(one: Placed) -> tuple[str, int]:
+        return one[0], one[1]
 
     if "huge_thread" in rules.without:
-        return sorted(placed, key=place), 0
-    records = heapq.nsmallest(rules.max_thread + _SUBMISSIONS, counted(), key=place)
-    return records, count - len(records)
+        first = sorted(comments(), key=place)
+    else:
+        first = heapq.nsmallest(rules.max_thread, comments(), key=place)
+    return sorted(others, key=place) + first, count - len(first)
 
 
 class FinishLine(beam.DoFn):

@@ -34,7 +34,7 @@ from dialogpt_jax.data.reddit.folder import (
 )
 from dialogpt_jax.data.reddit.partition import JSONL, TSV, Partitions, finish_partition, judge_partition
 from dialogpt_jax.data.reddit.rules import Rules
-from dialogpt_jax.data.reddit.split import OVERHEAD, Split, split_dump, write_whole
+from dialogpt_jax.data.reddit.split import MOST, OVERHEAD, Split, split_dump, write_whole
 from dialogpt_jax.data.reddit.statistics import Statistics, as_text
 from dialogpt_jax.data.reddit.threads import NOTHING, LeaveOut
 from dialogpt_jax.data.workers import map_in_order
@@ -91,7 +91,7 @@ def extract(
         processes = workers or os.cpu_count() or 1
         statistics = Statistics()
 
-        job = Split(work, partitions, memory // 4, rules, leave_out)
+        job = Split(work, partitions, min(memory // 4, MOST), rules, leave_out)
         sizes = np.zeros(partitions, np.int64)
         with (
             show("kB of dumps", "comments") as progress,

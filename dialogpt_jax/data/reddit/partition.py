@@ -16,7 +16,7 @@ import numpy as np
 
 from dialogpt_jax.data.reddit.bland import add_counts, count_triples, targets_of, triples, without_bland
 from dialogpt_jax.data.reddit.rules import Rules, as_tsv
-from dialogpt_jax.data.reddit.split import read_partition, unpack_record, write_whole
+from dialogpt_jax.data.reddit.split import is_comment, read_partition, unpack_record, write_whole
 from dialogpt_jax.data.reddit.statistics import Statistics
 from dialogpt_jax.data.reddit.threads import Outcome, judge
 from dialogpt_jax.data.reddit.trees import Thread
@@ -107,16 +107,18 @@ def _threads(job: Partitions, number: int, size: int) -> Iterator[tuple[Thread, 
     most = job.rules.max_thread if "huge_thread" not in job.rules.without else None
     for first, last in pairwise(edges):
         groups: dict[bytes, list[bytes]] = {}
+        comments: Counter[bytes] = Counter()
         over: Counter[bytes] = Counter()
         for line in read_partition(job.folder, job.dumps, number):
             if passes > 1 and not first <= int(line[:16], 16) < last:
                 continue
             key = line[: line.index(b" ", 17)]
-            group = groups.setdefault(key, [])
-            if most is not None and len(group) > most and line.startswith(b'["c"', len(key) + 1):
+            fields = line[len(key) + 1 :]
+            comments[key] += is_comment(fields)
+            if most is not None and comments[key] > most and is_comment(fields):
                 over[key] += 1  # more comments than a thread may have, whatever they are
             else:
-                group.append(line[len(key) + 1 :])
+                groups.setdefault(key, []).append(fields)
         for key in sorted(groups):
             name = key[17:].decode()
             thread, outcomes = judge(name, (unpack_record(name, line) for line in groups.pop(key)), job.rules)

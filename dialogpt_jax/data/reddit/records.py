@@ -60,6 +60,17 @@ class Submission(NamedTuple):
     comments: int | None
 
 
+class Gone(NamedTuple):
+    """A comment that one dump has as deleted: what another dump has of it is not read either.
+
+    Attributes:
+      id, thread: as those of a comment.
+    """
+
+    id: str
+    thread: str
+
+
 class Problem(NamedTuple):
     """A line that is neither.
 

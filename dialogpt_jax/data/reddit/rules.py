@@ -23,7 +23,7 @@ from dialogpt_jax.data.reddit.normalise import SEPARATOR, URL
 # In the order in which they are asked; who is skipped, and why.
 COMMENT_RULES = {
     "left_out": "the list of what to leave out names it, its author or its thread",
-    "deleted": "text or author are deleted or removed",
+    "deleted": "text or author are deleted or removed, in one dump at least",
     "quote": "it quotes: it holds > or &gt;",
     "short": "it has fewer than two words",
     "no_submission": "its submission is not in the dumps, or has fewer than two comments (faithful alone)",
@@ -52,7 +52,8 @@ PAIR_RULES = {
 RULES = COMMENT_RULES | PATH_RULES | PAIR_RULES
 
 QUIRKS = {
-    "deleted": "only the text [deleted] counts as deleted | also [removed] and its like, and authors who are gone",
+    "deleted": "only the text [deleted] counts as deleted | also [removed] and its like, and authors who are gone, "
+    "in one dump for all",
     "submissions": "a thread without a submission of two comments is dropped | it is kept, without a title",
     "cycles": "comments that answer each other in a circle stand in a path again and again | the path begins there",
     "entities": "&amp; becomes the word amp | it becomes what it stands for",

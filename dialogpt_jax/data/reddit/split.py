@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogpt_jax.data.reddit.dumps import read_dump, uncompressed
-from dialogpt_jax.data.reddit.records import Comment, Problem, Submission, parse_record
+from dialogpt_jax.data.reddit.records import Comment, Gone, Problem, Submission, parse_record
 from dialogpt_jax.data.reddit.rules import Rules
-from dialogpt_jax.data.reddit.threads import LeaveOut, read
+from dialogpt_jax.data.reddit.threads import LeaveOut, gone_elsewhere, read
 from dialogpt_jax.errors import naming
 
 INDEX = np.dtype([("partition", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("raw", "<u4"), ("records", "<u4")])
 FIRST = 5  # problems of each kind that are named
 OVERHEAD = 90  # bytes that Python needs for a line in a list, beside the line
+MOST = 2**30  # bytes of records that are held, and may all be of one block, however much memory there is: see INDEX
 
 
 class Split(NamedTuple):
@@ -54,21 +55,30 @@ def partition_of(number: int, partitions: int) -> int:
     return number * partitions >> 64
 
 
-def pack_record(record: Comment | Submission) -> tuple[int, bytes]:
+def pack_record(record: Comment | Submission | Gone) -> tuple[int, bytes]:
     """The hash of a record's thread, and the record as a line without its end. Who wrote it is left behind."""
-    thread = record.thread if isinstance(record, Comment) else record.id
+    thread = record.id if isinstance(record, Submission) else record.thread
     number = hash_thread(thread)
-    fields = (
-        ["c", record.id, record.parent, record.score, record.subreddit, record.month, record.body]
-        if isinstance(record, Comment)
-        else ["s", record.subreddit, record.title, record.comments]
-    )
+    fields: list[Any]
+    if isinstance(record, Comment):
+        fields = ["c", record.id, record.parent, record.score, record.subreddit, record.month, record.body]
+    elif isinstance(record, Gone):
+        fields = ["d", record.id]
+    else:
+        fields = ["s", record.subreddit, record.title, record.comments]
     return number, f"{number:016x} {thread} {json.dumps(fields, separators=(',', ':'))}".encode()
 
 
-def unpack_record(thread: str, line: bytes) -> Comment | Submission:
+def is_comment(fields: bytes) -> bool:
+    """Whether a packed line's JSON is that of a comment."""
+    return fields.startswith(b'["c"')
+
+
+def unpack_record(thread: str, line: bytes) -> Comment | Submission | Gone:
     """The record of a packed line's JSON."""
     kind, *fields = json.loads(line)
+    if kind == "d":
+        return Gone(fields[0], thread)
     if kind == "s":
         subreddit, title, comments = fields
         return Submission(thread, subreddit, "", title, comments)
@@ -89,6 +99,9 @@ def read_records(lines: Iterator[tuple[int, bytes | Problem]], rules: Rules, lea
         kept = read(record, rules, leave_out)
         if isinstance(kept, str):
             counts[f"rule {kept}" if isinstance(record, Comment) else "submissions left out"] += 1
+            gone = gone_elsewhere(record, kept, rules, leave_out) if isinstance(record, Comment) else None
+            if gone:
+                yield number, gone
             continue
         yield number, kept
 
@@ -150,7 +163,7 @@ class _Blocks:
         self._lines: dict[int, list[bytes]] = {}
         self._index: list[np.ndarray] = []
 
-    def add(self, record: Comment | Submission) -> bool:
+    def add(self, record: Comment | Submission | Gone) -> bool:
         """Keeps a record; True where that filled the memory, so that blocks were written."""
         number, line = pack_record(record)
         self._lines.setdefault(partition_of(number, self._job.partitions), []).append(line)

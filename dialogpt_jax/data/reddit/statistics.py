@@ -49,7 +49,8 @@ class Statistics:
 
     def add_thread(self, thread: Thread, outcomes: Iterable[Outcome]) -> None:
         """Counts a thread, and those of its replies that a rule skipped; dialogues are counted when they are written."""
-        self.counts.update(threads=1, duplicates=thread.duplicates)
+        self.counts["threads"] += bool(thread.submission or thread.comments)
+        self.counts.update({"duplicates": thread.duplicates, "rule deleted": thread.deleted})
         if thread.dropped:
             self.counts["rule huge_thread"] += thread.dropped
             self.huge[thread.id] = thread.dropped

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dialogpt_jax.data.reddit.normalise import flatten, normalise
-from dialogpt_jax.data.reddit.records import Comment, Submission
+from dialogpt_jax.data.reddit.records import Comment, Gone, Submission
 from dialogpt_jax.data.reddit.rules import (
     Rules,
     is_bad_subreddit,
@@ -65,12 +65,18 @@ def read(record: Comment | Submission, rules: Rules, leave_out: LeaveOut = NOTHI
     return record._replace(title="" if gone else flatten(record.title))
 
 
-def judge(name: str, records: Iterable[Comment | Submission], rules: Rules) -> tuple[Thread, list[Outcome]]:
+def gone_elsewhere(comment: Comment, rule: str, rules: Rules, leave_out: LeaveOut) -> Gone | None:
+    """What is noted of a comment that is not read, for what other dumps have of it; nothing of one that a list names."""
+    deleted = rule == "deleted" and rules.fixes("deleted")
+    return Gone(comment.id, comment.thread) if deleted or comment.author.lower() in leave_out.authors else None
+
+
+def judge(name: str, records: Iterable[Comment | Submission | Gone], rules: Rules) -> tuple[Thread, list[Outcome]]:
     """A thread, and what becomes of each of its replies.
 
     Args:
       name: the thread's id.
-      records: what `read` gives of it, in the order of the dumps.
+      records: what `read` and `gone_elsewhere` give of it, in the order of the dumps.
       rules: what is asked.
     """
     thread = build_thread(name, records, rules)

@@ -11,7 +11,7 @@ answers it is an orphan), at a comment of too many words, or where it would meet
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from dialogpt_jax.data.reddit.records import SUBMISSION, Comment, Submission
+from dialogpt_jax.data.reddit.records import SUBMISSION, Comment, Gone, Submission
 from dialogpt_jax.data.reddit.rules import Rules, is_long_turn
 
 
@@ -24,6 +24,7 @@ class Thread(NamedTuple):
       comments: by their ids; the bodies are flattened.
       duplicates: how many comments were replaced by a later record of the same id.
       dropped: how many comments were more than a thread may have.
+      deleted: how many comments were taken away because a dump has them as deleted.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Thread(NamedTuple):
     comments: dict[str, Comment]
     duplicates: int = 0
     dropped: int = 0
+    deleted: int = 0
 
 
 class Path(NamedTuple):
@@ -47,19 +49,26 @@ class Path(NamedTuple):
     cut: str
 
 
-def build_thread(name: str, records: Iterable[Comment | Submission], rules: Rules) -> Thread:
-    """A thread of its records, in the order of the dumps: of one id the last counts, as in the reference."""
-    submission, comments, count, duplicates, dropped = None, {}, 0, 0, 0
+def build_thread(name: str, records: Iterable[Comment | Submission | Gone], rules: Rules) -> Thread:
+    """A thread of its records, in the order of the dumps: of one id the last counts, as in the reference.
+
+    But what is deleted in one of them is deleted, whatever the order.
+    """
+    submission, comments, gone, count, duplicates, dropped = None, {}, set(), 0, 0, 0
     for record in records:
         if isinstance(record, Submission):
-            submission = record
+            untitled = submission is not None and not submission.title and rules.fixes("deleted")
+            submission = record._replace(title="") if untitled else record
+        elif isinstance(record, Gone):
+            gone.add(record.id)
         elif count == rules.max_thread and "huge_thread" not in rules.without:
             dropped += 1
         else:
             count += 1
             duplicates += record.id in comments
             comments[record.id] = record
-    return Thread(name, submission, comments, duplicates, dropped)
+    deleted = [comments.pop(own) for own in gone if own in comments]
+    return Thread(name, submission, comments, duplicates, dropped, len(deleted))
 
 
 def replies(thread: Thread, rules: Rules) -> Iterator[Comment]:

@@ -10,6 +10,7 @@ from dialogpt_jax.data.reddit import cluster
 from dialogpt_jax.data.reddit.extract import extract
 from dialogpt_jax.data.reddit.rules import Rules
 from dialogpt_jax.data.reddit.synthetic import BAD_SUBREDDIT, BAD_WORD, write_dumps
+from dialogpt_jax.data.reddit.threads import LeaveOut
 
 IN_MEMORY = ("--runner", "DirectRunner", "--direct_running_mode", "in_memory", "--direct_num_workers", "1")
 pytestmark = pytest.mark.filterwarnings("default")  # Beam's own
@@ -38,12 +39,15 @@ def test_the_same_lines_as_one_machine(tmp_path, comments, flags, rules):
         tmp_path / "here",
         Rules(offensive=frozenset({BAD_WORD}), subreddits=frozenset({BAD_SUBREDDIT}), bland_count=20, **rules),
         workers=1,
+        leave_out=LeaveOut(authors=frozenset({"dee"})),
     )
     lists = (
         "--offensive",
         str(tmp_path / "words"),
         "--subreddits",
         str(tmp_path / "subreddits"),
+        "--leave-out",
+        str(tmp_path / "gone"),
         "--bland-count",
         "20",
     )

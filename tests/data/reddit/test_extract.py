@@ -389,6 +389,51 @@ def test_what_somebody_wants_deleted_is_nowhere(synthetic, tmp_path):
     assert not kept & gone
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "gone", [{"body": "[deleted]"}, {"body": "[removed]"}, {"author": "[deleted]"}, {"author": "Bob"}]
+)
+def test_what_one_dump_has_as_deleted_is_deleted(tmp_path, gone, first):
+    early, late = TALK[1] | {"author": "ann"}, TALK[1] | {"author": "ann"} | gone
+    other = said("c", "t1_a", "No to all of that .")
+    dumps = [
+        write(tmp_path / "1.jsonl", TALK[0], other, late if first else early),
+        write(tmp_path / "2.jsonl", early if first else late, {"id": "s", "title": "What is it"}),
+    ]
+    leave_out = LeaveOut(frozenset({"t1_zz", "t3_zz"}), frozenset({"bob"}))
+    statistics = extract(dumps, tmp_path / "out", Rules(), workers=1, leave_out=leave_out)
+    (line,) = read_all(tmp_path / "out")
+    assert json.loads(line)["ids"] == ["t1_a", "t1_c"]
+    assert funnel(statistics)[-1][2] == statistics.counts["dialogues"] == 1
+    assert statistics.counts["rule deleted"] + statistics.counts["rule left_out"] == 2
+    faithful = extract(dumps, tmp_path / "script", Rules(faithful=frozenset({"deleted"})), workers=1)
+    assert funnel(faithful)[-1][2] == faithful.counts["dialogues"] == 2  # the script takes the text that it finds
+
+
+def test_a_title_that_one_dump_has_as_deleted_is_deleted(tmp_path):
+    title = {"id": "s", "title": "What is it"}
+    for number, titles in enumerate(([title, title | {"title": "[deleted]"}], [title | {"title": "[deleted]"}, title])):
+        dump = write(tmp_path / f"{number}.jsonl", titles[0], *TALK, titles[1])
+        extract([dump], tmp_path / f"{number}", Rules(titles=True), workers=1)
+        assert [json.loads(line)["ids"] for line in read_all(tmp_path / f"{number}")] == [["t1_a", "t1_b"]]
+
+
+def test_what_is_gone_takes_no_place_of_a_thread_s_comments(tmp_path):
+    lines = [said(f"x{n}", body="[deleted]") for n in range(5)] + [{"id": "s", "title": "T"}] * 3 + [*TALK]
+    for max_thread, dropped in ((2, 0), (1, 1)):
+        dump = write(tmp_path / f"{max_thread}.jsonl", *lines)
+        statistics = extract([dump], tmp_path / f"{max_thread}", Rules(max_thread=max_thread), workers=1)
+        assert statistics.counts["rule huge_thread"] == dropped
+        assert funnel(statistics)[-1][2] == statistics.counts["dialogues"]
+
+
+def test_more_memory_than_a_block_can_have(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(extracting, "Split", lambda *job: asked.append(job) or split.Split(*job))
+    extract([write(tmp_path / "d.jsonl", *TALK)], tmp_path / "out", Rules(), workers=1, memory=10**12)
+    assert asked[0][2] < 2 ** (8 * split.INDEX["raw"].itemsize)
+
+
 def test_bland_targets_by_hand():
     rng = np.random.default_rng(0)
     tables = [bland.count_triples(rng.integers(0, 50, 300).astype(np.uint64)) for _ in range(3)]
