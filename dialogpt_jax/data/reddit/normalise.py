@@ -21,7 +21,8 @@ _SHORTHAND = (("b/c", "because"), ("j/k", "just kidding"), ("w/o", "without"), (
 _HANGING = re.compile(r"([^a-zA-Z0-9])\1{3,}")  # "!!!!!!" counts as "!!!"
 _TOKEN = re.compile(
     r"""
-    [a-z0-9]+(?:\.[a-z0-9]+){0,126}\.[a-z]{2,13}\b                          # a domain; or sentences without a space
+    # A domain; or sentences without a space. Without going back (`++`): else each place in a run of digits takes all of it.
+    (?-i:[A-Za-z0-9]++(?:\.[A-Za-z0-9]++){0,126}\.[A-Za-z]{2,13}\b)
     | (?:[01][ .)]*)?(?:\(?[0-9]{3}[ .)]*)?[0-9]{3}[ .)]*[0-9]{4}           # a telephone number
     | [:8][o']?[)\](\[dp:] | [)\](\[dp:][o']?[:8]                           # a smiley, or a reversed one
     | [a-z](?:[a-z]|['_])+[a-z] | [0-9]+[,.:][0-9]+ | [a-z0-9_]+            # a word, a number, letters and digits

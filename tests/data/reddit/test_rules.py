@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dialogpt_jax.data.reddit.normalise import normalise
+from dialogpt_jax.data.reddit.normalise import normalise, tokenize
 from dialogpt_jax.data.reddit.records import Comment, Submission
 from dialogpt_jax.data.reddit.rules import QUIRKS, RULES, Rules, RulesError, as_tsv, is_offensive, weigh
 from dialogpt_jax.data.reddit.threads import LeaveOut, judge, read
@@ -292,6 +292,18 @@ def test_normalising_by_hand():
     ):
         assert normalise(text, script) == said
     assert normalise("URL __url__ MENTION \ue000 http://x") == "URL url MENTION __url__"
+
+
+def test_domains_and_long_runs_of_digits():
+    text = "see ab.cd.com. a1.b2.c3 1.5 Hi.There 555 1234567abc.com x.toolongtobeadomain a..com"
+    assert tokenize(text) == [
+        "see", "ab.cd.com", ".", "a1", ".", "b2", ".", "c3", "1.5", "Hi.There", "555 1234567", "abc.com",
+        "x", ".", "toolongtobeadomain", "a", "..", "com"
+    ]  # fmt: skip
+    assert tokenize("1" * 24 + "." + "1" * 9 + ".org") == ["1" * 24 + "." + "1" * 9 + ".org"]
+    assert len(tokenize("a." * 126 + "com")) == 1
+    assert tokenize("a." * 128 + "com")[:3] == ["a", ".", "a." * 127 + "com"]
+    assert set(tokenize("1" * 99_000)) == {"1" * 11}  # telephone numbers
 
 
 def test_names_and_numbers_are_checked():
