@@ -141,8 +141,6 @@ def parse_line(number: int, line: bytes, *, form: Form, least: int = 2) -> Dialo
         except UnicodeDecodeError as error:
             where = f"byte {error.start + 1} (0x{line[error.start]:02x})"
             raise _Refused(f"{where} is not UTF-8; convert the file to UTF-8", "not UTF-8") from None
-        if not text.strip():
-            raise _Refused("the line is blank")
         if form.columns:
             return _check(_parse_row(text, form), least)
         if form in (TSV, WEIGHTED_TSV):

@@ -1,8 +1,9 @@
 """Files of dialogues to dialogues: JSON, chat messages, tables or Microsoft's TSV, plain or gzipped, in; turns out.
 
 `dialogue_line.py` has the forms. Each line decides its own JSON form; a `.json` may also be one list of such dialogues, and
-then a "line" below is a place in the list. Two readers: `read_dialogues` is strict and stops at the first line that is
-not a dialogue; `read_lines` and `parse_line` go on, and say of each line that they drop why. A broken gzip stops both.
+then a "line" below is a place in the list. Blank lines are skipped; the others keep their numbers. Two readers:
+`read_dialogues` is strict and stops at the first line that is not a dialogue; `read_lines` and `parse_line` go on, and say
+of each line that they drop why. A broken gzip stops both.
 """
 
 import gzip
@@ -10,6 +11,7 @@ import itertools
 import json
 import os
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,10 +103,10 @@ def dialogues_to_reply_to(path: str | os.PathLike[str]) -> tuple[list[list[str]]
       DataError: a line is no dialogue, there is none, or a gzip file is broken.
     """
     found, own = [], []
-    for number, line in enumerate(lenient_dialogues(path, least=1), start=1):
+    for number, line in _numbered_dialogues(path, least=1):
         if isinstance(line, Dropped):
             raise DataError(
-                f"{path}, line {line.line}: {line.reason}; nothing was replied to: mend it, or leave it out"
+                f"{path}, {place_in(path)} {number}: {line.reason}; mend it, or leave it out; nothing was replied to"
             )
         found.append(list(line.turns))
         if line.speakers and line.speakers[-1] == ASSISTANT:
@@ -128,10 +130,16 @@ def lenient_dialogues(path: str | os.PathLike[str], *, least: int = 2) -> Iterat
       OSError: the file cannot be read.
       DataError: the columns of a table do not say which are the turns, or a gzip file is broken.
     """
+    return (line for _, line in _numbered_dialogues(path, least=least))
+
+
+def _numbered_dialogues(path: str | os.PathLike[str], *, least: int) -> Iterator[tuple[int, Dialogue | Dropped]]:
     form = form_of(path, least=least)
     with Path(path).open("rb") as raw:
         for line in read_lines(raw, path, form):
-            yield line if isinstance(line, Dropped) else parse_line(*line, form=form, least=least)
+            yield (
+                (line.line, line) if isinstance(line, Dropped) else (line[0], parse_line(*line, form=form, least=least))
+            )
 
 
 def form_of(path: str | os.PathLike[str], *, least: int = 2) -> Form:
@@ -210,7 +218,7 @@ def read_lines(raw: BinaryIO, path: str | os.PathLike[str], form: Form = JSON) -
 
 
 def _lines(text: BinaryIO, form: Form) -> Iterator[tuple[int, bytes] | Dropped]:
-    first = 2 if form.columns else 1
+    is_header = bool(form.columns)
     for number in itertools.count(1):
         line = _read_line(text)
         size = len(line)
@@ -229,8 +237,11 @@ def _lines(text: BinaryIO, form: Form) -> Iterator[tuple[int, bytes] | Dropped]:
             return
         if size > MAX_LINE_BYTES:
             yield Dropped(number, f"the line has {size:,} bytes; the most is {MAX_LINE_BYTES:,}", "line too long")
-        elif number >= first:
+        elif not line.removeprefix(BOM_UTF8).strip():
+            continue
+        elif not is_header:
             yield number, line
+        is_header = False
 
 
 def _read_line(text: BinaryIO) -> bytes:

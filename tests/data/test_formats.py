@@ -180,11 +180,50 @@ def test_the_strict_reader_stops_where_the_held_out_reader_goes_on(tmp_path):
         held_out(file)
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("talk.jsonl", [b'["a", "b"]', b'["c", "d"]', b'["e"]']),
+        ("talk.json.gz", [b'["a", "b"]', b'["c", "d"]', b'["e"]']),
+        ("talk.tsv", [b"a\tb", b"c\td", b"e"]),
+        ("talk.csv", [b"prompt,response", b"a,b", b"c,d", b"e"]),
+    ],
+)
+def test_blank_lines_are_skipped_and_the_others_keep_their_numbers(tmp_path, name, lines):
+    file = tmp_path / name
+    blank = b"\xef\xbb\xbf\n \t\r\n" + b"".join(line + b"\n\n  \r\n\n" for line in lines) + b" "
+    file.write_bytes(gzip.compress(blank) if name.endswith(".gz") else blank)
+    number = blank.splitlines().index(lines[-1]) + 1
+    found = list(lenient_dialogues(file))
+    assert found[:2] == [Dialogue(("a", "b")), Dialogue(("c", "d"))]
+    assert [dropped.line for dropped in found[2:]] == [number]
+    assert held_out(file)[0] == [["a", "b"], ["c", "d"]]
+    assert "dropped 1 of 3 lines" in held_out(file)[1]
+    with pytest.raises(DataError, match=rf"{name}, line {number}: "):
+        list(read_dialogues(file))
+    ended = blank.replace(b"\n" + lines[-1] + b"\n", b"\n")
+    file.write_bytes(gzip.compress(ended) if name.endswith(".gz") else ended)
+    assert list(read_dialogues(file)) == dialogues_to_reply_to(file)[0] == [["a", "b"], ["c", "d"]]
+
+
+def test_a_file_of_blank_lines_is_empty(tmp_path):
+    file = tmp_path / "talk.jsonl"
+    file.write_text("\n \n")
+    for read_file in (held_out, dialogues_to_reply_to, lambda path: list(read_dialogues(path))):
+        with pytest.raises(DataError, match="the file is empty"):
+            read_file(file)
+
+
+def test_the_assistant_s_own_message_is_named_by_its_line(tmp_path):
+    file = tmp_path / "talk.jsonl"
+    file.write_text("\n".join(["", json.dumps(MESSAGES[:1]), "", json.dumps(MESSAGES[:2]), ""]))
+    assert "1 of 2 dialogues ends with the assistant's own message, on line 4;" in dialogues_to_reply_to(file)[1]
+
+
 BROKEN = [
     (b"{oops", "not JSON (Expecting property name", "not JSON"),
     (b"[" * 100_000, "not JSON (maximum recursion depth", "not JSON"),
     (b'{"turns": ["a", "b\xff"]}', "byte 19 (0xff) is not UTF-8", "not UTF-8"),
-    (b"", "the line is blank", "the line is blank"),
     (b"7", "no `turns`, `messages`, `conversations`, or `prompt` and `response`, but 7", "no known form"),
     ({"text": "a"}, "no `turns`, `messages`, `conversations`, or `prompt`", "no known form"),
     ({"prompt": "a"}, "no `turns`, `messages`, `conversations`, or `prompt`", "no known form"),
