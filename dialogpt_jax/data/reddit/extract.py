@@ -34,7 +34,7 @@ from dialogpt_jax.data.reddit.folder import (
 )
 from dialogpt_jax.data.reddit.partition import JSONL, TSV, Partitions, finish_partition, judge_partition
 from dialogpt_jax.data.reddit.rules import Rules
-from dialogpt_jax.data.reddit.split import MOST, OVERHEAD, Split, split_dump, write_whole
+from dialogpt_jax.data.reddit.split import MOST, OVERHEAD, Split, save_array, split_dump, write_whole
 from dialogpt_jax.data.reddit.statistics import Statistics, as_text
 from dialogpt_jax.data.reddit.threads import NOTHING, LeaveOut
 from dialogpt_jax.data.workers import map_in_order
@@ -120,8 +120,7 @@ def extract(
 
         if not (work / "often.npy").exists():
             tables = [np.load(work / f"part-{number:05d}.triples.npy", mmap_mode="r") for number in range(partitions)]
-            with (work / "often.npy.part").open("wb") as file:
-                np.save(file, said_often(tables, rules.bland_count))
+            save_array(work / "often.npy.part", said_often(tables, rules.bland_count))
             (work / "often.npy.part").replace(work / "often.npy")
         with map_in_order(functools.partial(finish_partition, parts), range(partitions), workers=processes) as results:
             for said in results:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dialogpt_jax.data.reddit.bland import add_counts, count_triples, targets_of, triples, without_bland
 from dialogpt_jax.data.reddit.rules import Rules, as_tsv
-from dialogpt_jax.data.reddit.split import is_comment, read_partition, unpack_record, write_whole
+from dialogpt_jax.data.reddit.split import is_comment, read_partition, save_array, unpack_record, write_whole
 from dialogpt_jax.data.reddit.statistics import Statistics
 from dialogpt_jax.data.reddit.threads import Outcome, judge
 from dialogpt_jax.data.reddit.trees import Thread
@@ -76,8 +76,7 @@ def judge_partition(job: Partitions, task: tuple[int, int]) -> dict[str, Any]:
             if len(held) >= _TRIPLES_HELD:
                 tables = [add_counts([*tables, count_triples(held)])]
                 held = []
-        with stem.with_suffix(".triples.npy").open("wb") as out:
-            np.save(out, add_counts([*tables, count_triples(held)]))
+        save_array(stem.with_suffix(".triples.npy"), add_counts([*tables, count_triples(held)]))
         said = statistics.as_json()
         file.flush()
         os.fsync(file.fileno())

@@ -10,6 +10,7 @@ file a dump, however many partitions, and what a partition needs of it is found 
 import hashlib
 import json
 import os
+import types
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -141,7 +142,7 @@ def split_dump(job: Split, numbered: tuple[int, str]) -> dict[str, Any]:
             writer.file.flush()
             os.fsync(writer.file.fileno())
         index = writer.index()
-        np.save(stem.with_suffix(".npy"), index)
+        save_array(stem.with_suffix(".npy"), index)
         raw_sizes = np.bincount(index["partition"], weights=index["raw"], minlength=job.partitions)
         said = {
             "file": name,
@@ -200,6 +201,13 @@ def read_partition(folder: Path, dumps: int, partition: int) -> Iterator[bytes]:
             for row in index[first:last]:
                 file.seek(int(row["offset"]))
                 yield from zlib.decompress(file.read(int(row["size"]))).splitlines()
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """A `.npy` file. To a file itself NumPy writes by C, and of a full disk it says neither its name nor its number."""
+    with path.open("wb") as file:
+        writer: Any = types.SimpleNamespace(write=file.write)
+        np.save(writer, array)
 
 
 def write_whole(path: Path, text: str) -> None:

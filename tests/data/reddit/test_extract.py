@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -309,6 +310,16 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(synthetic, tmp_path, m
     assert main(words) == 0
     assert main(["data", "reddit", *map(str, synthetic), str(tmp_path / "whole"), "--workers", "1"]) == 0
     assert runs.digests(tmp_path / "out") == runs.digests(tmp_path / "whole")
+
+
+def test_a_disk_that_fills_up_within_an_array_is_told_as_such(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            split.save_array(tmp_path / "x.npy", np.zeros(100_000, split.INDEX))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("changes", [{}, {"rules": Rules(min_score=2), "replace": True}])
