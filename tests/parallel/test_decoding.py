@@ -39,6 +39,21 @@ def test_parameters_by_the_rules_and_rows_over_devices_give_the_same_tokens(alon
     assert len(set(map(tuple, alone.tokens.tolist()))) > 8
 
 
+def test_rows_over_devices_are_replied_to_by_the_program_that_each_device_runs_alone(monkeypatch):
+    """The plain one gives the same tokens, more slowly: the partitioner divides it."""
+    taken = []
+
+    def note(params, config, request, *, rows_on):
+        taken.append(rows_on)
+        raise InterruptedError
+
+    monkeypatch.setattr(decoding, "reply_program_on_mesh", note)
+    rows_on = decode_sharding(make_mesh({"data": 8}))
+    with pytest.raises(InterruptedError):
+        decoding.generate(tiny.PARAMS, tiny.CONFIG, TOKENS, LENGTHS, keys=jax.device_put(KEYS, rows_on), **HOW)
+    assert taken == [rows_on]
+
+
 def test_parameters_are_gathered_once_and_nothing_moves_or_runs_in_sequence_for_the_rows():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     lowered = lower_decoding(
