@@ -100,17 +100,21 @@ def run(
         faithful=frozenset(QUIRKS) if faithful == "all" else _names(faithful),
         without=_names(without),
     )
-    statistics = extract(
-        dumps,
-        folder,
-        chosen,
-        leave_out=LeaveOut() if leave_out is None else read_leave_out(leave_out),
-        form=form,
-        workers=workers,
-        memory=memory * 2**20,
-        replace=force,
-        show=show_progress,
-    )
+    try:
+        statistics = extract(
+            dumps,
+            folder,
+            chosen,
+            leave_out=LeaveOut() if leave_out is None else read_leave_out(leave_out),
+            form=form,
+            workers=workers,
+            memory=memory * 2**20,
+            replace=force,
+            show=show_progress,
+        )
+    except (KeyboardInterrupt, SystemExit):
+        streams.tell(f"{folder}: stopped; the same command goes on from there")
+        raise
     if importlib.util.find_spec("matplotlib"):
         save_plot(statistics, Path(folder) / "statistics.png")
     streams.show("\n".join(as_text(statistics)))

@@ -32,7 +32,7 @@ from dialogpt_jax.data.reddit.folder import (
     is_finished,
     plan_of,
 )
-from dialogpt_jax.data.reddit.partition import JSONL, TSV, Partitions, finish_partition, judge_partition
+from dialogpt_jax.data.reddit.partition import JSONL, TSV, Partitions, finish_partition, is_judged, judge_partition
 from dialogpt_jax.data.reddit.rules import Rules
 from dialogpt_jax.data.reddit.split import MOST, OVERHEAD, Split, save_array, split_dump, write_whole
 from dialogpt_jax.data.reddit.statistics import Statistics, as_text
@@ -111,12 +111,13 @@ def extract(
             show("kB of records", "dialogues") as progress,
             map_in_order(functools.partial(judge_partition, parts), tasks, workers=processes) as results,
         ):
-            left = sum(map(int, sizes)) // 1000
+            done = {number for number, _ in tasks if is_judged(work, number)}  # by an earlier run, in its time
+            left = sum(int(size) // 1000 for number, size in enumerate(sizes) if number not in done)
             for (number, _), said in zip(tasks, results, strict=True):
                 statistics.add(Statistics.from_json(said))
-                new = int(sizes[number]) // 1000
-                left -= new
-                progress(new, max(left, 0), _candidates(said))
+                if number not in done:
+                    left -= int(sizes[number]) // 1000
+                    progress(int(sizes[number]) // 1000, left, _candidates(said))
 
         if not (work / "often.npy").exists():
             tables = [np.load(work / f"part-{number:05d}.triples.npy", mmap_mode="r") for number in range(partitions)]
@@ -145,14 +146,22 @@ def _guess_partitions(names: Sequence[str], memory: int) -> int:
 
 @contextlib.contextmanager
 def _watched(work: Path, names: Sequence[str], progress: Progress, *, every: float = 1.0) -> Iterator[None]:
-    """Tells how far the dumps are split, from what the processes note beside them, until the block ends."""
-    sizes = [os.stat(name).st_size for name in names]
+    """Tells how far the dumps are split, from what the processes note beside them, until the block ends.
+
+    What an earlier run has split is no part of it: it took none of this one's time.
+    """
+    sizes = {number: os.stat(name).st_size for number, name in enumerate(names)}
+    sizes = {number: size for number, size in sizes.items() if not (work / f"{number:05d}.json").exists()}
+    for number in sizes:
+        (work / f"{number:05d}.at").unlink(
+            missing_ok=True
+        )  # of a run that was killed; the dump is split from its start
     ended = threading.Event()
     told = [0, 0]
 
     def look() -> None:
         read = comments = 0
-        for number, size in enumerate(sizes):
+        for number, size in sizes.items():
             stem = work / f"{number:05d}"
             with contextlib.suppress(OSError, ValueError, KeyError):
                 if stem.with_suffix(".json").exists():
@@ -162,14 +171,13 @@ def _watched(work: Path, names: Sequence[str], progress: Progress, *, every: flo
                     new, inside = map(int, stem.with_suffix(".at").read_text().split())
                 read, comments = read + new, comments + inside
         if read > told[0]:
-            progress((read - told[0]) // 1000, (sum(sizes) - read) // 1000, comments - told[1])
+            progress((read - told[0]) // 1000, (sum(sizes.values()) - read) // 1000, comments - told[1])
             told[:] = read, comments
 
     def watch() -> None:
         while not ended.wait(every):
             look()
 
-    look()
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:

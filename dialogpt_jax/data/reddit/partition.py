@@ -44,6 +44,11 @@ class Partitions(NamedTuple):
     form: str
 
 
+def is_judged(folder: Path, number: int) -> bool:
+    """Whether an earlier run has judged a partition."""
+    return (folder / f"part-{number:05d}.judged.json").exists()
+
+
 def judge_partition(job: Partitions, task: tuple[int, int]) -> dict[str, Any]:
     """Writes the candidates of a partition, unless that is done already.
 

@@ -1,5 +1,6 @@
 """Dumps to a corpus on one machine: the same bytes however it is run, broken input told, nothing half-written."""
 
+import contextlib
 import errno
 import gzip
 import json
@@ -142,6 +143,54 @@ def test_finished_parts_are_not_made_again(synthetic, tmp_path, monkeypatch):
     extract(synthetic, out, RULES_OF_TESTS, workers=1)
     assert not calls
     assert runs.digests(out) == runs.digests(tmp_path / "whole")
+
+
+def test_what_is_left_is_told_of_this_run_alone(synthetic, tmp_path, monkeypatch):
+    told = {}
+
+    @contextlib.contextmanager
+    def show(what, smaller):
+        calls = told[what] = []
+        yield lambda *numbers: calls.append(numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extracting, "finish_partition", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            extract(synthetic, tmp_path / "out", Rules(), workers=1, show=show)
+    (kb, left, comments), *_ = told["kB of dumps"]
+    assert abs(kb + left - sum(path.stat().st_size for path in synthetic) / 1000) < 2
+    assert comments > 0
+    assert sum(new for new, _, _ in told["kB of records"]) > 0
+    (
+        tmp_path / "out" / "unfinished" / "part-00000.judged.json"
+    ).unlink()  # of one stage something is left, of one nothing
+    extract(synthetic, tmp_path / "out", Rules(), workers=1, show=show)
+    assert told["kB of dumps"] == []  # by what was there already, the rest would take no time
+    assert [left for _, left, _ in told["kB of records"]] == [0]
+
+
+def test_what_a_killed_run_noted_of_a_dump_is_not_told(synthetic, tmp_path, monkeypatch):
+    told, work = [], tmp_path / "out" / "unfinished"
+    work.mkdir(parents=True)
+    (work / "00000.at").write_text("10000 7")
+    with extracting._watched(work, list(map(str, synthetic)), lambda *numbers: told.append(numbers)):
+        pass
+    assert told == []
+
+
+def test_who_stops_it_is_told_that_it_goes_on(tmp_path, monkeypatch, capfd):
+    for error, status in ((KeyboardInterrupt(), 130), (SystemExit(143), 143)):
+
+        def stopped(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("dialogpt_jax.cli.data_reddit.extract", stopped)
+        try:
+            found = main(["data", "reddit", "x.jsonl", "DIR"])
+        except SystemExit as ended:
+            found = ended.code
+        assert found == status
+        assert "DIR: stopped; the same command goes on from there" in capfd.readouterr().err
 
 
 def test_another_plan_is_refused_by_its_name(synthetic, tmp_path):
