@@ -74,6 +74,7 @@ __all__ = [
     "HubError",
     "MappingError",
     "ModelDirectoryError",
+    "NonFiniteLogits",
     "ReadError",
     "TokenizerError",
     "TrainingError",

@@ -33,6 +33,7 @@ from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import generate, generate_candidates
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.soundness import NonFiniteLogits, check_finite
 from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.text.dialogue import DialogueError, TurnList, Turns, as_turns
 from dialogpt_jax.text.tokenizer import Tokenizer
@@ -75,6 +76,7 @@ class Bot(LanguageModel):
 
         Raises:
           DialogueError: no turn, or nothing in the newest; a plain text is a dialogue of one turn.
+          NonFiniteLogits: the weights are damaged, or too large for their dtype.
         """
         return self.candidates(turns, n=1, sampling=sampling, seed=seed, max_new_tokens=max_new_tokens)[0].text
 
@@ -171,7 +173,10 @@ class Bot(LanguageModel):
             )
             out = jax.device_get(out)
             for row, i in enumerate(chosen):
-                found[i] = self._candidate(out.tokens[row], out.logprobs[row], out.lengths[row])
+                try:
+                    found[i] = self._candidate(out.tokens[row], out.logprobs[row], out.lengths[row])
+                except NonFiniteLogits as error:
+                    raise NonFiniteLogits(f"dialogue {i}: {error}") from None
             if progress is not None:
                 progress(len(found), len(contexts))
         return Candidates(found[i] for i in range(len(contexts)))
@@ -207,6 +212,7 @@ class Bot(LanguageModel):
 
     def _candidate(self, tokens, logprobs, length) -> Candidate:
         tokens, logprobs = tokens[:length], logprobs[:length]
+        check_finite(bool(np.isfinite(logprobs).all()))
         finished = bool(length) and int(tokens[-1]) == self.config.eos_token_id
         return Candidate(self.tokenizer.decode(tokens), tokens, logprobs, float(logprobs.sum()), finished)
 

@@ -21,6 +21,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import begin_replies, model_step
 from dialogpt_jax.decoding.loop import DecodeState, decode_some
 from dialogpt_jax.decoding.request import Request
+from dialogpt_jax.decoding.soundness import check_finite
 from dialogpt_jax.model import Params
 
 
@@ -56,16 +57,21 @@ def steps(
 def _said(state: DecodeState) -> jax.Array:
     """What a reader wants to know of a state, in one array of its own: the state itself is given away to the next call.
 
-    tokens, then how many of them there are, then whether the row is done.
+    tokens, then how many of them there are, whether the row is done, and whether their log-probabilities are finite.
     """
-    columns = (state.tokens_MR, state.counts_M[:, None], state.done_M[:, None].astype(jnp.int32))
-    return jnp.concatenate(columns, axis=1)
+    columns = (state.counts_M, state.done_M, jnp.isfinite(state.logprobs_MR).all(axis=1))
+    return jnp.concatenate([state.tokens_MR, *(column_M[:, None].astype(jnp.int32) for column_M in columns)], axis=1)
 
 
 def read(said: jax.Array) -> tuple[list[list[int]], bool]:
-    """The replies so far and whether all are done; waits for the call that made `said`."""
+    """The replies so far and whether all are done; waits for the call that made `said`.
+
+    Raises:
+      NonFiniteLogits: a token was drawn from logits that are no numbers.
+    """
     on_host = np.asarray(said)
-    return [row[: row[-2]].tolist() for row in on_host], bool(on_host[:, -1].all())
+    check_finite(bool(on_host[:, -1].all()))
+    return [row[: row[-3]].tolist() for row in on_host], bool(on_host[:, -2].all())
 
 
 def keep(config: GPT2Config, state: DecodeState) -> KVCache:

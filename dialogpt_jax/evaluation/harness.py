@@ -29,6 +29,7 @@ from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import generate
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
+from dialogpt_jax.decoding.soundness import check_finite
 from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, RepliesFileError, Reply, save_replies
@@ -66,7 +67,7 @@ def answer(
 
     Raises:
       ValueError: settings out of range; a file of another run, or broken (`RepliesFileError`); another process is
-        writing to it (`BusyError`).
+        writing to it (`BusyError`); the model's logits are no numbers (`NonFiniteLogits`).
     """
     length = min(settings.max_new_tokens, lm.config.n_positions)
     prompts = [lm.encode(context.turns, max_new_tokens=length) for context in contexts]
@@ -167,6 +168,7 @@ def _reply(
     lm: LanguageModel, contexts: Sequence[Context], seed: int, i: int, tokens, length, finished, logprobs
 ) -> Reply:
     context, length = contexts[i], int(length)
+    check_finite(bool(np.isfinite(logprobs[:length]).all()))
     return Reply(
         context=i,
         dialogue=context.dialogue,

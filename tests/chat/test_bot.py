@@ -344,3 +344,58 @@ def test_the_bundled_model_loads_and_replies():
     assert bot.config.num_parameters <= 12_000_000
     assert bot.config.eos_token_id == bot.config.vocab_size - 1 == bot.tokenizer.end_of_text_id
     assert bot.reply("Does money buy happiness?").strip()
+
+
+@pytest.fixture
+def broken_from():
+    """Makes bots whose position `first` and all later ones have an embedding that is no number."""
+
+    def make(first, value=np.nan):
+        bot = fakes.tiny_bot()
+        wpe_TD = bot.params["wpe"]["embedding"].at[first:, 3].set(value)
+        return dg.Bot(bot.params | {"wpe": {"embedding": wpe_TD}}, bot.config, bot.tokenizer)
+
+    return make
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_give_an_error_and_no_reply(broken_from, tmp_path, value):
+    from dialogpt_jax.evaluation.contexts import Context
+    from dialogpt_jax.evaluation.harness import answer
+    from dialogpt_jax.evaluation.settings import Settings
+
+    bot, chat = broken_from(0, value), broken_from(0, value).chat()
+    out = tmp_path / "out.jsonl"
+    contexts = [Context(["Hi!"], "", 0), Context(["Hi!", "no", "Hello"], "", 1)]
+    for ask in (
+        lambda: bot.reply("Hi!"),
+        lambda: bot.candidates("Hi!", n=2, sampling=dg.GREEDY),
+        lambda: list(bot.stream("Hi!")),
+        lambda: chat.say("Hi!"),
+        lambda: answer(bot, contexts, Settings(max_new_tokens=4, rows=2), out=out),
+    ):
+        with pytest.raises(
+            dg.NonFiniteLogits, match=r"^.*the model's logits are NaN or infinite, so there is no reply;"
+        ):
+            ask()
+    with pytest.raises(dg.NonFiniteLogits, match=r"^dialogue 0: the model's"):
+        bot.replies([["Hi!"], ["Hi!", "no", "Hello"]])
+    assert chat.turns == []
+    assert out.read_text().count("\n") == 1  # what decides the replies, and no reply
+    assert bot.replies([]) == []
+
+
+def test_logits_that_are_no_numbers_are_told_wherever_in_a_reply_they_come(broken_from):
+    """The prompt is sound, and so is the reply until it gets to a position whose embedding is not."""
+    context = len(fakes.tiny_bot().encode("Hi!"))
+    bot, how = broken_from(16), {"sampling": dg.Sampling(min_new_tokens=20), "max_new_tokens": 20, "seed": 1}
+    assert context < 10
+    assert bot.reply("Hi!", **how | {"max_new_tokens": 16 - context}) == fakes.tiny_bot().reply(
+        "Hi!", **how | {"max_new_tokens": 16 - context}
+    )
+    with pytest.raises(dg.NonFiniteLogits):
+        bot.reply("Hi!", **how)
+    chat = bot.chat(**how)
+    with pytest.raises(dg.NonFiniteLogits):
+        chat.say("Hi!")
+    assert chat.turns == []
