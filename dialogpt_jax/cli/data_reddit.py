@@ -15,7 +15,7 @@ from dialogpt_jax.data.reddit.lists import read_leave_out, read_subreddits, read
 from dialogpt_jax.data.reddit.rules import QUIRKS, RULES, Rules
 from dialogpt_jax.data.reddit.statistics import as_text, save_plot
 from dialogpt_jax.data.reddit.threads import LeaveOut
-from dialogpt_jax.errors import counted
+from dialogpt_jax.errors import counted, naming
 
 MORE = f"""\
 A dump has a comment or a submission a line, as JSON: .zst (pip install 'dialogpt-jax[reddit]'), .gz, .bz2, .xz or plain. \
@@ -115,8 +115,10 @@ def run(
     except (KeyboardInterrupt, SystemExit):
         streams.tell(f"{folder}: stopped; the same command goes on from there")
         raise
-    if importlib.util.find_spec("matplotlib"):
-        save_plot(statistics, Path(folder) / "statistics.png")
+    picture = Path(folder) / "statistics.png"
+    if importlib.util.find_spec("matplotlib") and not picture.exists():
+        with naming(picture):
+            save_plot(statistics, picture)
     streams.show("\n".join(as_text(statistics)))
     for kind, (count, first) in statistics.problems.items():
         file, line, reason = first[0]

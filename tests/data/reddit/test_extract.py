@@ -558,3 +558,8 @@ def test_the_picture(synthetic, tmp_path):
     pytest.importorskip("matplotlib")
     assert main(["data", "reddit", *map(str, synthetic), str(tmp_path / "out"), "--workers", "1"]) == 0
     assert (tmp_path / "out" / "statistics.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "out" / "statistics.png").stat().st_ino
+    assert main(["data", "reddit", *map(str, synthetic), str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert (
+        tmp_path / "out" / "statistics.png"
+    ).stat().st_ino == drawn  # a finished corpus is read, and may be on a disc
