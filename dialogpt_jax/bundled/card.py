@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from dialogpt_jax.bundled.prompts import (
     read_prompts,
 )
 from dialogpt_jax.chat.bot import Bot
+from dialogpt_jax.data.formats import DataError, Dropped, read_lines
 from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.harness import answer
@@ -68,9 +68,11 @@ def read_curve(metrics: Path) -> list[tuple[int, float]]:
 def read_by_source(path: Path) -> dict[str, list[list[str]]]:
     """The dialogues of a `.jsonl.gz` by their `source`, in the order of the first of each."""
     found: dict[str, list[list[str]]] = collections.defaultdict(list)
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
+    with path.open("rb") as raw:
+        for line in read_lines(raw, path):
+            if isinstance(line, Dropped):
+                raise DataError(f"{path}, line {line.line}: {line.reason}")
+            entry = json.loads(line[1])
             found[entry["source"]].append(entry["turns"])
     return dict(found)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.flags import WHOLE, make_app
+from dialogpt_jax.cli.flags import WHOLE, default_of, make_app
 from dialogpt_jax.convert.names import WeightsWarning
 from dialogpt_jax.weights.conversion import DTypeOrKeep, Form, convert
 
@@ -20,6 +20,7 @@ Examples:
   dialogpt convert DIR model.pkl --to pkl
   dialogpt convert DIR model.gguf --to gguf
 """
+TO: Form = default_of(convert, "to")
 app = make_app("convert", "dialogpt convert [OPTIONS] SRC DST", help_epilogue=EXAMPLES)
 
 
@@ -29,7 +30,7 @@ def run(
     target: Annotated[str, Parameter(name="DST", help="the directory, or with another --to the file, to write")],
     /,
     *,
-    to: Annotated[Form, Parameter(metavar="FORM", help="what to write")] = "directory",
+    to: Annotated[Form, Parameter(metavar="FORM", help="what to write")] = TO,
     dtype: Annotated[
         DTypeOrKeep | None, Parameter(metavar="NAME", help="of what is written; keep, or float16 for a .pkl")
     ] = None,

@@ -1,9 +1,9 @@
 """`dialogpt data`: files of dialogues in; what training would see, or the same prepared for it, out."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -14,7 +14,7 @@ from dialogpt_jax.cli.flags import EXAMPLES_READ, FROM_1, UsageError, flags_of, 
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.check import dropped_table, first_examples, render_example, render_histogram, summary
 from dialogpt_jax.data.counts import DataCounts, check_counts
-from dialogpt_jax.data.dialogue_line import FORMS, DataError
+from dialogpt_jax.data.dialogue_line import FORMS, DataError, NoDialogueError
 from dialogpt_jax.data.example_options import ExampleOptions, make_example_options
 from dialogpt_jax.data.prepare import prepare, survey
 from dialogpt_jax.data.shards import INFO_FILE
@@ -105,7 +105,14 @@ def check(
     _refuse_folders(files)
     folder = _folder(tokenizer)
     options = make_example_options(folder, **said(examples))
-    with _own_help(), show_progress("kB", "tokens") as progress:
+    try:
+        return _check(files, folder, options, workers, allow_no_eos)
+    except NoDialogueError as error:
+        raise NoDialogueError(error.what, help="--help") from None
+
+
+def _check(files: Sequence[str], folder: Path, options: ExampleOptions, workers: int | None, allow_no_eos: bool) -> int:
+    with show_progress("kB", "tokens") as progress:
         report = survey(files, folder, options, workers=workers, progress=progress)
     console = _console()
     if report.counts["examples"]:
@@ -114,8 +121,7 @@ def check(
             console.print(render_example(shown, loaded, options.eos), soft_wrap=True)
         console.print("\n".join(["tokens       examples", *render_histogram(report.lengths), ""]), soft_wrap=True)
     _show_counts(console, report, files, options)
-    with _own_help():
-        check_counts(report, files, options, allow_no_eos=allow_no_eos)
+    check_counts(report, files, options, allow_no_eos=allow_no_eos)
     return 0
 
 
@@ -156,16 +162,7 @@ def _refuse_folders(files: Sequence[str]) -> None:
         raise DataError(f"{file} is a folder; name the files in it, such as {os.path.join(file, '*.jsonl')}")
 
 
-@contextlib.contextmanager
-def _own_help() -> Iterator[None]:
-    """A refusal that names `dialogpt data check --help` is of that command itself: the help is its own."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(str(error).replace("`dialogpt data check --help`", "--help")) from None
-
-
-def _folder(tokenizer: str | None):
+def _folder(tokenizer: str | None) -> Path:
     from dialogpt_jax.chat.bot import bundled_directory  # imports jax, which these commands do not need
 
     return bundled_directory() if tokenizer is None else resolve_tokenizer(tokenizer)

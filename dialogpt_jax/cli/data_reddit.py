@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.flags import FROM_1, WHAT, UsageError, flags_of, make_app, said
+from dialogpt_jax.cli.flags import FROM_1, WHAT, UsageError, default_of, flags_of, make_app, said
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.reddit import TERMS
-from dialogpt_jax.data.reddit.extract import extract
+from dialogpt_jax.data.reddit.extract import MEMORY, extract
 from dialogpt_jax.data.reddit.lists import read_leave_out, read_subreddits, read_words
 from dialogpt_jax.data.reddit.rules import QUIRKS, RULES, Rules
 from dialogpt_jax.data.reddit.statistics import as_text, save_plot
@@ -45,6 +45,7 @@ app = make_app(
     help="Rebuild the paper's corpus from dumps of Reddit, in bounded memory; resumed by the same command.",
     help_epilogue=MORE,
 )
+FORM: Literal["jsonl", "tsv"] = default_of(extract, "form")
 LISTS = ("offensive", "subreddits", "common_words", "faithful", "without")
 if TYPE_CHECKING:
 
@@ -82,11 +83,12 @@ def run(
     form: Annotated[
         Literal["jsonl", "tsv"],
         Parameter(metavar="FORM", help="jsonl, with ids, subreddit and month of each dialogue; or Microsoft's tsv"),
-    ] = "jsonl",
+    ] = FORM,
     workers: Annotated[
         int | None, FROM_1, Parameter(metavar="N", help="processes (as many as there are cores)")
     ] = None,
-    memory: Annotated[int, FROM_1, Parameter(metavar="MB", help="of records that each process may hold")] = 256,
+    memory: Annotated[int, FROM_1, Parameter(metavar="MB", help="of records that each process may hold")] = MEMORY
+    // 2**20,
     force: Annotated[bool, Parameter(help="replace a corpus of other dumps or rules that is at DIR")] = False,
 ) -> int:
     if len(dumps_and_folder) < 2:

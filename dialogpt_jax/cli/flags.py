@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter, Token, validators
@@ -105,6 +105,11 @@ def flags_of(
     made = dataclasses.make_dataclass(f"{options.__name__}Flags", fields, frozen=True)
     made.__module__ = __name__  # cyclopts takes a class of the module `types` for one that Python brings
     return Parameter(name="*", group=group)(made)
+
+
+def default_of(function: Callable[..., Any], name: str) -> Any:
+    """What a function has where nothing is said for an argument."""
+    return inspect.signature(function).parameters[name].default
 
 
 def described(options: type) -> dict[str, str]:

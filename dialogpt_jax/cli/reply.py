@@ -29,7 +29,7 @@ app = make_app("reply", "dialogpt reply [OPTIONS] TEXT... | --data FILE", help_e
 @app.default
 def run(
     *turns: Annotated[str, Parameter(name="TEXT", help="a turn of the dialogue; `-` reads them, one a line")],
-    candidates: Annotated[int, WHOLE, Parameter(metavar="N", help="so many replies")] = 1,
+    candidates: Annotated[int | None, WHOLE, Parameter(metavar="N", help="so many replies (the one)")] = None,
     data: Annotated[
         str | None,
         Parameter(
@@ -51,7 +51,7 @@ def run(
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
 ) -> int:
     if data is not None:
-        if turns or candidates != 1 or as_json:
+        if turns or candidates is not None or as_json:
             raise UsageError("--data takes the texts from the file and gives JSON lines; leave the others out")
         return _reply_to_file(data, out, model, reply, sampling_of(sampling))
     if out is not None:
@@ -62,7 +62,8 @@ def run(
     # What can be found wrong without a model is, before one is loaded.
     settings, dialogue, seed = sampling_of(sampling), as_turns(said), seed_or_drawn(seed_of(reply.seed))
     bot = load_bot(model)
-    found = bot.candidates(dialogue, n=candidates, sampling=settings, seed=seed, max_new_tokens=reply.max_new_tokens)
+    number = 1 if candidates is None else candidates  # the first of any number is the reply
+    found = bot.candidates(dialogue, n=number, sampling=settings, seed=seed, max_new_tokens=reply.max_new_tokens)
     if as_json:
         streams.print_json(_everything(dialogue, seed, found))
     else:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from dialogpt_jax.cli.flags import WHAT, WHOLE
+from dialogpt_jax.run.options import VALID_DIALOGUES
 
 
 @Parameter(name="*", group=WHAT)
@@ -26,7 +27,7 @@ class TrainInputs:
         str | None,
         Parameter(metavar="FILE", help="held-out dialogues: evaluated at step 0, at intervals, at the end"),
     ] = None
-    valid_dialogues: Annotated[int, WHOLE, Parameter(metavar="N", help="evaluate on the first N")] = 500
+    valid_dialogues: Annotated[int, WHOLE, Parameter(metavar="N", help="evaluate on the first N")] = VALID_DIALOGUES
     out: Annotated[str, Parameter(metavar="RUN", help="the folder of the run")] = ""
     export: Annotated[
         str | None, Parameter(metavar="DIR", help="write the trained model there, as a model directory")

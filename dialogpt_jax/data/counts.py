@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dialogpt_jax.data.dialogue_line import FORMS_IN_SHORT
+from dialogpt_jax.data.dialogue_line import NoDialogueError
 from dialogpt_jax.data.example_options import ExampleOptions
 from dialogpt_jax.data.examples import WHICH_TURNS
 from dialogpt_jax.data.formats import DataError, Dropped, place_in
@@ -70,7 +70,7 @@ def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *
     """
     counts, where = report.counts, ", ".join(map(str, files))
     if not counts["lines"]:
-        raise DataError(f"{where}: no line; {FORMS_IN_SHORT}")
+        raise NoDialogueError(f"{where}: no line")
     if options.train_on not in WHICH_TURNS and options.train_on not in report.speakers:
         names = sorted(report.speakers)
         known = (
@@ -81,9 +81,7 @@ def check_counts(report: DataCounts, files: Sequence, options: ExampleOptions, *
         kind, (count, first) = max(report.dropped.items(), key=lambda item: item[1][0])
         file, line, reason = first[0]
         of = f"none of {counted(counts['lines'], 'lines')} is an example"
-        raise DataError(
-            f"{where}: {of}; {kind}: {count:,}, such as {file}, {place_in(file)} {line}: {reason}; {FORMS_IN_SHORT}"
-        )
+        raise NoDialogueError(f"{where}: {of}; {kind}: {count:,}, such as {file}, {place_in(file)} {line}: {reason}")
     if not counts["eos_targets"] and not allow_no_eos:
         raise DataError(
             f"{where}: no EOS is a target, so that a model would never learn to stop: each of {counts['turns']:,} trained "

@@ -29,7 +29,7 @@ FORMS = """\
 """
 FORMS_IN_SHORT = (
     "read are lines of JSON with turns, messages, ShareGPT's conversations, or prompt and response; a .csv with such "
-    "columns; Microsoft's .tsv (`dialogpt data check --help` shows them)"
+    "columns; Microsoft's .tsv"
 )
 MAX_TURN_CHARACTERS = 100_000  # far beyond every model's context; such a turn is a pasted file
 MAX_WEIGHT = 3.4e38  # float32's end
@@ -59,6 +59,22 @@ TSV, WEIGHTED_TSV = Form("TSV"), Form("TSV with weights")
 
 class DataError(ValueError):
     """A line that is not a dialogue, or data that nothing can be trained on; the message names file and line."""
+
+
+class NoDialogueError(DataError):
+    """Nothing in a file is read as a dialogue; the message ends with the forms that are.
+
+    Attributes:
+      what: is wrong, without the forms.
+    """
+
+    def __init__(self, what: str, *, help: str = "`dialogpt data check --help`"):
+        """`help` is where whoever asks has the forms in full."""
+        super().__init__(f"{what}; {FORMS_IN_SHORT} ({help} shows them)")
+        self.what = what
+
+    def __reduce__(self):  # from another process
+        return type(self), (self.what,)
 
 
 @dataclass(frozen=True)
@@ -234,9 +250,7 @@ def columns_of(names: Sequence[str], least: int = 2) -> tuple[int, ...]:
         return (prompt,)
     if prompt is None or response is None:
         shown = ", ".join(name.strip()[:20] for name in names[:8])
-        raise DataError(
-            f"the columns are {shown}; name them prompt and response, or turn 1, turn 2, …; {FORMS_IN_SHORT}"
-        )
+        raise NoDialogueError(f"the columns are {shown}; name them prompt and response, or turn 1, turn 2, …")
     return prompt, response
 
 

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 
 from dialogpt_jax.data.dialogue_line import (
     ASSISTANT,
-    FORMS_IN_SHORT,
     JSON,
     JSON_LIST,
     TSV,
@@ -27,6 +26,7 @@ from dialogpt_jax.data.dialogue_line import (
     Dialogue,
     Dropped,
     Form,
+    NoDialogueError,
     columns_of,
     is_number,
     parse_line,
@@ -43,6 +43,7 @@ __all__ = [
     "lenient_dialogues",
     "parse_line",
     "read_dialogues",
+    "read_lines",
 ]
 
 # What one line may cost in memory while it is read. A dialogue of 8 MiB has over a million words.
@@ -86,7 +87,7 @@ def held_out(path: str | os.PathLike[str], most: int | None = None) -> tuple[lis
                 break
     first = f"{place_in(path)} {dropped[0].line}: {dropped[0].reason}" if dropped else "the file is empty"
     if not dialogues:
-        raise DataError(f"{path}: none of {counted(len(dropped), 'lines')} is a dialogue; {first}; {FORMS_IN_SHORT}")
+        raise NoDialogueError(f"{path}: none of {counted(len(dropped), 'lines')} is a dialogue; {first}")
     lines = len(dropped) + len(dialogues)
     return (
         dialogues,
@@ -112,7 +113,7 @@ def dialogues_to_reply_to(path: str | os.PathLike[str]) -> tuple[list[list[str]]
         if line.speakers and line.speakers[-1] == ASSISTANT:
             own.append(number)
     if not found:
-        raise DataError(f"{path}: the file is empty; {FORMS_IN_SHORT}")
+        raise NoDialogueError(f"{path}: the file is empty")
     if not own:
         return found, ""
     many = f"{len(own):,} of {len(found):,} dialogues end" if len(own) > 1 else f"1 of {len(found):,} dialogues ends"
@@ -176,13 +177,13 @@ def place_in(path: str | os.PathLike[str]) -> str:
 
 def _table(path: str | os.PathLike[str], header: str, least: int) -> Form:
     if not header.strip():
-        raise DataError(f"{path}, line 1: no names of columns; {FORMS_IN_SHORT}")
+        raise NoDialogueError(f"{path}, line 1: no names of columns")
     delimiter = ";" if header.count(";") > header.count(",") else ","
     names = [name.strip().strip('"') for name in header.strip().split(delimiter)]
     try:
         return Form("CSV", columns_of(names, least), delimiter)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+    except NoDialogueError as error:
+        raise NoDialogueError(f"{path}: {error.what}") from None
 
 
 def _begins_a_list(line: str) -> bool:

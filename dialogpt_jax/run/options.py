@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 LONGEST_WARMUP = 1000
+VALID_DIALOGUES = 500  # of a held-out file: enough for a steady perplexity, and soon done at every evaluation
 TOPOLOGY = "v5e:2x4"  # that a run is compiled for without a TPU, where none is named
 TOLD = ("log_every", "evaluate_every", "save_every", "keep")  # these do not change the trained weights
 UNSAID: Any = None  # so the fields below have the type that they have once they are filled in
