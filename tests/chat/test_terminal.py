@@ -392,3 +392,17 @@ def test_a_reply_on_a_terminal_has_its_controls_escaped(bot, monkeypatch, capfd)
     terminal._person = True
     terminal._show(iter(["Hi \x1b]0;ti", "tle\x07 there\t", "☕"]))
     assert "Hi \\x1b]0;title\\x07 there\t☕\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_first_line_of_a_reply_is_broken_where_the_name_before_it_leaves_room(loaded, bot, monkeypatch, capfd):
+    monkeypatch.setattr("dialogpt_jax.chat.terminal._no_echo", contextlib.nullcontext)
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal = Terminal(bot, bot.chat(), name="fake")
+    terminal._person = True
+    if loaded:
+        terminal.chat = Chat(bot, turns=["Hi!", "Hi there, my dear all."])
+        terminal._show_turns("chat.json")
+    else:
+        terminal._show(iter(["Hi there, ", "my dear", " all."]))
+    assert "bot: Hi there, my\ndear all.\n" in re.sub(r"\x1b\[[0-9;]*m", "", capfd.readouterr().out)
