@@ -13,9 +13,9 @@ from dialogpt_jax.convert.names import MappingError as MappingError
 from dialogpt_jax.convert.weight_file import ReadError as ReadError
 from dialogpt_jax.data.batches import Batch as Batch
 from dialogpt_jax.data.examples import Example as Example
-from dialogpt_jax.data.examples import make_examples as make_examples
 from dialogpt_jax.data.formats import DataError as DataError
 from dialogpt_jax.data.formats import Dialogue as Dialogue
+from dialogpt_jax.data.in_memory import make_examples as make_examples
 from dialogpt_jax.data.shards import open_shards as open_shards
 from dialogpt_jax.decoding.generate import Generated as Generated
 from dialogpt_jax.decoding.generate import generate as generate

@@ -14,7 +14,8 @@ from dialogpt_jax.cli.flags import EXAMPLES_READ, FROM_1, UsageError, flags_of, 
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.check import dropped_table, first_examples, render_example, render_histogram, summary
 from dialogpt_jax.data.counts import DataCounts, check_counts
-from dialogpt_jax.data.dialogue_line import FORMS, DataError, NoDialogueError
+from dialogpt_jax.data.dialogue_line import FORMS, NoDialogueError
+from dialogpt_jax.data.dialogue_value import DataError
 from dialogpt_jax.data.example_options import ExampleOptions, make_example_options
 from dialogpt_jax.data.prepare import prepare, survey
 from dialogpt_jax.data.shards import INFO_FILE

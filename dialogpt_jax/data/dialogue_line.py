@@ -5,13 +5,10 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dialogpt_jax.arguments import as_plain, shown
-from dialogpt_jax.text.dialogue import DialogueError, join_parts, said_by, why_not_a_turn
+from dialogpt_jax.data.dialogue_value import ASSISTANT, MAX_WEIGHT, USER, DataError, Dialogue, Dropped
+from dialogpt_jax.text.dialogue import DialogueError, join_parts, why_not_a_turn
 
 # What `dialogpt data check --help` shows, and in short what an error says.
 FORMS = """\
@@ -32,8 +29,6 @@ FORMS_IN_SHORT = (
     "columns; Microsoft's .tsv"
 )
 MAX_TURN_CHARACTERS = 100_000  # far beyond every model's context; such a turn is a pasted file
-MAX_WEIGHT = 3.4e38  # float32's end
-ASSISTANT, USER = "assistant", "user"
 # What a pair of turns is called, the first before the second.
 PROMPTS, RESPONSES = ("prompt", "question", "input", "source"), ("response", "completion", "answer", "output", "target")
 _SHAREGPT = {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bing": ASSISTANT, "bard": ASSISTANT}
@@ -57,10 +52,6 @@ JSON, JSON_LIST = Form("JSON lines"), Form("a list in JSON")
 TSV, WEIGHTED_TSV = Form("TSV"), Form("TSV with weights")
 
 
-class DataError(ValueError):
-    """A line that is not a dialogue, or data that nothing can be trained on; the message names file and line."""
-
-
 class NoDialogueError(DataError):
     """Nothing in a file is read as a dialogue; the message ends with the forms that are.
 
@@ -75,71 +66,6 @@ class NoDialogueError(DataError):
 
     def __reduce__(self):  # from another process
         return type(self), (self.what,)
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """What was said, in order.
-
-    Attributes:
-      turns: the texts; none is empty.
-      speakers: who said each, where the file says so.
-      weights: how much each counts as a target, where the file says so; elsewhere 1.
-
-    Any sequence may be given for each, and is kept as a tuple; chat messages for `turns`, whose roles are speakers.
-
-    Raises:
-      DataError: a turn is no text, or there is not one speaker and one weight, finite and from 0, for each turn.
-
-    Example:
-      >>> dg.Dialogue(("Hi!", "Hello, I am Pip."), weights=(0.0, 1.0)).turns
-      ('Hi!', 'Hello, I am Pip.')
-    """
-
-    turns: tuple[str, ...]
-    speakers: tuple[str | None, ...] | None = None
-    weights: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.turns, str):
-            raise DataError(f"turns is one text, {shown(self.turns)}; give a list of texts")
-        try:
-            said = said_by(self.turns)
-        except DialogueError as error:
-            raise DataError(str(error)) from None
-        object.__setattr__(self, "turns", tuple(text for text, _ in said))
-        if self.speakers is None and any(role is not None for _, role in said):
-            object.__setattr__(self, "speakers", tuple(role for _, role in said))
-        for name in ("speakers", "weights"):
-            values = as_plain(getattr(self, name))
-            if values is None:
-                continue
-            if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != len(said):
-                raise DataError(f"{name} is {shown(values)}; give a list of {len(said)}, one for each turn")
-            object.__setattr__(self, name, tuple(values))
-        for speaker in self.speakers or ():
-            if speaker is not None and not isinstance(speaker, str):
-                raise DataError(f"a speaker is {shown(speaker)}; give a name, or None")
-            if refusal := why_not_a_turn(speaker):
-                raise DataError(refusal)
-        for weight in self.weights or ():
-            number = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
-            if not number or not 0 <= weight <= MAX_WEIGHT:
-                raise DataError(f"a weight is {shown(weight)}; it must be a finite number from 0")
-
-
-class Dropped(NamedTuple):
-    """A line that gives no dialogue.
-
-    Attributes:
-      line: its number in the file, from 1.
-      reason: what is wrong, with its numbers.
-      kind: the same without them, to count by.
-    """
-
-    line: int
-    reason: str
-    kind: str
 
 
 class _Refused(Exception):

@@ -17,14 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dialogpt_jax.data.dialogue_line import (
-    ASSISTANT,
     JSON,
     JSON_LIST,
     TSV,
     WEIGHTED_TSV,
-    DataError,
-    Dialogue,
-    Dropped,
     Form,
     NoDialogueError,
     columns_of,
@@ -32,6 +28,7 @@ from dialogpt_jax.data.dialogue_line import (
     parse_line,
     split_tsv,
 )
+from dialogpt_jax.data.dialogue_value import ASSISTANT, DataError, Dialogue, Dropped
 from dialogpt_jax.errors import counted
 
 __all__ = [

@@ -10,11 +10,11 @@ from dialogpt_jax.data.examples import (
     dialogue_examples,
     examples,
     joined_dialogues,
-    make_examples,
     order_and_weigh,
     windows,
 )
 from dialogpt_jax.data.formats import Dialogue
+from dialogpt_jax.data.in_memory import make_examples
 
 EOS = 0
 

@@ -12,7 +12,7 @@ import pytest
 import reddit_runs as runs
 
 from dialogpt_jax.cli.main import main
-from dialogpt_jax.data.dialogue_line import Dialogue
+from dialogpt_jax.data.dialogue_value import Dialogue
 from dialogpt_jax.data.formats import lenient_dialogues
 from dialogpt_jax.data.reddit import bland, dumps, split
 from dialogpt_jax.data.reddit import extract as extracting
