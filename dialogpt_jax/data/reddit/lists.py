@@ -7,6 +7,8 @@ from pathlib import Path
 from dialogpt_jax.data.reddit.records import COMMENT, SUBMISSION, as_bare_id
 from dialogpt_jax.data.reddit.threads import LeaveOut
 
+MAX_CHARACTERS = 1_000  # of an entry
+
 
 class ListError(ValueError):
     """A line of a list that cannot be what it should be; the message names the file and the line."""
@@ -17,11 +19,13 @@ def read_entries(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
     Raises:
       OSError: it cannot be read.
-      ListError: it is not UTF-8.
+      ListError: it is not UTF-8, or an entry is longer than any word or phrase.
     """
     with Path(path).open(encoding="utf-8-sig") as file:
         try:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_CHARACTERS + 1), ""), start=1):
+                if len(line) > MAX_CHARACTERS:
+                    raise ListError(f"{path}, line {number}: more than {MAX_CHARACTERS:,} characters; is this a list?")
                 if line.strip() and not line.startswith("#"):
                     yield number, line.strip().lower()
         except UnicodeDecodeError as error:

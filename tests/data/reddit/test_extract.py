@@ -319,6 +319,7 @@ def test_a_long_window_several_frames_and_a_line_of_100_megabytes(tmp_path):
         (["DUMP", "OUT", "--leave-out", "LIST"], 1, "line 2: 'no id!' is no id (t1_…, t3_…) and no author (u/…)"),
         (["DUMP", "OUT", "--leave-out", "NAMES"], 1, "line 2: 'somebody' is no id (t1_…, t3_…) and no author (u/…)"),
         (["DUMP", "OUT", "--leave-out", "ACCOUNTS"], 1, "line 1: 't2_abc' is no id (t1_…, t3_…) and no author (u/…)"),
+        (["DUMP", "OUT", "--offensive", "/dev/zero"], 1, "/dev/zero, line 1: more than 1,000 characters"),
         (["DUMP", "OUT", "--common-words", "EMPTY"], 1, "common_words holds no word: every reply would be skipped"),
         (["DUMP", "OUT", "--min-score", "9"], 1, "no dialogue is left of 2 lines; the table says which rule"),
     ],
