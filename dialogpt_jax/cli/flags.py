@@ -42,7 +42,7 @@ def whole(_: Any, tokens: Sequence[Token]) -> int:
     """A whole number; cyclopts itself rounds 1.5."""
     word = tokens[0].value
     if not re.fullmatch(r"[+-]?\d+", word, re.ASCII):
-        raise ValueError(f"{word!r} is no whole number")
+        raise ValueError(f"{word.replace(HYPHEN, '-')!r} is no whole number")
     return int(word)
 
 
@@ -55,7 +55,7 @@ def number(_: Any, tokens: Sequence[Token]) -> float:
     try:
         return float(tokens[0].value)
     except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is no number") from None
+        raise ValueError(f"{tokens[0].value.replace(HYPHEN, '-')!r} is no number") from None
 
 
 WHOLE = Parameter(converter=whole)

@@ -118,7 +118,8 @@ def _run(words: Sequence[str], prefix: str) -> int:
     from dialogpt_jax.cli.flags import HYPHEN, UsageError
 
     app = make_dialogpt()
-    words = [HYPHEN if word == "-" else word for word in words]
+    if words[:1] == ["reply"]:  # no other command takes a hyphen
+        words = [HYPHEN if word == "-" else word for word in words]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _warn(prefix, str(message))
         try:

@@ -50,6 +50,8 @@ def run(
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
 ) -> int:
+    if HYPHEN in (data, out, model.model, model.revision, reply.seed):
+        raise UsageError("`-` stands for turns from standard input, and for nothing else")
     if data is not None:
         if turns or candidates is not None or as_json:
             raise UsageError("--data takes the texts from the file and gives JSON lines; leave the others out")

@@ -59,8 +59,8 @@ def test_a_full_disk_is_one_line_that_names_the_output_and_status_1(model):
 
 
 def test_what_is_told_has_its_controls_escaped(capsys):
-    streams.tell("warning: tensor \x1b]0;title\x07\n\x9b2J")
-    assert capsys.readouterr() == ("", "warning: tensor \\x1b]0;title\\x07\n\\x9b2J\n")
+    streams.tell("warning: tensor \x1b]0;title\x07\n\x9b2J\rfine")
+    assert capsys.readouterr() == ("", "warning: tensor \\x1b]0;title\\x07\n\\x9b2J\\rfine\n")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
