@@ -12,6 +12,7 @@ pins versions of what jax uses too.
 """
 
 import argparse
+import difflib
 import heapq
 import json
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.io import fileio
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
 from dialogpt_jax.data.reddit import TERMS
@@ -33,7 +35,19 @@ from dialogpt_jax.data.reddit.rules import QUIRKS, Rules
 from dialogpt_jax.data.reddit.split import is_comment, pack_record, read_records, unpack_record
 from dialogpt_jax.data.reddit.statistics import Statistics
 from dialogpt_jax.data.reddit.threads import LeaveOut, judge
+from dialogpt_jax.errors import one_line
 
+NUMBERS = (
+    "min_score",
+    "min_depth",
+    "max_depth",
+    "max_turn_words",
+    "max_word_characters",
+    "max_pair_words",
+    "bland_count",
+    "bland_share",
+    "max_thread",
+)
 _HALF = 1 << 63  # Beam's integers have a sign
 PROBLEMS, COUNTS, SKIPPED = "problems", "counts", "skipped"
 Placed = tuple[str, int, bytes]  # the file and the line of a record, and its fields
@@ -191,6 +205,20 @@ def add_up(parts: Iterable[dict]) -> dict:
     return total.as_json()
 
 
+def _spelt(name: str) -> list[str]:
+    """A flag as `dialogpt data reddit` has it, and as Beam has its own."""
+    return sorted({f"--{name.replace('_', '-')}", f"--{name}"})
+
+
+def _refuse_misspelt(parser: argparse.ArgumentParser, others: Sequence[str]) -> None:
+    """Ends the program at a flag that is nearly one of ours: Beam would leave it out with a warning."""
+    ours = sorted({name.replace("_", "-") for name in parser._option_string_actions if name.startswith("--")})
+    for flag in (word.partition("=")[0] for word in others if word.startswith("--")):
+        close = difflib.get_close_matches(flag.replace("_", "-"), ours, n=1, cutoff=0.8)
+        if close:
+            parser.error(f"{flag} is no flag of this pipeline or of Beam; did you mean {close[0]}?")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dialogpt_jax.data.reddit.cluster", epilog=TERMS, description="Other flags are Beam's own."
@@ -198,28 +226,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dumps", required=True, nargs="+", help="patterns of files, in any of Beam's file systems")
     parser.add_argument("--out", required=True, help="a folder in any of Beam's file systems")
     parser.add_argument("--form", choices=(JSONL, TSV), default=JSONL)
-    for name in ("offensive", "subreddits", "common_words", "leave_out"):
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", metavar="FILE", help="on this machine, as `dialogpt data reddit`"
-        )
+    lists = ("offensive", "subreddits", "common_words", "leave_out")
+    for name in lists:
+        parser.add_argument(*_spelt(name), metavar="FILE", help="on this machine, as `dialogpt data reddit`")
     parser.add_argument("--faithful", default="", metavar="QUIRK,…", help="as `dialogpt data reddit`")
     parser.add_argument("--without", default="", metavar="RULE,…", help="as `dialogpt data reddit`")
-    numbers = ("min_score", "min_depth", "max_depth", "max_turn_words", "max_pair_words", "bland_count", "max_thread")
-    for name in numbers:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Rules, name), metavar="N")
-    parser.add_argument("--all-comments", action="store_true")
-    parser.add_argument("--titles", action="store_true")
+    for name in NUMBERS:
+        default = getattr(Rules, name)
+        parser.add_argument(*_spelt(name), type=type(default), default=default, metavar="N")
+    for name in ("all_comments", "titles"):
+        parser.add_argument(*_spelt(name), action="store_true")
     said, others = parser.parse_known_args(argv)
+    _refuse_misspelt(parser, others)
     readers: dict[str, Any] = {"offensive": read_words, "subreddits": read_subreddits, "common_words": read_words}
-    rules = Rules(
-        **{name: getattr(said, name) for name in (*numbers, "all_comments", "titles")},
-        **{name: reader(getattr(said, name)) for name, reader in readers.items() if getattr(said, name)},
-        faithful=frozenset(QUIRKS if said.faithful == "all" else filter(None, said.faithful.split(","))),
-        without=frozenset(filter(None, said.without.split(","))),
-    )
-    leave_out = read_leave_out(said.leave_out) if said.leave_out else LeaveOut()
+    try:
+        rules = Rules(
+            **{name: getattr(said, name) for name in (*NUMBERS, "all_comments", "titles")},
+            **{name: reader(getattr(said, name)) for name, reader in readers.items() if getattr(said, name)},
+            faithful=frozenset(QUIRKS if said.faithful == "all" else filter(None, said.faithful.split(","))),
+            without=frozenset(filter(None, said.without.split(","))),
+        )
+        leave_out = read_leave_out(said.leave_out) if said.leave_out else LeaveOut()
+    except (ValueError, OSError) as error:
+        parser.error(one_line(error))
     options = PipelineOptions(others)
     options.view_as(SetupOptions).save_main_session = False
+    if any(found.metadata_list for found in FileSystems.match([f"{said.out.rstrip('/')}/*"])):
+        parser.error(f"{said.out}: holds files already; name a new folder")  # else shards of two corpora stand together
     with beam.Pipeline(options=options) as pipeline:
         files = (
             pipeline

@@ -96,7 +96,8 @@ class Rules:
       max_turn_words: the longest turn, in words.
       max_word_characters: the longest word of a reply.
       max_pair_words: the most words of all turns together.
-      bland_count, bland_share: a reply is bland if this share of its word triples is said more often than this.
+      bland_count: a word triple is said often if it is said more than so many times.
+      bland_share: a reply is bland if so large a share of its word triples is said often.
       max_thread: the most comments of a thread that are read.
       all_comments: each comment is a reply once; without it only those that nobody answered, whose paths hold the others.
       titles: a thread's title is its first turn.

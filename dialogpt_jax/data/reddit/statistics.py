@@ -1,6 +1,5 @@
 """What became of the records: counts of dumps and partitions in; their sum as text, JSON and a plot out."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -215,7 +214,3 @@ def save_plot(statistics: Statistics, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png", metadata={"Software": None})
     part.replace(path)
-
-
-def to_text(statistics: Statistics) -> str:
-    return json.dumps(statistics.as_json(), indent=1)

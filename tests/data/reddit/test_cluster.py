@@ -61,3 +61,25 @@ def test_the_same_lines_as_one_machine(tmp_path, comments, flags, rules):
     assert len(lines(out, "dialogues")) == here.counts["dialogues"] > 0
     assert lines(out, "problems") == lines(tmp_path / "here", "problems")
     assert json.loads((out / "statistics.json").read_text()) == json.loads(json.dumps(here.as_json()))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--leave-outs", "x"), "--leave-outs is no flag of this pipeline or of Beam; did you mean --leave-out?"),
+        (("--ofensive=x",), "--ofensive is no flag of this pipeline or of Beam; did you mean --offensive?"),
+        (("--faithful", "nope"), "no quirk is called 'nope'"),
+        (("--leave_out", "GONE"), "gone, line 1: 'somebody' is no id"),
+        (("--bland-share", "7"), "bland_share 7.0"),
+        ((), "out: holds files already; name a new folder"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(tmp_path, capfd, flags, told):
+    (tmp_path / "gone").write_text("somebody\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dialogues-00000-of-00009.jsonl").write_text("{}\n")
+    flags = [str(tmp_path / "gone") if flag == "GONE" else flag for flag in flags]
+    with pytest.raises(SystemExit) as ended:
+        cluster.main(["--dumps", "x", "--out", str(tmp_path / "out"), *flags, *IN_MEMORY])
+    assert ended.value.code == 2
+    assert told in " ".join(capfd.readouterr().err.split())
