@@ -58,6 +58,7 @@ TABLE = (
     ("lm_head.weight", "lm_head.kernel", "V D -> V D"),
 )
 
+_TENSORS_A_LAYER = sum("{i}" in name for name, *_ in TABLE)
 GPT2_HEAD_DIM = 64  # of every released GPT-2 and DialoGPT; the number of heads is not in the shapes
 RELEASED = {(12, 768): "small", (24, 1024): "medium", (36, 1280): "large", (48, 1600): "GPT-2 XL"}  # layers and width
 MOST_LINES = 1000  # of a difference that an error shows; GPT-2 XL has 581 tensors
@@ -239,7 +240,7 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
             del found[HEAD]
         else:
             config, untied = dataclasses.replace(config, tie_word_embeddings=False), True
-    if config.n_layer > len(found):  # before anything of that size is laid out
+    if config.n_layer * _TENSORS_A_LAYER > 2 * len(found):  # before anything of that size is laid out
         raise MappingError(
             f"the config has n_layer {config.n_layer}, and the file has {_count_layers(found)} layers ({len(found)} "
             "tensors): the config is another model's, or damaged"

@@ -21,6 +21,7 @@ _CODES |= {
 SAFETENSORS_DTYPES = {code: NUMPY_DTYPES[name] for code, name in _CODES.items()}
 # The format allows ten times as much, of which Python would make gigabytes; GPT-2 XL's header has 60 KB.
 MAX_HEADER = 10_000_000
+MAX_TENSORS = 20_000  # GPT-2 XL has 581, and 96 buffers; each costs time, however small it is
 
 
 def load_json(text: bytes, what: str) -> Any:
@@ -63,6 +64,8 @@ def read_safetensors(data: np.ndarray) -> WeightFile:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
         raise ReadError("has a safetensors __metadata__ that is not a mapping of strings; the file is damaged")
+    if len(header) > MAX_TENSORS:
+        raise ReadError(f"has {len(header)} tensors; a GPT-2 has a dozen a layer, and at most {MAX_TENSORS} are read")
     body = data[8 + length :]
     spans = {name: _check_entry(name, entry) for name, entry in header.items()}
     position = 0

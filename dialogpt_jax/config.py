@@ -15,6 +15,7 @@ from dialogpt_jax.arguments import MOST, as_plain, shown
 # Rows of the token embedding are padded to a multiple of this: 50,257 = 29 · 1733 divides by no mesh and no vector
 # register; 50,304 = 393 · 128 does. The pad never shows outside the model.
 VOCAB_MULTIPLE = 128
+LEAST_POSITIVE = 1e-12  # of what is added to a variance or multiplies a draw; far below lies what float32 takes for 0
 
 # The names that other models' configs have for the same sizes; transformers reads them in a GPT-2's, too.
 ALIASES = {
@@ -99,8 +100,8 @@ class GPT2Config:
                 raise ConfigError(f"config: {name} is {shown(value)}; it must be at least 0 and less than 1")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
-            if not _is_number(value) or not value > 0.0:
-                raise ConfigError(f"config: {name} is {shown(value)}; it must be a positive number")
+            if not _is_number(value) or not LEAST_POSITIVE <= value <= 1:
+                raise ConfigError(f"config: {name} is {shown(value)}; it must be a number from {LEAST_POSITIVE} to 1")
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"config: {name} is {shown(getattr(self, name))}; it must be true or false")

@@ -65,6 +65,7 @@ WRONG = [
     *((name, None) for name in SIZES if name != "n_inner"),
     *((name, value) for name in RATES for value in (-0.1, 1.0, 1.5, float("nan"), "0.1", None, False)),
     *((name, value) for name in POSITIVE for value in (0, 0.0, -1e-5, float("nan"), float("inf"), "1e-5", None, True)),
+    *((name, value) for name in POSITIVE for value in (1e-300, 1e-13, 1.5, 1e300)),
     *((name, value) for name in SWITCHES for value in (1, 0, "true", None)),
     *(("activation_function", value) for value in ("gelu_fast", "tanh", "", None)),
     *(("eos_token_id", value) for value in (-1, 50257, 1.0, "50256", None, True)),

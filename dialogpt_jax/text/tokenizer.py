@@ -21,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from dialogpt_jax.arguments import as_path, as_plain, as_whole_number, shown
 from dialogpt_jax.config import CONFIG_FILE
 from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.text.expansion import MOST_TOKEN_CHARACTERS, check_expansion
 from dialogpt_jax.text.lines import read_small_file
 
 END_OF_TEXT = "<|endoftext|>"
@@ -48,6 +49,9 @@ class Tokenizer:
         Args:
           backend: the library's tokenizer.
           end_of_text_id: the token that ends a turn; by default `<|endoftext|>`, where the vocabulary has it.
+
+        Raises:
+          TokenizerError: a token is far too long.
         """
         if not isinstance(backend, tokenizers.Tokenizer):
             raise TypeError(
@@ -66,7 +70,10 @@ class Tokenizer:
         backend.no_truncation()
         self._backend = backend
         self._end_of_text_id = end_of_text_id
-        self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocab = backend.get_vocab(with_added_tokens=True)
+        if (longest := max(map(len, vocab), default=0)) > MOST_TOKEN_CHARACTERS:
+            raise TokenizerError(f"a token has {longest:,} characters; at most {MOST_TOKEN_CHARACTERS:,} make sense")
+        self._vocab_size = max(vocab.values(), default=-1) + 1
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size:,} ids, {self.end_of_text_id} ends a turn)"
@@ -84,7 +91,9 @@ class Tokenizer:
         if (folder / JSON_FILE).is_file():
             try:
                 with _one_error("not a tokenizer file"):
-                    backend = tokenizers.Tokenizer.from_str(read_small_file(folder / JSON_FILE))
+                    text = read_small_file(folder / JSON_FILE)
+                    backend = tokenizers.Tokenizer.from_str(text)
+                    check_expansion(json.loads(text))
                     return cls(backend, _read_end_of_text_id(folder))
             except TokenizerError as error:
                 raise TokenizerError(f"{folder / JSON_FILE}: {error}") from None

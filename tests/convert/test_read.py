@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 from weight_files import SOUND, arrays, put, refuse, safetensors_bytes
 
+from dialogpt_jax.convert import read_safetensors as safetensors
 from dialogpt_jax.convert.read import ReadError, WeightFile, read
 
 FORMATS = pytest.mark.parametrize("kind", list(SOUND))
@@ -198,6 +199,14 @@ def test_shards_of_two_formats_and_damaged_ones(tmp_path):
 )
 def test_an_index_that_is_none(tmp_path, content):
     refuse(put(tmp_path, content, "model.safetensors.index.json"))
+
+
+def test_far_too_many_tensors_are_refused_before_they_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors, "_check_entry", None)
+    header = {f"{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(20_001)}
+    refuse(
+        put(tmp_path, safetensors_bytes(header)), "has 20001 tensors; a GPT-2 has a dozen a layer, and at most 20000"
+    )
 
 
 def test_a_safetensors_header_whose_length_begins_like_json(tmp_path):

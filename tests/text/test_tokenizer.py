@@ -215,3 +215,49 @@ def test_gaps_between_ids_count(tmp_path, tokenizer):
     model = tokenizer.to_json()["model"]
     vocab = {token: 400 if number == 5 else number for token, number in model["vocab"].items()}
     assert broken(tmp_path, tokenizer, model=model | {"vocab": vocab}).vocab_size == 401
+
+
+def replace(pattern, content, kind="String"):
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "times"),
+    [
+        ("normalizer", replace("a", "a" * 300), "300"),
+        ("normalizer", replace("", "a" * 300, "Regex"), "301"),
+        ("normalizer", {"type": "Prepend", "prepend": "a" * 300}, "301"),
+        ("normalizer", {"type": "Sequence", "normalizers": [replace("a", "aa")] * 9}, "512"),
+        ("normalizer", {"type": "Sequence", "normalizers": [replace("a", "aa")] * 5000}, "a billion or more"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFKD"}] * 2}, "324"),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [BYTES] * 9}, "512"),
+        ("decoder", {"type": "Sequence", "decoders": [replace("a", "a" * 300), BYTES]}, "600"),
+    ],
+)
+def test_a_file_that_blows_texts_up_is_refused(tmp_path, tokenizer, step, value, times):
+    told = f"its {step} makes a text up to {times} times as long; at most 256 make sense"
+    with pytest.raises(TokenizerError, match=told) as caught:
+        broken(tmp_path, tokenizer, **{step: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_steps_that_real_files_have_are_not(tmp_path, tokenizer):
+    inner = [
+        {"type": "NFKC"},
+        {"type": "Lowercase"},
+        replace("\\s+", " ", "Regex"),
+        replace(" ", "_"),
+        replace("``", '"'),
+    ]
+    found = broken(tmp_path, tokenizer, normalizer={"type": "Sequence", "normalizers": inner})
+    assert found.decode(found.encode("``Hi  There")) == '"hi_there'
+
+
+def test_a_token_as_long_as_a_book_is_refused(tmp_path, tokenizer):
+    model = tokenizer.to_json()["model"]
+    vocab = {"a" * 100_001 if number == 5 else token: number for token, number in model["vocab"].items()}
+    with pytest.raises(TokenizerError, match="a token has 100,001 characters; at most 100,000 make sense"):
+        broken(tmp_path, tokenizer, model=model | {"vocab": vocab})
