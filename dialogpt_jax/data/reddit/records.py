@@ -31,6 +31,7 @@ class Comment(NamedTuple):
       month: "2017-12", in UTC; "" where it is not known.
       author: "" where it is not known.
       body: as it is written.
+      gone: whether the dump says that it was deleted after it was read.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Comment(NamedTuple):
     month: str
     author: str
     body: str
+    gone: bool = False
 
 
 class Submission(NamedTuple):
@@ -51,6 +53,7 @@ class Submission(NamedTuple):
       subreddit, author: as those of a comment.
       title: as it is written.
       comments: how many it says it has; None where it does not say.
+      gone: as that of a comment.
     """
 
     id: str
@@ -58,6 +61,7 @@ class Submission(NamedTuple):
     author: str
     title: str
     comments: int | None
+    gone: bool = False
 
 
 class Gone(NamedTuple):
@@ -91,8 +95,8 @@ def parse_record(line: bytes) -> Comment | Submission | Problem:
     """The comment or the submission that a line of a dump is.
 
     Example:
-      >>> parse_record(b'{"id": "c2", "link_id": "t3_a", "parent_id": "t1_c1", "body": "Yes.", "score": "3"}')
-      Comment(id='t1_c2', parent='t1_c1', thread='t3_a', score=3, subreddit='', month='', author='', body='Yes.')
+      >>> parse_record(b'{"id": "c2", "link_id": "t3_a", "parent_id": "t1_c1", "body": "Yes.", "score": "3"}')[:4]
+      ('t1_c2', 't1_c1', 't3_a', 3)
     """
     try:
         try:
@@ -126,6 +130,7 @@ def _comment(found: dict[str, Any]) -> Comment:
         _month(found.get("created_utc")),
         _author(found),
         body,
+        _is_gone(found),
     )
 
 
@@ -135,7 +140,12 @@ def _submission(found: dict[str, Any]) -> Submission:
     own = _id(found, "id", "name", or_else=place and place[2])
     count = _number(found.get("num_comments"))
     return Submission(
-        SUBMISSION + own, _subreddit(found, place), _author(found), title, None if count is None else int(count)
+        SUBMISSION + own,
+        _subreddit(found, place),
+        _author(found),
+        title,
+        None if count is None else int(count),
+        _is_gone(found) or isinstance(found.get("removed_by_category"), str),
     )
 
 
@@ -235,6 +245,14 @@ def _subreddit(found: dict[str, Any], place: re.Match[str] | None) -> str:
 
 def _author(found: dict[str, Any]) -> str:
     return found["author"] if isinstance(found.get("author"), str) else ""
+
+
+def _is_gone(found: dict[str, Any]) -> bool:
+    """Whether a text was there at first, and not when the dump's makers looked again: Arctic Shift's, from 2023 on."""
+    meta = found.get("_meta")
+    return isinstance(meta, dict) and (
+        meta.get("was_deleted_later") is True or isinstance(meta.get("removal_type"), str)
+    )
 
 
 _months: dict[int, str] = {}

@@ -23,7 +23,7 @@ from dialogpt_jax.data.reddit.normalise import SEPARATOR, URL
 # In the order in which they are asked; who is skipped, and why.
 COMMENT_RULES = {
     "left_out": "the list of what to leave out names it, its author or its thread",
-    "deleted": "text or author are deleted or removed, in one dump at least",
+    "deleted": "text or author are deleted or removed, then or later, in one dump at least",
     "quote": "it quotes: it holds > or &gt;",
     "short": "it has fewer than two words",
     "no_submission": "its submission is not in the dumps, or has fewer than two comments (faithful alone)",

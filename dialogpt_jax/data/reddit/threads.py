@@ -58,10 +58,11 @@ def read(record: Comment | Submission, rules: Rules, leave_out: LeaveOut = NOTHI
         thread = record.thread if isinstance(record, Comment) else record.id
         if not leave_out.ids.isdisjoint((record.id, thread)) or record.author.lower() in leave_out.authors:
             return "left_out"
+    author = "[deleted]" if record.gone else record.author
     if isinstance(record, Comment):
         flat = flatten(record.body)
-        return why_no_comment(record.body, flat, record.author, rules) or record._replace(body=flat)
-    gone = "deleted" not in rules.without and rules.fixes("deleted") and is_deleted(record.title, record.author, rules)
+        return why_no_comment(record.body, flat, author, rules) or record._replace(body=flat)
+    gone = "deleted" not in rules.without and rules.fixes("deleted") and is_deleted(record.title, author, rules)
     return record._replace(title="" if gone else flatten(record.title))
 
 

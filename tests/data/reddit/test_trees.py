@@ -200,3 +200,26 @@ def test_a_submission_that_comes_twice_is_no_comment():
     first, last = Submission("t3_s", "r", "ann", "Old", 2), Submission("t3_s", "r", "ann", "New", 2)
     thread = build_thread("t3_s", [first, make("b", "s"), last], Rules())
     assert (thread.submission.title, thread.duplicates) == ("New", 0)
+
+
+@pytest.mark.parametrize(
+    ("meta", "gone"),
+    [
+        ({"was_deleted_later": True}, True),
+        ({"removal_type": "removed by reddit", "retrieved_2nd_on": 1}, True),
+        ({"was_deleted_later": False, "removal_type": None}, False),
+        ({"is_edited": True}, False),
+        ("deleted", False),
+        (None, False),
+    ],
+)
+def test_what_a_dump_says_was_deleted_after_it_was_read(meta, gone):
+    fields = {"id": "c", "link_id": "a", "author": "Ann", "_meta": meta}
+    comment = parse_record(json.dumps(fields | {"body": "It is so ."}).encode())
+    assert comment.author == "Ann"  # whom a list may name
+    assert read(comment, Rules()) == ("deleted" if gone else comment)
+    assert not isinstance(read(comment, Rules(faithful=frozenset({"deleted"}))), str)
+    assert not isinstance(read(comment, Rules(without=frozenset({"deleted"}))), str)
+    for said in ({}, {"removed_by_category": "deleted"}, {"removed_by_category": None}):
+        submission = parse_record(json.dumps(fields | said | {"title": "What is it"}).encode())
+        assert bool(read(submission, Rules()).title) is not (gone or said.get("removed_by_category") == "deleted")
