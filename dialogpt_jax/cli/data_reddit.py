@@ -125,9 +125,16 @@ def run(
     for kind, (count, first) in statistics.problems.items():
         file, line, reason = first[0]
         streams.tell(f"{counted(count, 'lines')} not read, {kind}: the first is {file}, line {line}: {reason}")
-    if not statistics.counts["dialogues"]:
+    counts = statistics.counts
+    if not counts["comments"]:
         raise ValueError(
-            f"{folder}: no dialogue is left of {statistics.counts['lines']:,} lines; the table says which rule skipped them"
+            f"{folder}: no comment stands in {counted(counts['lines'], 'lines')} "
+            f"({counted(counts['submissions'], 'submissions')}, {counts['problems']:,} that are neither); "
+            "name the dumps of comments, RC_…, too"
+        )
+    if not counts["dialogues"]:
+        raise ValueError(
+            f"{folder}: no dialogue is left of {counted(counts['lines'], 'lines')}; the table says which rule skipped them"
         )
     broken = [
         f"{file}, line {line}"
@@ -139,7 +146,7 @@ def run(
         raise ValueError(
             f"{folder}: made of what stands before the break of {', '.join(broken)}; get these dumps whole"
         )
-    streams.show(f"wrote {folder}: {counted(statistics.counts['dialogues'], 'dialogues')}")
+    streams.show(f"wrote {folder}: {counted(counts['dialogues'], 'dialogues')}")
     return 0
 
 

@@ -91,7 +91,7 @@ def is_finished(target: Path, plan: dict[str, Any], *, replace: bool) -> bool:
         name = next(name for name in plan if known.get(name) != plan[name])
         shown = f" ({json.dumps(known.get(name))}, now {json.dumps(plan[name])})"
         raise ExtractError(
-            f"{target}: a corpus was begun here with another {name}"
+            f"{target}: a corpus was begun here with {'other dumps' if name == 'dumps' else f'another {name}'}"
             f"{'' if name in ('dumps', 'leave_out', *LISTS) else shown}; choose another folder, or --force"
         )
     _clear(target)

@@ -202,7 +202,7 @@ def test_another_plan_is_refused_by_its_name(synthetic, tmp_path):
         extract(synthetic, out, Rules(min_score=2), workers=1)
     with pytest.raises(ExtractError, match="another leave_out; choose another folder, or --force"):
         extract(synthetic, out, Rules(), workers=1, leave_out=LeaveOut(frozenset({"t1_a"})))
-    with pytest.raises(ExtractError, match="another dumps"):
+    with pytest.raises(ExtractError, match="other dumps"):
         extract(synthetic[:2], out, Rules(), workers=1)
     assert runs.digests(out) == before
     extract(synthetic, out, Rules(min_score=2), workers=1, replace=True)
@@ -321,6 +321,11 @@ def test_a_long_window_several_frames_and_a_line_of_100_megabytes(tmp_path):
         (["DUMP", "OUT", "--leave-out", "ACCOUNTS"], 1, "line 1: 't2_abc' is no id (t1_…, t3_…) and no author (u/…)"),
         (["DUMP", "OUT", "--offensive", "/dev/zero"], 1, "/dev/zero, line 1: more than 1,000 characters"),
         (["DUMP", "OUT", "--common-words", "EMPTY"], 1, "common_words holds no word: every reply would be skipped"),
+        (
+            ["TITLES", "OUT"],
+            1,
+            "no comment stands in 1 line (1 submission, 0 that are neither); name the",
+        ),
         (["DUMP", "OUT", "--min-score", "9"], 1, "no dialogue is left of 2 lines; the table says which rule"),
     ],
 )
@@ -338,6 +343,7 @@ def test_what_goes_wrong_is_one_line(tmp_path, capfd, words, status, told):
     (tmp_path / "none.zst").touch()
     places |= {word: tmp_path / name for word, name in (("LINK", "link.jsonl"), ("PIPE", "pipe.jsonl"))}
     places |= {"PACKED": tmp_path / "packed", "ZIPPED": tmp_path / "zipped", "NONE": tmp_path / "none.zst"}
+    places |= {"TITLES": write(tmp_path / "RS.jsonl", {"id": "s", "title": "What is it"})}
     places |= {"DUMP2": write(tmp_path / "d2.jsonl", *TALK)}
     assert main(["data", "reddit", *(str(places.get(word, word)) for word in words), "--workers", "1"]) == status
     err = capfd.readouterr().err
@@ -417,7 +423,7 @@ def test_a_replacement_that_was_killed_goes_on(synthetic, tmp_path, monkeypatch)
             patch.setattr(type(out), "unlink", killed)
             with pytest.raises(KeyboardInterrupt):
                 extract(synthetic, out, new, workers=1, replace=True)
-        with pytest.raises(ExtractError, match="out: a corpus was begun here with another dumps; choose"):
+        with pytest.raises(ExtractError, match="out: a corpus was begun here with other dumps; choose"):
             extract(synthetic, out, Rules(), workers=1)  # what is left is no corpus, with the old rules either
     extract(synthetic, out, new, workers=1, replace=True)
     assert runs.digests(out) == runs.digests(tmp_path / "new")
