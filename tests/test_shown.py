@@ -75,3 +75,7 @@ def test_tables_hold_every_text_as_text():
     assert "Hi &amp; bye" in table
     assert table.count("<tr>") == 3
     assert ">cut<" in table
+    assert "more" not in table
+    long = Candidates([candidate()] * 20)._repr_html_()
+    assert long.count("<tr>") == 17
+    assert long.endswith("<p>… 4 more</p>")
