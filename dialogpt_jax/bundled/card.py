@@ -92,7 +92,7 @@ def write_card(
     *,
     curve: list[tuple[int, float]],
     command: str,
-    how: str,
+    how: Mapping[str, str],
     history: str = "",
 ) -> None:
     """Measures the model in `directory` and writes its card there.
@@ -103,7 +103,7 @@ def write_card(
       valid, everyday: the held-out dialogues by source.
       curve: (step, bits per byte) of the run.
       command: that makes the model.
-      how: the options of its training.
+      how: the command of each training, by the stage's name.
       history: a paragraph on how these very weights came to be.
     """
     dialogues = [turns for of_source in valid.values() for turns in of_source]
@@ -136,8 +136,8 @@ def write_card(
     )
 
 
-def _head(bot: Bot, command: str, how: str, history: str, curve: list[tuple[int, float]]) -> str:
-    config = bot.config
+def _head(bot: Bot, command: str, how: Mapping[str, str], history: str, curve: list[tuple[int, float]]) -> str:
+    config, commands = bot.config, "\n".join(f"dialogpt {line}" for line in how.values())
     return f"""\
 ---
 license: mit
@@ -158,21 +158,22 @@ counted alike wherever it stands. Stored in float16; any reader of GPT-2 directo
 {command}
 ```
 
-That makes the tokenizer and a model of half the blocks from the large sources; then it grows that model, each new block
-beginning as one that adds nothing, and goes on with everyday talk in the mix, by
+That makes the tokenizer; a teacher of twice the width, which is not shipped; a student that learns, in a dozen passes, the
+corpus and what the teacher expects at each place of it; and settles that on everyday talk at a low rate:
 
 ```sh
-dialogpt train --init RUN/first --config RUN/start/config.json --data RUN/data … {how}
+{commands}
+dialogpt convert RUN/trained MODEL --dtype float16
 ```
 
-and `dialogpt convert RUN/trained MODEL --dtype float16`. Muon for the matrices, Adam for the rest, bfloat16 products,
-float32 state; the rates are level, and fall to 0 at the end; what is exported is the running average of the weights.
+Muon for the matrices, Adam for the rest, bfloat16 products, float32 state; the rates are level, and fall to 0 at the end;
+what is exported is the running average of the weights.
 {history}
 It saw the train part of a corpus of 39,900 dialogues, 6.9 million words:
 
 {SOURCES}
 
-Bits per byte on the first 100 dialogues of the valid part, while it was trained (up to 4,096 tokens a step):
+Bits per byte on the first 500 dialogues of the valid part, while the student was trained (32,768 tokens a step):
 
 {_table(("step", *(f"{step}" for step, _ in curve)), [("bits per byte", *(f"{value:.3f}" for _, value in curve))])}"""
 

@@ -1,24 +1,27 @@
-"""Makes the bundled model by the package's own commands: a folder of dialogues in; a run, a model directory, its card out.
+"""Makes the bundled models by the package's own commands: a folder of dialogues in; a run, a model directory, its card out.
 
     python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL
-    python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --init OLDER      go on from a model
-    python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --reverse --init FIRST
+    python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --init OLDER      settle OLDER only
+    python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --reverse --init OLDER
 
-    corpus ─tokenizer→ start ─train, 4 blocks→ first ─grow, train, 8 blocks, everyday talk→ trained ─float16→ MODEL
+    corpus ─tokenizer→ start ─train→ teacher ─teaches→ student ─settle, everyday talk→ trained ─float16→ MODEL
 
-The last makes the backward model: its start is the first, small model of the forward run (RUN/first there), which knows
-the words and has only to turn the order round. CORPUS holds `train`, `valid`, `everyday` and `everyday-valid`, each
-`.jsonl.gz`, a dialogue a line with its `source`. Each command is printed before it runs; only the tokenizer and the card
-have none. A run that was stopped goes on when the command is given again. The numbers below are the model's: change them
-and it is another one.
+The teacher is wider than what may be shipped; the student learns the corpus and what the teacher expects of it, in many
+passes; at the end it settles on everyday talk at a low rate. The last command goes on with a backward model. CORPUS holds
+`train`, `valid`, `everyday` and `everyday-valid`, each `.jsonl.gz`, a dialogue a line with its `source`. Each command is
+printed before it runs; only the tokenizer, the sample and the card have none. A run that was stopped goes on when the
+command is given again. The numbers below are the models': change them and they are others. On a GPU all of it takes
+minutes, on two CPU cores days.
 """
 
 import argparse
 import dataclasses
+import gzip
 import json
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from dialogpt_jax.bundled.card import read_by_source, read_curve, write_card
 from dialogpt_jax.chat.bot import load
@@ -27,7 +30,6 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.formats import read_dialogues
 from dialogpt_jax.run.journal import METRICS
 from dialogpt_jax.text.tokenizer import JSON_FILE, Tokenizer
-from dialogpt_jax.weights.directory import CONFIG_FILE
 
 VOCAB_SIZE = 8192
 CONFIG = GPT2Config(
@@ -35,56 +37,71 @@ CONFIG = GPT2Config(
     eos_token_id=VOCAB_SIZE - 1,
     n_positions=512,
     n_embd=256,
-    n_layer=8,
+    n_layer=12,
     n_head=4,
-    embd_pdrop=0.0,  # less than four epochs of each source: nothing to overfit
+    embd_pdrop=0.05,
     attn_pdrop=0.0,
-    resid_pdrop=0.0,
+    resid_pdrop=0.05,
 )
-FIRST = dataclasses.replace(CONFIG, n_positions=256, n_layer=4)
-EVERYDAY_TIMES = 5  # everyday talk is 3 % of the words; so often, 15 % of the tokens
-STEPS, DECAY = 2450, 1600  # more passes over everyday talk are learned by heart: see the card
-FIRST_STEPS, FIRST_DECAY = 1700, 500
-REVERSE_STEPS, REVERSE_DECAY, REVERSE_TIMES = 600, 520, 6
-# Short runs of a small model: Muon, level and then falling rates (Hägele et al. 2024), Adam's averages short.
-SAME = "--optimizer muon --schedule trapezoid --b2 0.99 --dtype bfloat16 --valid-dialogues 100 --resume"
-FIRST_HOW = f"--batch-size 32 --learning-rate 0.02 --warmup 60 --weight-decay 0 --evaluate-every 200 {SAME}"
-REVERSE_HOW = (
-    "--batch-size 32 --learning-rate 0.01 --warmup 20 --weight-decay 0.05 --embedding-decay 0 --average 0.98 "
-    f"--evaluate-every 200 --save-every 100 --log-every 25 {SAME}"
-)
-HOW = (
-    "--batch-size 8 --learning-rate 0.012 --warmup 40 --weight-decay 0.05 --embedding-decay 0 --average 0.99 "
-    f"--evaluate-every 300 --save-every 150 --log-every 25 {SAME}"
-)
+TEACHER = dataclasses.replace(CONFIG, n_embd=512, n_head=8, embd_pdrop=0.15, resid_pdrop=0.15)
+
+
+class Stage(NamedTuple):
+    """One training: how often everyday talk stands in its mix, how many steps, the last of them falling, and the rest."""
+
+    everyday: int
+    steps: int
+    decay: int
+    how: str
+
+
+# Muon, level and then falling rates (Hägele et al. 2024), Adam's averages short, decay high for what is read often.
+SAME = "--optimizer muon --schedule trapezoid --b2 0.99 --average 0.99 --dtype bfloat16 --buckets 1 --resume"
+TAUGHT = "--batch-size 64 --learning-rate 0.02 --warmup 60 --weight-decay 0.1 --embedding-decay 0.05"
+STAGES = {
+    "teacher": Stage(
+        1, 824, 743, "--batch-size 64 --learning-rate 0.02 --warmup 60 --weight-decay 0.15 --embedding-decay 0.1"
+    ),
+    "student": Stage(2, 3879, 1298, f"{TAUGHT} --teacher-share 0.7"),
+    "trained": Stage(
+        2,
+        800,
+        700,
+        "--batch-size 8 --learning-rate 0.004 --warmup 20 --weight-decay 0.1 --embedding-decay 0.05 --seed 2",
+    ),
+    "reverse": Stage(2, 7035, 1094, f"{TAUGHT} --dropout 0.05"),
+}
+SAMPLE = 12  # the last stage reads every so manieth dialogue, and all of PERSONAL
+PERSONAL = "personality"
+REVERSE_POSITIONS = 256
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     run, export = args.run, args.export
-    if args.reverse:
-        if args.init is None:
-            sys.exit("--reverse needs --init: the first model of the forward run, RUN/first")
-        return _run_all([*_reverse_commands(args), f"convert {run / 'trained'} {export} --dtype float16 --force"])
-    if args.init is None and not (run / "first").exists():
-        _begin(args.corpus, run / "start-first", FIRST)
-        status = _run_all(_first_commands(args))
-        if status or not (run / "first").exists():  # it failed, or was asked to stop
+    if args.reverse and args.init is None:
+        sys.exit("--reverse needs --init: the backward model to go on with, such as the bundled one")
+    if args.init is None:
+        _begin(args.corpus, run / "start")
+        names, latest = ["teacher", "student", "trained"], run / "start"
+    else:
+        names, latest = ["reverse" if args.reverse else "trained"], args.init
+    for name in names:
+        status = _run_all(_commands(args, name, latest))
+        if status or not (run / name).exists():  # it failed, or was asked to stop
             return status
-    first = run / "first" if args.init is None else args.init
-    _begin_from(first, run / "start")
-    status = _run_all([*_commands(args, first), f"convert {run / 'trained'} {export} --dtype float16 --force"])
-    if status or not (run / "trained").exists():
+        latest = run / name
+    status = _run_all([f"convert {latest} {export} --dtype float16 --force"])
+    if status or args.reverse:
         return status
-    command = f"python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --steps {args.steps} "
     write_card(
         export,
         load(export),
         read_by_source(args.corpus / "valid.jsonl.gz"),
         read_by_source(args.corpus / "everyday-valid.jsonl.gz"),
-        curve=read_curve(run / METRICS),
-        command=f"{command}--decay {args.decay} --seed {args.seed}",
-        how=HOW,
+        curve=read_curve(run / "run-student" / METRICS) if args.init is None else [],
+        command="python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL",
+        how=_shown(),
     )
     print(f"wrote {export}", flush=True)
     return 0
@@ -101,69 +118,70 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--export", type=Path, required=True, help="where the model directory goes")
     parser.add_argument("--init", type=Path, help="begin from this model and not from nothing")
     parser.add_argument("--reverse", action="store_true", help="the backward model, with the bundled model's tokenizer")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--decay", type=int, default=DECAY, help="the rates fall to 0 over the last DECAY steps")
-    parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
-def _first_commands(args: argparse.Namespace) -> list[str]:
-    """The small model, from nothing, on the large corpus alone."""
-    corpus, run, out = args.corpus, args.run / "start-first", args.run / "run-first"
-    data = args.run / "data-first"
-    train = (
-        f"train --config {run / CONFIG_FILE} --tokenizer {run} --data {data} --valid {corpus / 'valid.jsonl.gz'} "
-        f"--out {out} --steps {FIRST_STEPS} --decay {FIRST_DECAY} --seed {args.seed} {FIRST_HOW} "
-        f"--export {args.run / 'first'}"
+def _commands(args: argparse.Namespace, name: str, before: Path) -> list[str]:
+    """What is still to be run for a stage: its data, its training. `before` has the tokenizer, or the weights too."""
+    if (args.run / name).exists():
+        return []
+    data = args.run / f"data-{name}"
+    return [*[_prepare(args, name, before, data)] * (not data.exists()), _train(args, name, before)]
+
+
+def _train(args: argparse.Namespace, name: str, before: Path) -> str:
+    """The command that trains a stage."""
+    stage, run = STAGES[name], args.run
+    if name in ("teacher", "student"):
+        begin = f"--config {run / f'{name}.json'} --tokenizer {before}"
+    else:
+        begin = f"--init {before}"
+    teacher = f" --teacher {run / 'teacher'}" if name == "student" else ""
+    valid = args.corpus / ("everyday-valid.jsonl.gz" if name == "trained" else "valid.jsonl.gz")
+    return (
+        f"train {begin}{teacher} --data {run / f'data-{name}'} --valid {valid} --out {run / f'run-{name}'} "
+        f"--steps {stage.steps} --decay {stage.decay} {stage.how} {SAME} --export {run / name}"
     )
-    return [*_prepare(args, data, run, FIRST, times=0), train]
 
 
-def _commands(args: argparse.Namespace, first: Path) -> list[str]:
-    """That model grown, on everything."""
-    start, data, trained = args.run / "start", args.run / "data", args.run / "trained"
-    train = (
-        f"train --init {first} --config {start / CONFIG_FILE} --data {data} --valid {args.corpus / 'valid.jsonl.gz'} "
-        f"--out {args.run} --steps {args.steps} --decay {args.decay} --seed {args.seed} {HOW} --export {trained}"
-    )
-    return _prepare(args, data, start, CONFIG, times=EVERYDAY_TIMES) + [train] * (not trained.exists())
+def _shown() -> dict[str, str]:
+    """The command of each training, as the card shows it."""
+    args, before = argparse.Namespace(corpus=Path("CORPUS"), run=Path("RUN")), Path("RUN/start")
+    shown = {}
+    for name in ("teacher", "student", "trained"):
+        shown[name], before = _train(args, name, before), Path("RUN") / name
+    return shown
 
 
-def _reverse_commands(args: argparse.Namespace) -> list[str]:
-    """p(what was said before | a reply), from the small forward model of half the size."""
-    data, trained = args.run / "data", args.run / "trained"
-    train = (
-        f"train --init {args.init} --data {data} --reverse --valid {args.corpus / 'valid.jsonl.gz'} --out {args.run} "
-        f"--steps {REVERSE_STEPS} --decay {REVERSE_DECAY} --seed {args.seed} {REVERSE_HOW} --export {trained}"
-    )
-    return [
-        *_prepare(args, data, args.init, FIRST, times=REVERSE_TIMES, more=" --reverse"),
-        *[train] * (not trained.exists()),
-    ]
+def _prepare(args: argparse.Namespace, name: str, tokenizer: Path, data: Path) -> str:
+    """The command that prepares the mix of a stage."""
+    large = args.corpus / "train.jsonl.gz"
+    if name == "trained":
+        large = _sample(large, args.run / "sample.jsonl.gz")
+    files = " ".join(map(str, [large, *[args.corpus / "everyday.jsonl.gz"] * STAGES[name].everyday]))
+    backwards = name == "reverse"
+    length = REVERSE_POSITIONS if backwards else CONFIG.n_positions
+    return f"data prepare {files} {data} --tokenizer {tokenizer} --max-length {length} --pack{' --reverse' * backwards}"
 
 
-def _prepare(args, data: Path, tokenizer: Path, config: GPT2Config, *, times: int, more: str = "") -> list[str]:
-    """The command that prepares the mix, where that is not done."""
-    files = [args.corpus / "train.jsonl.gz", *[args.corpus / "everyday.jsonl.gz"] * times]
-    named = " ".join(map(str, files))
-    command = f"data prepare {named} {data} --tokenizer {tokenizer} --max-length {config.n_positions}{more}"
-    return [] if data.exists() else [command]
+def _sample(corpus: Path, sample: Path) -> Path:
+    """Every twelfth dialogue, and all that are about who it is."""
+    sample.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(corpus, "rt", encoding="utf-8") as lines, gzip.open(sample, "wt", encoding="utf-8") as out:
+        out.writelines(
+            line for number, line in enumerate(lines) if number % SAMPLE == 0 or json.loads(line)["source"] == PERSONAL
+        )
+    return sample
 
 
-def _begin(corpus: Path, start: Path, config: GPT2Config) -> None:
-    """A directory with the sizes and a tokenizer made of the corpus."""
+def _begin(corpus: Path, start: Path) -> None:
+    """A directory with a tokenizer made of the corpus, and beside it the sizes of teacher and student."""
     if not (start / JSON_FILE).exists():
         start.mkdir(parents=True, exist_ok=True)
-        (start / CONFIG_FILE).write_text(json.dumps(config.to_hf(), indent=2), encoding="utf-8")
         turns = (turn for turns in read_dialogues(corpus / "train.jsonl.gz") for turn in turns)
-        Tokenizer.train(turns, config.vocab_size).save(start)
-
-
-def _begin_from(model: Path, start: Path) -> None:
-    """A directory with the sizes to grow to and the tokenizer of a model."""
-    start.mkdir(parents=True, exist_ok=True)
-    (start / CONFIG_FILE).write_text(json.dumps(CONFIG.to_hf(), indent=2), encoding="utf-8")
-    Tokenizer.load(model).save(start)
+        Tokenizer.train(turns, VOCAB_SIZE).save(start)
+    for name, config in {"teacher": TEACHER, "student": CONFIG}.items():
+        (start.parent / f"{name}.json").write_text(json.dumps(config.to_hf(), indent=2), encoding="utf-8")
 
 
 def _run_all(commands: list[str]) -> int:

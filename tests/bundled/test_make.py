@@ -40,36 +40,52 @@ def folders(tmp_path):
     return ["--corpus", str(corpus), "--run", str(tmp_path / "run"), "--export", str(tmp_path / "export")]
 
 
-def test_from_nothing_a_small_model_grows_on_the_mix(told, folders):
+def test_from_nothing_a_teacher_teaches_a_student_that_settles_on_everyday_talk(told, folders):
     assert make.main(folders) == 0
-    assert [words[0] for words in told] == ["data", "train", "data", "train", "convert", "card"]
-    small, large = (" ".join(told[place]) for place in (0, 2))
-    assert (small.count("everyday.jsonl.gz"), large.count("everyday.jsonl.gz")) == (0, make.EVERYDAY_TIMES)
-    assert ("--max-length 256" in small, "--max-length 512" in large) == (True, True)
-    first, second = (" ".join(told[place]) for place in (1, 3))
-    assert first.startswith("train --config")
-    assert second.startswith("train --init")
-    assert make.HOW in second
-    assert f"--steps {make.STEPS} --decay {make.DECAY} --seed 0" in second
-    sizes = json.loads((make.Path(told[3][told[3].index("--config") + 1])).read_text())
-    assert (sizes["n_layer"], sizes["n_positions"]) == (make.CONFIG.n_layer, make.CONFIG.n_positions)
+    assert [words[0] for words in told] == ["data", "train"] * 3 + ["convert", "card"]
+    for place, name in enumerate(("teacher", "student", "trained")):
+        stage, (data, train) = make.STAGES[name], (shlex.join(words) for words in told[2 * place : 2 * place + 2])
+        assert data.count("everyday.jsonl.gz") == stage.everyday
+        assert ("sample.jsonl.gz" in data) == (name == "trained")
+        assert f"--steps {stage.steps} --decay {stage.decay} {stage.how}" in train
+        assert ("--teacher " in train) == (name == "student")
+        assert train.startswith("train --init" if name == "trained" else "train --config")
+    assert told[3][told[3].index("--teacher") + 1] == told[1][told[1].index("--export") + 1]
+    assert told[5][told[5].index("--init") + 1] == told[3][told[3].index("--export") + 1]
+    widths = [json.loads(make.Path(told[i][told[i].index("--config") + 1]).read_text())["n_embd"] for i in (1, 3)]
+    assert widths == [make.TEACHER.n_embd, make.CONFIG.n_embd]
     told.clear()
     assert make.main(folders) == 0  # what is done is not done again
     assert [words[0] for words in told] == ["convert", "card"]
 
 
-def test_it_goes_on_from_a_model(told, folders, tmp_path):
+def test_an_older_model_only_settles(told, folders, tmp_path):
     tiny_bot().save(tmp_path / "older")
     assert make.main([*folders, "--init", str(tmp_path / "older")]) == 0
     assert [words[0] for words in told] == ["data", "train", "convert", "card"]
-    assert shlex.join(told[1]).startswith(f"train --init {tmp_path / 'older'} --config")
+    assert shlex.join(told[1]).startswith(f"train --init {tmp_path / 'older'} --data")
+
+
+def test_the_sample_is_every_twelfth_dialogue_and_all_of_who_it_is(tmp_path):
+    lines = [{"source": make.PERSONAL if i % 5 == 1 else "a", "turns": [f"{i}", "b"]} for i in range(40)]
+    (tmp_path / "all.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    with gzip.open(make._sample(tmp_path / "all.gz", tmp_path / "some.gz"), "rt") as found:
+        assert [int(json.loads(line)["turns"][0]) for line in found] == [0, 1, 6, 11, 12, 16, 21, 24, 26, 31, 36]
+
+
+def test_the_card_shows_no_folder_of_the_machine(told, folders):
+    shown = make._shown()
+    assert list(shown) == ["teacher", "student", "trained"]
+    assert all(
+        "/" not in word or word.startswith(("RUN/", "CORPUS/")) for line in shown.values() for word in line.split()
+    )
 
 
 def test_a_backward_model_is_prepared_and_trained_backwards(told, folders, tmp_path):
     tiny_bot().save(tmp_path / "older")
     assert make.main([*folders, "--init", str(tmp_path / "older"), "--reverse"]) == 0
     assert [words[0] for words in told] == ["data", "train", "convert"]
-    assert all("--reverse" in words for words in told[:2])
+    assert "--reverse" in told[0]
     assert shlex.join(told[1]).startswith(f"train --init {tmp_path / 'older'} ")
     assert told[0][told[0].index("--tokenizer") + 1] == str(tmp_path / "older")  # the two share it
     with pytest.raises(SystemExit, match="--reverse needs --init"):

@@ -199,6 +199,7 @@ def test_a_plan_says_what_changes_numbers_and_nothing_else():
     base = TrainOptions(steps=9)
     assert json_round_trip(base.identity()) == json.loads(json.dumps(base.identity()))
     quiet = {"log_every": 3, "evaluate_every": 3, "save_every": 3, "keep": 9, "checkpoint_blocks": True}
+    quiet["teacher_share"] = 0.3  # a run that has teachers notes it beside them
     loud = {"steps": 8, "batch_size": 3, "accumulate": 3, "learning_rate": 0.5, "warmup": 1, "schedule": "cosine"}
     loud |= {"decay": 3, "optimizer": "muon", "weight_decay": 0.5, "b2": 0.5, "clip": 0.5, "dropout": 0.5, "seed": 1}
     loud |= {
