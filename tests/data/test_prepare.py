@@ -75,6 +75,16 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, tokenizer, monkey
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["by1", "by2", "by3", "one.jsonl", "two.jsonl"]
 
 
+def test_a_file_named_twice_has_twice_its_share_of_the_mix(tmp_path, tokenizer):
+    some, other = write_corpus(tmp_path / "some.jsonl", 7), write_corpus(tmp_path / "other.jsonl", 5, seed=1)
+    prepare([some, other, some], tmp_path / "mix", tokenizer, PLAIN, workers=2)
+    found, lists = open_shards(tmp_path / "mix"), {}
+    for file in (some, other):
+        prepare([file], tmp_path / file.stem, tokenizer, PLAIN, workers=1)
+        lists[file] = as_lists(list(open_shards(tmp_path / file.stem)))
+    assert as_lists(list(found)) == [*lists[some], *lists[other], *lists[some]]
+
+
 def test_the_examples_are_those_of_the_dialogues(tmp_path, tokenizer):
     turns = ["Hi there!", "Hello.", "What now?", "<|endoftext|> is text", "x" * 90, "Bye."]
     (tmp_path / "talk.jsonl").write_text(json.dumps({"turns": turns}))
