@@ -120,7 +120,7 @@ def summed_loss(
     if teachers:
         with jax.named_scope("teachers"):
             hidden = [hidden_of_texts(t.params, t.config, tokens_BT, segments_BT, None, False) for t in teachers]
-            taught = jax.lax.stop_gradient((Views(hidden, heads(teachers)), jnp.float32(share)))
+            taught = (Views(hidden, heads(teachers)), jnp.float32(share))  # the head's rule gives it no gradient
     with jax.named_scope("head"):
         total = _weighted_head(x_BTD, kernel_VD, next_tokens(tokens_BT), next_tokens(weights_BT), taught, config, chunk)
     return total, weights_BT.sum()
