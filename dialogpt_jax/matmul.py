@@ -15,15 +15,24 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from dialogpt_jax.int8 import LEVELS, Int8Weight
+
 
 def precision_of(x: jax.Array) -> jax.lax.Precision | None:
     """Float32 means float32 on every platform: a TPU would multiply in bfloat16 by default."""
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
+def matmul(x_MI: jax.Array, w_OI: jax.Array | Int8Weight) -> jax.Array:
+    """x Wᵀ, accumulated and returned in float32, (M, O); a stack of weights (G, O, I) gives (G, M, O)."""
+    if isinstance(w_OI, Int8Weight):
+        return jax.lax.platform_dependent(x_MI, w_OI, cpu=_int8_on_cpu, default=_dequantized)
+    return _float_product(x_MI, w_OI)
+
+
 @jax.custom_vjp
-def matmul(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
-    """x Wᵀ, accumulated and returned in float32, (M, O); a stack of weights (G, O, I) gives (G, M, O).
+def _float_product(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
+    """The product of floating numbers.
 
     The rule for its gradient keeps both products of the backward pass in the operands' dtype; jax's own would multiply
     the float32 cotangent in float32. On CPU a bfloat16 product that returns float32 is also three to four times as fast
@@ -35,7 +44,7 @@ def matmul(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
 def _on_cpu(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
     """The form of the product that XLA's CPU compiler makes the most of."""
     rows, out, inside = x_MI.shape[0], *w_OI.shape[-2:]
-    if rows == 1 and x_MI.dtype == jnp.bfloat16:
+    if rows == 1 and x_MI.dtype != jnp.float32:
         return _one_row_as_two(_on_cpu, x_MI, w_OI)
     if weight_first(x_MI.dtype, rows, out, inside):
         # The barrier keeps the order: the simplifier would turn the operands to save the transposition of the result.
@@ -65,7 +74,7 @@ def weight_first(dtype: jax.typing.DTypeLike, rows: int, out: int, inside: int) 
         return 2 <= rows <= 64
     if dtype == jnp.bfloat16:
         return rows <= 64 if inside > out else 16 < rows <= 64
-    return False
+    return dtype == jnp.int8 and rows <= 64
 
 
 def _rows_first(x_MI: jax.Array, w_OI: jax.Array) -> jax.Array:
@@ -107,13 +116,29 @@ def attention_product(x_GQI: jax.Array, y: jax.Array, axis: int) -> jax.Array:
 def _contract(
     x: jax.Array, y: jax.Array, axes_x: Sequence[int] = (1,), axes_y: Sequence[int] = (1,), batch: Any = ((), ())
 ) -> jax.Array:
+    summed_in = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
     return jax.lax.dot_general(
-        x, y, ((axes_x, axes_y), batch), precision=precision_of(x), preferred_element_type=jnp.float32
+        x, y, ((axes_x, axes_y), batch), precision=precision_of(x), preferred_element_type=summed_in
     )
 
 
+def _int8_on_cpu(x_MI: jax.Array, weight: Int8Weight) -> jax.Array:
+    """Rows rounded to 8 bits, each with a scale of its own; products and sums of whole numbers, which are exact."""
+    x_MI = x_MI.astype(jnp.float32) * weight.factors[None]
+    largest_M1 = jnp.max(jnp.abs(x_MI), axis=-1, keepdims=True)
+    whole_MI = jnp.rint(x_MI * (LEVELS / jnp.maximum(largest_M1, jnp.finfo(jnp.float32).tiny))).astype(jnp.int8)
+    y = _on_cpu(whole_MI, weight.values).astype(jnp.float32)
+    return y * jnp.expand_dims(largest_M1 / LEVELS, tuple(range(y.ndim - 2))) * weight.scales[..., None, :]
+
+
+def _dequantized(x_MI: jax.Array, weight: Int8Weight) -> jax.Array:
+    """In bfloat16, which holds every value of 8 bits, and in which an accelerator multiplies fastest."""
+    x_MI = (x_MI * weight.factors[None]).astype(jnp.bfloat16)
+    return _rows_first(x_MI, weight.values.astype(jnp.bfloat16)) * weight.scales[..., None, :]
+
+
 def _forward(x_MI: jax.Array, w_OI: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return matmul(x_MI, w_OI), (x_MI, w_OI)
+    return _float_product(x_MI, w_OI), (x_MI, w_OI)
 
 
 def _backward(saved: tuple[jax.Array, jax.Array], g_MO: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -140,4 +165,4 @@ def product_gradient(x_MI: jax.Array, w_OI: jax.Array, g_MO: jax.Array) -> tuple
     return dx_MI, jax.lax.platform_dependent(g_MO, x_MI, cpu=on_cpu, default=plain)
 
 
-matmul.defvjp(_forward, _backward)
+_float_product.defvjp(_forward, _backward)

@@ -33,6 +33,7 @@ from dialogpt_jax.arguments import shown
 from dialogpt_jax.attention import Part, attend, causal, heads_first, prefix_part, reply_parts
 from dialogpt_jax.cache import KVCache, ReplyCache, of_block, of_blocks
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.int8 import is_int8, quantize
 from dialogpt_jax.matmul import matmul
 from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
 from dialogpt_jax.token_arrays import Array, as_float_dtype, as_key, as_tokens, check_width
@@ -279,15 +280,16 @@ def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike 
 
 
 @functools.cache
-def _shapes(config: GPT2Config) -> tuple[Shapes, Shapes]:
+def _shapes(config: GPT2Config, int8: bool) -> tuple[Shapes, Shapes]:
     """The shapes of every parameter outside the blocks, by its path as `wte/embedding`, and of those of one block."""
     params = jax.eval_shape(lambda: init_params(dataclasses.replace(config, n_layer=1), jax.random.key(0)))
+    params = jax.eval_shape(quantize, params) if int8 else params
     block = params.pop("h_0")
     return shapes_of(params), shapes_of(block)
 
 
 def check_params(params: Params, config: GPT2Config) -> None:
-    """Whether parameters are those of a config.
+    """Whether parameters are those of a config, floating or int8.
 
     Raises:
       TypeError: `config` is no `GPT2Config`, or `params` no tree of parameters.
@@ -300,14 +302,14 @@ def check_params(params: Params, config: GPT2Config) -> None:
     blocks = {name for name in params if str(name).startswith("h_")}
     if len(blocks) != config.n_layer or f"h_{config.n_layer - 1}" not in blocks:
         raise ValueError(f"the parameters have {len(blocks)} blocks; the config's n_layer is {config.n_layer}")
-    outside, block = _shapes(config)
+    outside, block = _shapes(config, is_int8(params))
     check_shapes("", {name: leaf for name, leaf in params.items() if name not in blocks}, outside)
     for layer in range(config.n_layer):
         check_shapes(f"h_{layer}/", params[f"h_{layer}"], block)
 
 
 def compute_dtype(params: Params) -> jnp.dtype:
-    """The dtype of the computation, which is the parameters'."""
+    """The dtype of the computation, which is the parameters', or with int8 weights that of the others."""
     return jnp.dtype(params["wte"]["embedding"].dtype)
 
 
@@ -359,7 +361,7 @@ def hidden(
 
 def head_kernel(params: Params, config: GPT2Config) -> jax.Array:
     """The head's weight (V, D): the embedding where they are tied."""
-    return params["wte"]["embedding"] if config.tie_word_embeddings else params["lm_head"]["kernel"]
+    return params["lm_head"]["kernel"] if "lm_head" in params else params["wte"]["embedding"]
 
 
 def logits_by(kernel_VD: jax.Array, config: GPT2Config, x: jax.Array) -> jax.Array:

@@ -10,9 +10,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes_of(params: Mapping[str, Any]) -> Shapes:
-    """Shapes by path, as `attn/c_attn/kernel`."""
+    """Shapes by path, as `attn/c_attn/kernel`, and in int8 `attn/c_attn/kernel/values`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(str(entry.key) for entry in path): jnp.shape(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def check_shapes(where: str, params: Mapping[str, Any], wanted: Shapes) -> None:

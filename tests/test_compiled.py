@@ -25,6 +25,7 @@ from dialogpt_jax.cache import init_cache, init_reply
 from dialogpt_jax.decoding import stream
 from dialogpt_jax.decoding.generate import reply_program
 from dialogpt_jax.decoding.request import assemble
+from dialogpt_jax.int8 import quantize
 
 STEPS, SLOTS, REPLY_SLOTS = 5, 40, 24
 
@@ -41,8 +42,15 @@ def decode(params, config, cache, tokens_B, positions_B):
     return jax.lax.fori_loop(0, STEPS, step, (cache, tokens_B, positions_B))
 
 
+def param_shapes(config, dtype):
+    """Of parameters in a dtype, int8 too: the rest, and the cache, are then float32."""
+    if dtype == jnp.int8:
+        return jax.eval_shape(quantize, param_shapes(config, jnp.float32))
+    return jax.eval_shape(lambda: model.init_params(config, jax.random.key(0), dtype))
+
+
 def compiled_text(config, cache, rows, dtype):
-    params = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0), dtype))
+    params = param_shapes(config, dtype)
     ids_B = jax.ShapeDtypeStruct((rows,), jnp.int32)
     program = jax.jit(decode, static_argnums=1, donate_argnums=2)
     return program.lower(params, config, cache, ids_B, ids_B).compile().as_text()
@@ -100,15 +108,15 @@ def test_a_step_of_candidates_leaves_the_prefix_alone(rows, candidates):
     assert work_on_whole_caches(text, (rows * candidates * heads, REPLY_SLOTS, size)) == {"scatter": 2 * TINY.n_layer}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_a_step_reads_every_weight_as_it_lies(rows, dtype):
     """No copy, transpose or cast of a weight, whatever shape it is given on the way; sizes that nothing else has."""
     config = dataclasses.replace(TINY, n_embd=36, n_inner=100, n_layer=2)
-    params = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0), dtype))
+    params = param_shapes(config, dtype)
     sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if math.prod(leaf.shape) > 1000}
     assert len(sizes) == 5  # of c_attn, c_proj, the MLP's two, wte, wpe
-    cache = jax.eval_shape(lambda: init_cache(config, rows, SLOTS, dtype))
+    cache = jax.eval_shape(lambda: init_cache(config, rows, SLOTS, model.compute_dtype(params)))
     text = compiled_text(config, cache, rows, dtype)
     found = Counter(operation for operation, shape in work_of_loops(text) if math.prod(shape) in sizes)
     assert dict(found) == {}
@@ -119,29 +127,29 @@ SMALL = dataclasses.replace(dg.GPT2Config.small(), n_layer=2)  # the true widths
 
 def text_of_program(name, rows, dtype):
     """`generate`, or the calls of a stream; the prompt and its cache have 32 slots, the reply 16."""
-    params = jax.eval_shape(lambda: model.init_params(SMALL, jax.random.key(0), dtype))
+    params = param_shapes(SMALL, dtype)
     tokens_BT, lengths_B = np.ones((rows, 32), np.int32), np.full(rows, 32)
     keys = jax.random.split(jax.random.key(0), rows)
     request = assemble(SMALL, tokens_BT, lengths_B, sampling=dg.GREEDY, max_new_tokens=16, keys=keys)
     if name == "generate":
         return reply_program.lower(params, SMALL, request).compile().as_text()
-    cache = jax.eval_shape(lambda: init_cache(SMALL, rows, 32, dtype))
+    cache = jax.eval_shape(lambda: init_cache(SMALL, rows, 32, model.compute_dtype(params)))
     state, _ = jax.eval_shape(lambda *args: stream.start(args[0], SMALL, *args[1:]), params, request, cache)
     return stream.steps.lower(params, SMALL, state, 4).compile().as_text()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
 @pytest.mark.parametrize(("name", "rows"), [("generate", 1), ("generate", 4), ("generate", 8), ("stream", 1)])
 def test_programs_of_true_widths_leave_weights_and_caches_as_they_lie(name, rows, dtype):
     text = text_of_program(name, rows, dtype)
-    params = jax.eval_shape(lambda: model.init_params(SMALL, jax.random.key(0), dtype))
+    params = param_shapes(SMALL, dtype)
     sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if math.prod(leaf.shape) > 100_000}
     assert len(sizes) == 5  # of c_attn, attn.c_proj, the MLP's two, wte, wpe
     work = list(work_of_loops(text))
     assert Counter(operation for operation, shape in work if math.prod(shape) in sizes) == {}
     heads, size = rows * SMALL.n_head, SMALL.head_dim
     cache_sizes = (heads * 32 * size, heads * 16 * size)
-    writes = "scatter" if dtype == jnp.float32 else "select"
+    writes = "select" if dtype == jnp.bfloat16 else "scatter"
     assert Counter(made for made in work if math.prod(made[1]) in cache_sizes) == {
         (writes, (heads, 16, size)): 2 * SMALL.n_layer
     }
