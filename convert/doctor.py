@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.int8_names import take_apart
 from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, RELEASED, infer_config, to_params
 from dialogpt_jax.convert.names import (
     EMBEDDING,
@@ -142,7 +143,10 @@ def inspect(path: str | PathLike[str], *, config: GPT2Config | None = None, name
 
 def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Findings:
     try:
-        found, renamed, dropped = normalise(tensors)
+        weights, scaling = take_apart(tensors)
+        found, renamed, dropped = normalise(weights)
+        if scaling and config is not None and config.tie_word_embeddings:
+            del found[HEAD]  # of an int8 model, which has one always
         score = found.pop(SCORE, None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WeightsWarning)  # the findings say the same
@@ -150,7 +154,7 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
     except (MappingError, ValueError) as error:  # a config that no GPT-2 has is a ValueError
         return dataclasses.replace(plain, warnings=(str(error),))
     variant = RELEASED.get((guess.n_layer, guess.n_embd), "other")
-    nonfinite, misfits = _hold_to_config(found, guess if config is None else config)
+    nonfinite, misfits = _hold_to_config(tensors if scaling else found, guess if config is None else config)
     embedding = found[EMBEDDING]
     findings = dataclasses.replace(
         plain,

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.int8_names import Scaling, put_together, take_apart
 from dialogpt_jax.convert.names import (
     EMBEDDING,
     HEAD,
@@ -36,6 +37,7 @@ from dialogpt_jax.convert.names import (
     same_bits,
 )
 from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.int8 import Int8Weight, is_int8
 
 # Hugging Face's name | our path | the pattern. {i} stands for each layer.
 TABLE = (
@@ -230,10 +232,11 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
     Raises:
       MappingError: names that are unknown, missing, misshapen or not floating point; all of them in one message.
     """
-    found, renamed, dropped = normalise(tensors)
+    plain, scaling = take_apart(tensors)
+    found, renamed, dropped = normalise(plain)
     origins = {new: old for old, new in renamed}
     untied = False
-    if config.tie_word_embeddings and HEAD in found:
+    if config.tie_word_embeddings and HEAD in found and not scaling:
         if EMBEDDING in found and same_bits(found[HEAD], found[EMBEDDING]):
             dropped = (*dropped, (origins.get(HEAD, HEAD), "tied: equal to the token embedding"))
             renamed = tuple(pair for pair in renamed if pair[1] != HEAD)
@@ -245,9 +248,9 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
             f"the config has n_layer {config.n_layer}, and the file has {_count_layers(found)} layers ({len(found)} "
             "tensors): the config is another model's, or damaged"
         )
-    table = rows(config)
+    table = _rows_of(config, bool(scaling))
     expected = {row.name: f"{row.shape}" for row in table}
-    _compare(expected, {name: _described(array) for name, array in found.items()}, config)
+    _compare(expected, {name: _described(array, name in scaling) for name, array in found.items()}, config)
     if untied:
         warnings.warn(
             f"{HEAD} differs from the token embedding in {count_differences(found[HEAD], found[EMBEDDING])} of "
@@ -262,9 +265,14 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
     for row in table:
         array = found[row.name]
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        ours: Any = row.to_ours(array, config.padded_vocab_size)
+        if row.name in scaling:
+            scales, factors = scaling[row.name]
+            bad = scales.size - int(np.count_nonzero(np.isfinite(scales)))
+            ours = _int8_weight(row, ours, scales, factors)
         if bad:
             nonfinite.append((row.name, bad))
-        _put(params, row.path, row.to_ours(array, config.padded_vocab_size))
+        _put(params, row.path, ours)
     if nonfinite:
         names = ", ".join(name for name, _ in nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
         count = sum(count for _, count in nonfinite)
@@ -274,23 +282,53 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
 
 
 def from_params(params: Mapping[str, Any], config: GPT2Config) -> dict[str, np.ndarray]:
-    """Our parameters → contiguous NumPy arrays under Hugging Face's names, the vocabulary's pad gone.
+    """Our parameters → contiguous NumPy arrays under Hugging Face's names, the vocabulary's pad gone; int8 ones under ours.
 
     The inverse of `to_params`, bit for bit. The head is written where it is separate.
 
     Raises:
       MappingError: parameters that are not this config's.
     """
-    table = rows(config)
-    ours = {".".join(path): np.asarray(leaf) for path, leaf in _flatten(params)}
+    table = _rows_of(config, is_int8(params))
+    leaves = {".".join(path): leaf for path, leaf in _flatten(params)}
+    weights = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Int8Weight)}
+    ours = {name: np.asarray(weights[name].values if name in weights else leaf) for name, leaf in leaves.items()}
     expected = {".".join(row.path): f"{row.our_shape(config.padded_vocab_size)}" for row in table}
-    _compare(expected, {name: _described(array) for name, array in ours.items()}, config)
-    return {row.name: row.to_theirs(ours[".".join(row.path)]) for row in table}
+    _compare(expected, {name: _described(array, name in weights) for name, array in ours.items()}, config)
+    out: dict[str, np.ndarray] = {}
+    for row in table:
+        name = ".".join(row.path)
+        theirs = row.to_theirs(ours[name])
+        if name in weights:
+            scales, factors = np.asarray(weights[name].scales), np.asarray(weights[name].factors)
+            scales = scales[: row.shape[0]] if row.vocabulary else scales
+            out |= put_together(row.name, theirs, Scaling(scales, factors))
+        else:
+            out[row.name] = theirs
+    return out
 
 
-def _described(array: np.ndarray) -> str:
+def _rows_of(config: GPT2Config, int8: bool) -> list[Row]:
+    """The table of a model; an int8 one has a head of its own always."""
+    return rows(dataclasses.replace(config, tie_word_embeddings=False) if int8 else config)
+
+
+def _int8_weight(row: Row, values: np.ndarray, scales: np.ndarray, factors: np.ndarray) -> Int8Weight:
+    padded = values.shape[0]
+    if row.vocabulary and scales.ndim == 1:
+        scales = np.pad(scales, (0, max(padded - len(scales), 0)))
+    if (*scales.shape, *factors.shape) != values.shape:
+        raise MappingError(
+            f"{row.name} has int8_scales of shape {scales.shape} and int8_factors {factors.shape}; one behind the other "
+            f"they must be {row.our_shape(padded)}"
+        )
+    return Int8Weight(values, scales, factors)
+
+
+def _described(array: np.ndarray, int8: bool) -> str:
+    """The shape, and the dtype where it is not what is expected of it."""
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return f"{array.shape}" if floating else f"{array.shape} {array.dtype.name}"
+    return f"{array.shape}" if floating or int8 else f"{array.shape} {array.dtype.name}"
 
 
 def _compare(expected: Mapping[str, str], found: Mapping[str, str], config: GPT2Config) -> None:

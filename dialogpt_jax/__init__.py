@@ -49,6 +49,8 @@ __all__ = [
     "Tokenizer",
     "load_params",
     "write_directory",
+    "quantize",
+    "dequantize",
     # Data for training
     "Dialogue",
     "make_examples",

@@ -33,9 +33,10 @@ from dialogpt_jax.arguments import shown
 from dialogpt_jax.attention import Part, attend, causal, heads_first, prefix_part, reply_parts
 from dialogpt_jax.cache import KVCache, ReplyCache, of_block, of_blocks
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.int8 import is_int8, quantize
+from dialogpt_jax.int8 import is_int8
 from dialogpt_jax.matmul import matmul
 from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
+from dialogpt_jax.quantize import quantize
 from dialogpt_jax.token_arrays import Array, as_float_dtype, as_key, as_tokens, check_width
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above

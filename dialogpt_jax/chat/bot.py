@@ -205,7 +205,7 @@ class Bot(LanguageModel):
         return Chat(self, seed=seed, sampling=sampling, max_new_tokens=max_new_tokens)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a model directory that this package, transformers and CTranslate2 load."""
+        """Writes a model directory that this package, transformers and CTranslate2 load; in int8, this package alone."""
         from dialogpt_jax.weights.directory import write_directory
 
         write_directory(as_path("directory", directory), self.params, self.config, self.tokenizer)
@@ -239,7 +239,8 @@ def load(
     Args:
       model: `None` for the small model that ships with the package; a model directory; or a name on the Hub, such as
         "microsoft/DialoGPT-medium".
-      dtype: "float32" (the default, whatever the file holds), "bfloat16" or "float16".
+      dtype: "float32" (the default, whatever the file holds, unless that is int8), "bfloat16", "float16", or "int8":
+        weights of 8 bits, a quarter of the bytes to read for a token, and on CPU the fastest.
       revision: of a Hub repository: a branch, tag or commit.
 
     Example:

@@ -8,7 +8,8 @@ import dataclasses
 from dialogpt_jax.arguments import shown
 from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, checked_length
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.model import Params, check_params, compute_dtype
+from dialogpt_jax.int8 import dtype_name
+from dialogpt_jax.model import Params, check_params
 from dialogpt_jax.text.dialogue import DialogueError, Turns, encode, texts_of
 from dialogpt_jax.text.tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ class LanguageModel:
     def __repr__(self) -> str:
         config = self.config
         return (
-            f"{type(self).__name__}({config.num_parameters:,} parameters in {compute_dtype(self.params)}: "
+            f"{type(self).__name__}({config.num_parameters:,} parameters in {dtype_name(self.params)}: "
             f"{config.n_layer} layers of width {config.n_embd}, {config.n_head} heads, {config.n_positions} positions, "
             f"{self.tokenizer.vocab_size:,} token ids)"
         )

@@ -58,7 +58,10 @@ class ModelFlags:
     revision: Annotated[str | None, Parameter(metavar="NAME", help="branch, tag or commit of a Hub model")] = None
     dtype: Annotated[
         DTypeName | None,
-        Parameter(metavar="NAME", help="compute in this (float32); bfloat16 halves the memory"),
+        Parameter(
+            metavar="NAME",
+            help="compute in this (float32); bfloat16 halves the memory, int8 quarters it and is the fastest on CPU",
+        ),
     ] = None
     compilation_cache: CompilationCache = True
 

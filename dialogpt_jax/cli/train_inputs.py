@@ -80,6 +80,7 @@ def read_model(inputs: TrainInputs, *, seed: int) -> tuple[Any, Any, Any, Path]:
     import jax
 
     from dialogpt_jax.chat.bot import bundled_directory, load
+    from dialogpt_jax.int8 import check_trainable
     from dialogpt_jax.model import init_params
     from dialogpt_jax.text.tokenizer import Tokenizer
     from dialogpt_jax.training.growth import grow
@@ -96,6 +97,7 @@ def read_model(inputs: TrainInputs, *, seed: int) -> tuple[Any, Any, Any, Path]:
         return init_params(config, key), config, tokenizer, source
     source = bundled_directory() if inputs.init is None else resolve(inputs.init, revision=inputs.revision)
     bot = load(source)
+    check_trainable(bot.params)
     params, config, tokenizer = bot.params, bot.config, bot.tokenizer
     if inputs.tokenizer is not None:
         source = resolve_tokenizer(inputs.tokenizer)

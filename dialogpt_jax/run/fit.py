@@ -26,6 +26,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch, Batches, read_ahead
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.errors import naming
+from dialogpt_jax.int8 import check_trainable
 from dialogpt_jax.model import Params, check_params
 from dialogpt_jax.parallel.chips import peak_flops, training_flops
 from dialogpt_jax.parallel.distributed import first_process_says, global_batch, rows_here
@@ -116,6 +117,7 @@ def fit(
       >>> pip = dg.Bot(fitted.params, fitted.config, bot.tokenizer)
     """
     check_params(params, config)
+    check_trainable(params)
     as_flag("resume", resume)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"mesh is {shown(mesh)}; give one of `make_mesh`, or None")

@@ -130,6 +130,8 @@ class TrainOptions:
         if self.recipe is not None and self.average:
             raise ValueError(f"average is {self.average}; the paper's recipe keeps none: leave one of them out")
         object.__setattr__(self, "dtype", parse_dtype(self.dtype).name)
+        if self.dtype == "int8":
+            raise ValueError("dtype is int8, through which no gradient flows: take float32 or bfloat16")
         if self.dtype == "float16":
             raise ValueError(
                 "dtype is float16; small gradients would become 0 there, as the loss is not scaled: take bfloat16"

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.int8 import check_trainable
 from dialogpt_jax.model import Params, check_params, head_kernel, logits_by
 
 
@@ -52,6 +53,7 @@ def check_teachers(teachers: Sequence[Teacher], config: GPT2Config) -> None:
         if not isinstance(teacher, Teacher):
             raise TypeError(f"a teacher is {type(teacher).__name__}; give Teacher(params, config)")
         check_params(teacher.params, teacher.config)
+        check_trainable(teacher.params)
         for name in ("vocab_size", "eos_token_id"):
             one, other = getattr(teacher.config, name), getattr(config, name)
             if one != other:

@@ -14,6 +14,7 @@ import numpy as np
 from dialogpt_jax import model
 from dialogpt_jax.arguments import as_flag, as_whole_number
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.int8 import check_trainable
 from dialogpt_jax.likelihood import (
     CHUNK,
     at_tokens,
@@ -58,6 +59,7 @@ def loss(
       True
     """
     model.check_params(params, config)
+    check_trainable(params)
     tokens_BT, weights_BT = _checked(config, tokens_BT, weights_BT)
     checked_BT: Any = None if segments_BT is None else as_segments(segments_BT, tokens_BT)
     total, weight = summed_loss(

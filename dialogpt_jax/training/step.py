@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from dialogpt_jax.arguments import as_flag, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
+from dialogpt_jax.int8 import check_trainable
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.sharded_gradient import gather_params, shard_gradient
 from dialogpt_jax.token_arrays import as_float_dtype, as_key
@@ -55,6 +56,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: jax
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"params is {shown(params)}; give the parameters, such as `bot.params`")
+    check_trainable(params)
     if not callable(getattr(optimizer, "init", None)):
         raise TypeError(f"optimizer is {shown(optimizer)}; give one of optax, such as optax.adamw(1e-4)")
     as_key("key", key)

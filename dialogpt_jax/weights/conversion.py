@@ -12,10 +12,11 @@ from dialogpt_jax.convert.mapping import from_params
 from dialogpt_jax.convert.names import to_microsoft
 from dialogpt_jax.convert.write_gguf import write_gguf
 from dialogpt_jax.convert.write_torch import write_torch
+from dialogpt_jax.int8 import dtype_name, is_int8
 from dialogpt_jax.weights.directory import check_new_file, check_target, write_directory
-from dialogpt_jax.weights.dtypes import DTypeName, cast, parse_dtype
+from dialogpt_jax.weights.dtypes import DTypeName, in_dtype, parse_dtype
 from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE
-from dialogpt_jax.weights.source import AnyPath, need_tokenizer, open_source
+from dialogpt_jax.weights.source import AnyPath, ConvertError, need_tokenizer, open_source
 
 DTypeOrKeep = Literal[DTypeName, "keep"]
 Form = Literal["directory", "pkl", "gguf"]
@@ -39,8 +40,8 @@ def convert(
       source: a weight file, a model directory, or a name on the Hub.
       target: the directory, or with another form the file, to write.
       to: "directory" is Hugging Face's layout, "pkl" Microsoft's own file, "gguf" the file that llama.cpp reads.
-      dtype: "float32", "bfloat16" or "float16" of what is written, or "keep" for that of the source; by default "keep",
-        and for a "pkl" "float16", as Microsoft's are.
+      dtype: "float32", "bfloat16", "float16" or "int8" of what is written, or "keep" for that of the source; by default
+        "keep", and for a "pkl" "float16", as Microsoft's are. A model in int8 becomes a float one again by the first three.
       config, heads, tokenizer, revision: what the source lacks, as for `open_source`.
       force: replace the model, or the file, that is at `target`.
 
@@ -61,8 +62,14 @@ def convert(
     check = check_target if to == "directory" else check_new_file
     check(target, replace=force)
     found = open_source(source, config=config, heads=heads, tokenizer=tokenizer, revision=revision)
+    if to != "directory" and (dtype == "int8" or (dtype in (None, "keep") and is_int8(found.params))):
+        raise ConvertError(
+            f"int8 weights go into a model directory alone; for {to}, --dtype float16 or float32 makes float ones of them"
+        )
     dtype = dtype or ("float16" if to == "pkl" else "keep")
-    params = found.params if dtype == "keep" else cast(found.params, parse_dtype(dtype), to=np.asarray)
+    params = (
+        found.params if dtype == "keep" else in_dtype(found.params, found.config, parse_dtype(dtype), to=np.asarray)
+    )
     if to == "directory":
         write_directory(target, params, found.config, need_tokenizer(found, source))
     elif to == "gguf":
@@ -70,5 +77,5 @@ def convert(
         write_gguf(target, from_params(params, found.config), found.config, text, chat_template=CHAT_TEMPLATE)
     else:
         write_torch(target, to_microsoft(from_params(params, found.config), found.config))
-    wrote = f"wrote {target}: {found.config.num_parameters:,} parameters, {params['wte']['embedding'].dtype}"
+    wrote = f"wrote {target}: {found.config.num_parameters:,} parameters, {dtype_name(params)}"
     return [*found.origin, *found.report.lines(), wrote]

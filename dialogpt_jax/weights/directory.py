@@ -19,13 +19,15 @@ from safetensors.numpy import save_file
 
 from dialogpt_jax.arguments import as_path, as_whole_number, shown
 from dialogpt_jax.config import CONFIG_FILE, ConfigError, GPT2Config
+from dialogpt_jax.convert.int8_names import QUANTIZATION, take_apart
 from dialogpt_jax.convert.mapping import MappingError, MappingReport, from_params, to_params
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.int8 import is_int8
 from dialogpt_jax.text.lines import read_small_file
 from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 from dialogpt_jax.weights import hub
-from dialogpt_jax.weights.dtypes import cast, parse_dtype
+from dialogpt_jax.weights.dtypes import in_dtype, parse_dtype
 from dialogpt_jax.weights.other_programs import tokenizer_config, warn_of_ignored
 from dialogpt_jax.whole_writes import folder_beside, put_in_place
 
@@ -66,9 +68,9 @@ def load_params(
 
     Args:
       path: a directory with `config.json` and weights, or a name such as `microsoft/DialoGPT-small`.
-      dtype: "float32", "bfloat16", "float16" or a numpy or jax dtype. `None` is float32, whatever the file holds: the
-        model computes in its parameters' dtype, and Microsoft's own files are half precision, meant to be trained in
-        float32.
+      dtype: "float32", "bfloat16", "float16", "int8" or a numpy or jax dtype. `None` is float32, whatever the file holds,
+        unless that is int8: the model computes in its parameters' dtype, and Microsoft's own files are half precision,
+        meant to be trained in float32. In "int8" weights have 8 bits (for decoding, not for training).
       revision: a branch, tag or commit on the Hub.
 
     Warns:
@@ -85,11 +87,13 @@ def load_params(
       >>> config == bot.config
       True
     """
-    wanted = parse_dtype("float32" if dtype is None else dtype)
+    wanted = None if dtype is None else parse_dtype(dtype)
     as_path("path", path)
     folder = hub.resolve(path, revision=revision)
     params, report = read_directory(folder)
-    return cast(params, wanted), report.config
+    if wanted is None:
+        wanted = np.dtype("int8" if is_int8(params) else "float32")
+    return in_dtype(params, report.config, wanted), report.config
 
 
 def read_directory(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], MappingReport]:
@@ -202,7 +206,7 @@ def write_directory(
     check_target(target)
     warn_of_ignored(config)
     if dtype is not None:
-        params = cast(params, parse_dtype(dtype), to=np.asarray)
+        params = in_dtype(params, config, parse_dtype(dtype), to=np.asarray)
     tensors = from_params(params, config)
     try:
         with folder_beside(target, stays=_is_the_users) as aside:
@@ -258,7 +262,10 @@ def _write_files(
 ) -> None:
     dtype = tensors["transformer.wte.weight"].dtype.name
     # transformers 5 reads `dtype`, earlier ones `torch_dtype`.
-    _write_json(folder / CONFIG_FILE, config.to_hf() | {"dtype": dtype, "torch_dtype": dtype})
+    fields = config.to_hf() | {"dtype": dtype, "torch_dtype": dtype}
+    if take_apart(tensors)[1]:
+        fields["quantization_config"] = QUANTIZATION  # which no other program knows: it refuses the directory
+    _write_json(folder / CONFIG_FILE, fields)
     ends = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
     _write_json(folder / GENERATION_FILE, ends)
     tokenizer.save(folder)

@@ -8,12 +8,14 @@ import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16 by its name)
 import numpy as np
 
 from dialogpt_jax.arguments import shown
+from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert.mapping import NonFiniteWeights
+from dialogpt_jax.int8 import is_int8
 
 if TYPE_CHECKING:  # else where it is used, for the help of a command names the dtypes
     import jax
 
-DTypeName = Literal["float32", "bfloat16", "float16"]  # that a model may be stored and computed in
+DTypeName = Literal["float32", "bfloat16", "float16", "int8"]  # that a model may be stored and computed in
 DTYPES = get_args(DTypeName)
 
 
@@ -64,3 +66,26 @@ def cast(params: Any, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = copy
     if lost:
         warnings.warn(f"{lost} weights are out of {dtype}'s range and became infinite", NonFiniteWeights, stacklevel=2)
     return out
+
+
+def in_dtype(params: Any, config: GPT2Config, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = copy_to_jax) -> Any:
+    """Parameters in a dtype that a user names, as `cast` makes them; in int8 quantised, with the rest in float32.
+
+    Those that are int8 already stay as they are in int8, and become float ones in another dtype.
+
+    Warns:
+      NonFiniteWeights: as `cast`.
+    """
+    import jax
+
+    from dialogpt_jax.quantize import dequantize, quantize
+
+    if dtype != np.int8:
+        return cast(dequantize(params, config) if is_int8(params) else params, dtype, to=to)
+    if is_int8(params):
+        return jax.tree.map(lambda leaf: to(np.asarray(leaf)), params)
+
+    def keep(leaf: Any) -> Any:
+        return to(np.asarray(leaf, np.int8 if leaf.dtype == np.int8 else np.float32))
+
+    return jax.tree.map(keep, quantize(params))

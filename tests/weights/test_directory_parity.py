@@ -15,6 +15,7 @@ from dialogpt_jax.convert.names import same_bits, to_microsoft
 from dialogpt_jax.convert.write_gguf import write_gguf
 from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.model import forward, init_params
+from dialogpt_jax.quantize import quantize
 from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
 from dialogpt_jax.weights.directory import load_params, write_directory
 from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE, ExportWarning
@@ -284,3 +285,17 @@ def test_what_ctranslate2_ignores_is_named(tmp_path, tokenizer, changes):
         relative_error(our_logits(params, config, tokens_BT), theirs) > 10 * TOLERANCE
     )  # or this is to be told no more
     assert relative_error(our_logits(params, MODEL, tokens_BT), theirs) < TOLERANCE
+
+
+def test_transformers_and_ctranslate2_refuse_int8(tmp_path):
+    """They would else go on with random weights, and a warning."""
+    ctranslate2, transformers = pytest.importorskip("ctranslate2"), pytest.importorskip("transformers")
+    params = quantize(jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0)))
+    folder = str(write_directory(tmp_path / "m", params, MODEL, Tokenizer.train(["text"], 300)))
+    for load in (
+        transformers.GPT2LMHeadModel.from_pretrained,
+        transformers.AutoModelForCausalLM.from_pretrained,
+        lambda path: ctranslate2.converters.TransformersConverter(path).convert(str(tmp_path / "ct2")),
+    ):
+        with pytest.raises(ValueError, match="quant_method"):
+            load(folder)
