@@ -1,4 +1,4 @@
-"""Weights as 8-bit integers: float parameters in, the same model for decoding with a quarter of the bytes to read for a token out, and back.
+"""Weights as 8-bit integers: float parameters in; parameters for decoding, a quarter of the bytes to a step, out.
 
     params ─quantize→ params whose kernels are `Int8Weight`s ─dequantize→ params
 

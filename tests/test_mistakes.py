@@ -308,7 +308,7 @@ ODD = [
     ("dg.TrainOptions(max_length=10**30)", ValueError, f"max_length is {10**30}; it must be a whole number from 2 to"),
     *(
         (f"dg.load(dtype={wrong})", ValueError, "dtype is .*; known: float32, bfloat16, float16")
-        for wrong in ("'int8'", "3", "pandas.Series([1, 2])", "np.ones((2, 4))", "object()")
+        for wrong in ("'uint8'", "3", "pandas.Series([1, 2])", "np.ones((2, 4))", "object()")
     ),
     *(
         (f"dg.load(revision={wrong})", TypeError, "revision is .*; give the name of a branch or tag, or a commit")

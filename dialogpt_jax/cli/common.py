@@ -60,7 +60,7 @@ class ModelFlags:
         DTypeName | None,
         Parameter(
             metavar="NAME",
-            help="compute in this (float32); bfloat16 halves the memory, int8 quarters it and is the fastest on CPU",
+            help="compute in this (float32); bfloat16 halves the memory, with int8 a token comes soonest on CPU",
         ),
     ] = None
     compilation_cache: CompilationCache = True

@@ -58,7 +58,7 @@ def test_names_that_are_none_are_refused_before_anything_begins():
     for name, value, said in (
         ("schedule", "sine", "no schedule is called 'sine'; there are constant, linear"),
         ("optimizer", "sgd", "no optimiser is called 'sgd'; there are adamw, muon"),
-        ("dtype", "int8", "dtype is 'int8'; known: "),
+        ("dtype", "int8", "dtype is int8, through which no gradient flows"),
         ("dtype", "float16", "dtype is float16; small gradients would become 0 there, as the loss is not scaled"),
         ("recipe", "paper", "recipe is 'paper'; give Recipe.paper()"),
     ):

@@ -110,7 +110,7 @@ def test_the_dtype_is_the_one_asked_for_and_float32_by_default(tmp_path, tokeniz
     )
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float64", "fp16", "", 3, jnp.int32, object()])
+@pytest.mark.parametrize("dtype", ["uint8", "float64", "fp16", "", 3, jnp.int32, object()])
 def test_another_dtype_is_one_line(model, dtype):
     with pytest.raises(ValueError, match="known: float32, bfloat16, float16") as caught:
         load_params(model, dtype)
