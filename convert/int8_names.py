@@ -36,14 +36,15 @@ def take_apart(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     stems = [name.rpartition(".")[0] for name in tensors if name.endswith((_VALUES, _SCALES, _FACTORS))]
     scaling = {}
     for stem in dict.fromkeys(stems):
-        parts = [tensors.get(stem + part) for part in (_VALUES, _SCALES, _FACTORS)]
-        found = ["none" if part is None else part.dtype.name for part in parts]
+        parts = {part: tensors[stem + part] for part in (_VALUES, _SCALES, _FACTORS) if stem + part in tensors}
+        found = [parts[part].dtype.name if part in parts else "none" for part in (_VALUES, _SCALES, _FACTORS)]
         if found != ["int8", "float32", "float32"] or f"{stem}.weight" in plain:
             raise MappingError(
                 f"{escape_controls(stem, keep='')} has int8_values of dtype {found[0]}, int8_scales {found[1]} and "
                 f"int8_factors {found[2]}; they must be int8, float32 and float32, and no weight beside them"
             )
-        plain[f"{stem}.weight"], scaling[f"{stem}.weight"] = parts[0], Scaling(parts[1], parts[2])
+        plain[f"{stem}.weight"] = parts[_VALUES]
+        scaling[f"{stem}.weight"] = Scaling(parts[_SCALES], parts[_FACTORS])
     return plain, scaling
 
 
