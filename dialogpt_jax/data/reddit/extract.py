@@ -152,10 +152,8 @@ def _watched(work: Path, names: Sequence[str], progress: Progress, *, every: flo
     """
     sizes = {number: os.stat(name).st_size for number, name in enumerate(names)}
     sizes = {number: size for number, size in sizes.items() if not (work / f"{number:05d}.json").exists()}
-    for number in sizes:
-        (work / f"{number:05d}.at").unlink(
-            missing_ok=True
-        )  # of a run that was killed; the dump is split from its start
+    for number in sizes:  # what a run noted that was killed; the dump is split from its start
+        (work / f"{number:05d}.at").unlink(missing_ok=True)
     ended = threading.Event()
     told = [0, 0]
 
