@@ -10,6 +10,7 @@ The locks are the system's (`flock`), which takes them back when a process ends,
 """
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
@@ -66,7 +67,7 @@ def only_writer(file: Path) -> Iterator[None]:
       OSError: nothing can be written there.
     """
     folder = file.resolve().parent
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     lock = folder / f".{file.resolve().name}.lock"
     with contextlib.ExitStack() as held:
         with locked(folder, wait=True):  # or another might lock what the end of a third has just taken away
@@ -93,7 +94,7 @@ def folder_beside(target: Path, *, stays: Callable[[Path], bool] = lambda _: Fal
       OSError: it cannot be made.
     """
     folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make(target.parent)
     with contextlib.ExitStack() as held:
         held.callback(shutil.rmtree, folder, ignore_errors=True)
         with locked(target.parent, wait=True):
@@ -126,6 +127,12 @@ def put_in_place(new: Path, target: Path, *, stays: Callable[[Path], bool] = lam
             raise
         if old.exists():
             _take_over(old, target, stays)
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _take_over(old: Path, target: Path, stays: Callable[[Path], bool]) -> None:

@@ -40,6 +40,8 @@ NO_REPLY_TO = {"[]": "no turn; give at least one", "''": "turn 1, .*, is empty",
 NOT_DIALOGUES = {
     "3": "a list of dialogues",
     "None": "a list of dialogues",
+    "''": "a list of dialogues",
+    "{}": "a list of dialogues",
     "'Hi'": r"a list of dialogues, each a list of turns: \[\[text, …\], …\]",
     "['Hi']": r"a list of dialogues, each a list of turns: \[\[text, …\], …\]",
     "{'turns': ['Hi', 'Hello']}": "a list of dialogues, each a list of turns",
@@ -156,6 +158,11 @@ ODD = [
     ),
     ("dg.Chat('bot')", TypeError, "a chat is with a Bot; got 'bot'; `load` gives one"),
     ("bot.replies([['Hi']], progress=True)", TypeError, r"progress is True; give a function of \(done, all\)"),
+    (
+        "dg.load(revision='main')",
+        ValueError,
+        "revision is 'main', and .* is here: only a model on the Hub has revisions",
+    ),
     ("dg.load(revision=3)", TypeError, "revision is 3; give the name of a branch or tag, or a commit"),
     ("dg.load(dtype='float64')", ValueError, "dtype is 'float64'; known: float32, bfloat16, float16"),
     (
@@ -195,6 +202,7 @@ ODD = [
         "train_on is None; give 'replies', 'all', 'last' or the name",
     ),
     ("dg.make_examples(two, tokenizer, reverse='yes')", TypeError, "reverse is 'yes'; give True or False"),
+    ("dg.make_examples(two, tokenizer, joined=10**9)", ValueError, "joined is 1000000000; .* from 0 to 1000"),
     ("dg.make_examples([['Hi', '']], tokenizer)", ValueError, "dialogue 0: turn 2 is empty; write something, or leave"),
     (
         "dg.make_examples([['Hi']], tokenizer)",
@@ -214,6 +222,12 @@ ODD = [
     ("dg.init_params('small', jax.random.key(0))", TypeError, "config is 'small'; give a GPT2Config, such as"),
     ("dg.init_params(bot.config, 0)", TypeError, r"key is 0; give a key, such as jax.random.key\(0\)"),
     ("dg.init_state(bot, optax.adam(1e-3), jax.random.key(0))", TypeError, r"params is Bot\(.*; give the parameters"),
+    ("dg.init_state({}, optax.adam(1e-3), jax.random.key(0))", ValueError, "params holds no parameter; give the"),
+    (
+        "dg.init_state(bot.params, pandas.Series([1]), jax.random.key(0))",
+        TypeError,
+        "optimizer is .*; give one of optax",
+    ),
     ("dg.init_state(bot.params, 'adam', jax.random.key(0))", TypeError, "optimizer is 'adam'; give one of optax"),
     ("dg.init_state(bot.params, optax.adam(1e-3), 0)", TypeError, "key is 0; give a key, such as"),
     (
@@ -283,6 +297,12 @@ ODD = [
         (f"generate({name}={10**30})", ValueError, f"{name} is {10**30}; it must be a whole number from 1 to ")
         for name in ("max_new_tokens", "candidates")
     ),
+    (
+        f"dg.Chat(bot, max_new_tokens={10**30})",
+        ValueError,
+        f"max_new_tokens is {10**30}; it must be a whole number from 1",
+    ),
+    ("dg.Tokenizer.train(['Hi'], 10**30)", ValueError, f"vocab_size is {10**30}; it must be a whole number from 257"),
     ("bot.candidates('Hi', n=10**30)", ValueError, f"n is {10**30}; it must be a whole number from 1 to "),
     ("bot.replies(two, batch_size=10**30)", ValueError, f"batch_size is {10**30}; it must be a whole number from 1"),
     *(
@@ -319,6 +339,10 @@ ODD = [
     ("step(state=None)", TypeError, "state is None; give the TrainState of `init_state`"),
     ("step(batch=None)", TypeError, r"batch is None; give a Batch of arrays \(rows, tokens\)"),
     ("step(config='small')", TypeError, "config is 'small'; give the GPT2Config"),
+    *(
+        (f"step(optimizer={wrong})", TypeError, "optimizer is .*; give one of optax")
+        for wrong in ("{}", "pandas.Series([1])")
+    ),
     ("step(optimizer='adam')", TypeError, "optimizer is 'adam'; give one of optax"),
     ("step(compute_dtype='int32')", TypeError, "compute_dtype is 'int32'; give float32"),
     ("step(accumulate=0)", ValueError, "accumulate is 0; it must be a whole number, at least 1"),
@@ -331,6 +355,15 @@ ODD = [
     ),
     ("fit(config='small')", TypeError, "config is 'small'; give the GPT2Config"),
     ("fit(mesh='data=2')", TypeError, "mesh is 'data=2'; give one of `make_mesh`, or None"),
+    *(
+        (
+            f"fit(evaluate=lambda params: {wrong})",
+            TypeError,
+            "evaluate gave .*; it must give a dict of names and numbers",
+        )
+        for wrong in ("None", "3.2", "{'valid_loss': None}", "{3: 3.2}")
+    ),
+    ("fit(sample=lambda params: 'Hi')", TypeError, "sample gave 'Hi'; it must give a list of texts"),
     ("fit(evaluate=3)", TypeError, "evaluate is 3; give a function"),
     ("fit(resume='yes')", TypeError, "resume is 'yes'; give True or False"),
     ("fit(out=3)", TypeError, "out is 3; give the name of a file or folder"),

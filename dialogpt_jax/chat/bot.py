@@ -269,8 +269,11 @@ def bundled_directory() -> Path:
 
 def _as_dialogues(dialogues: Iterable[TurnList]) -> list[list[str]]:
     plain = as_plain(dialogues)
-    if not isinstance(plain, Iterable):
-        raise DialogueError(f"replies takes a list of dialogues; got {type(dialogues).__name__}")
+    if isinstance(plain, str | bytes | Mapping) or not isinstance(plain, Iterable):
+        raise DialogueError(
+            "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply; got "
+            f"{type(dialogues).__name__}"
+        )
     dialogues = list(plain)
     if any(isinstance(d, str | Mapping) for d in dialogues):
         raise DialogueError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt_jax.arguments import as_whole_number, shown
+from dialogpt_jax.arguments import MOST, as_whole_number, shown
 from dialogpt_jax.decoding.sampling import Sampling
 
 # The temperature by the marks of the bundled model's replies: see the table in its card.
@@ -24,7 +24,7 @@ _log = logging.getLogger("dialogpt_jax")
 
 def checked_length(max_new_tokens: int) -> int:
     """`max_new_tokens`, found sound."""
-    return as_whole_number("max_new_tokens", max_new_tokens, least=1)
+    return as_whole_number("max_new_tokens", max_new_tokens, least=1, most=MOST)
 
 
 def checked_sampling(sampling: Sampling, dialogues: int | None = None) -> Sampling:

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dialogpt_jax.data.examples import REPLIES
+from dialogpt_jax.data.examples import MOST_TIMES, REPLIES
 from dialogpt_jax.data.formats import DataError
 from dialogpt_jax.text.tokenizer import MERGES_FILE, VOCAB_FILE, Tokenizer
 
@@ -37,8 +37,8 @@ class ExampleOptions:
     def __post_init__(self) -> None:
         if self.max_length < 2:
             raise DataError(f"max_length is {self.max_length}; an example has at least 2 tokens")
-        if self.joined < 0:
-            raise DataError(f"joined is {self.joined}; it is a number of times, from 0")
+        if not 0 <= self.joined <= MOST_TIMES:
+            raise DataError(f"joined is {self.joined}; it is a number of times, from 0 to {MOST_TIMES}")
 
 
 def make_example_options(

@@ -34,6 +34,7 @@ from dialogpt_jax.text.tokenizer import MOST_ID
 REPLIES, ALL, LAST = "replies", "all", "last"
 WHICH_TURNS = (REPLIES, ALL, LAST)  # what is no speaker's name
 MOST_JOINED = 5  # dialogues in one
+MOST_TIMES = 1000  # that each stands among others; some 3 do
 Weighed = tuple[
     Sequence[Sequence[int]], Sequence[float]
 ]  # a dialogue's turns as ids, and the weight of each as a target

@@ -11,6 +11,7 @@ import numpy as np
 from dialogpt_jax.arguments import as_plain, as_whole_number, shown
 from dialogpt_jax.data.dialogue_value import DataError, Dialogue
 from dialogpt_jax.data.examples import (
+    MOST_TIMES,
     REPLIES,
     WHICH_TURNS,
     Example,
@@ -64,7 +65,7 @@ def make_examples(
         raise TypeError(
             f"train_on is {shown(train_on)}; give {', '.join(map(repr, WHICH_TURNS))} or the name of a speaker"
         )
-    joined = as_whole_number("joined", joined, least=0)
+    joined = as_whole_number("joined", joined, least=0, most=MOST_TIMES)
     if not isinstance(reverse, bool | np.bool_):
         raise TypeError(f"reverse is {shown(reverse)}; give True or False")
     checked = _as_dialogues(dialogues)

@@ -13,7 +13,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,16 +266,34 @@ class _Run:
         began, figures = time.perf_counter(), {}
         params = average_of(state.params, state.opt_state)
         if self.evaluate is not None:
-            figures = self.evaluate(params)
+            figures = _as_figures(self.evaluate(params))
             self.journal.note(done, figures)
             self.journal.tell("  ".join([f"step {done}", *(f"{name} {value:,.4g}" for name, value in figures.items())]))
         if self.sample is not None:
-            lines = self.sample(params)
+            lines = _as_lines(self.sample(params))
             self.journal.note(done, {"samples": lines})
             for line in lines:
                 self.journal.tell(f"    {line}")
         pace.pause(time.perf_counter() - began)
         return figures
+
+
+def _as_figures(said: Any) -> dict[str, float]:
+    """What `evaluate` gave, its numbers of any kind, as Python's."""
+    wanted = "it must give a dict of names and numbers, such as {'valid_loss': 3.2}"
+    if not isinstance(said, Mapping) or not all(isinstance(name, str) for name in said):
+        raise TypeError(f"evaluate gave {shown(said)}; {wanted}")
+    try:
+        return {name: float(number) for name, number in said.items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"evaluate gave {shown(said)}; {wanted}") from None
+
+
+def _as_lines(said: Any) -> list[str]:
+    """What `sample` gave."""
+    if not isinstance(said, list | tuple) or not all(isinstance(line, str) for line in said):
+        raise TypeError(f"sample gave {shown(said)}; it must give a list of texts")
+    return list(said)
 
 
 def _peak(options: TrainOptions, mesh: Mesh) -> float | None:

@@ -136,7 +136,7 @@ class Tokenizer:
         Raises:
           TokenizerError: a text is not text.
         """
-        vocab_size = as_whole_number("vocab_size", vocab_size, least=257)
+        vocab_size = as_whole_number("vocab_size", vocab_size, least=257, most=MOST_ID)
         backend = _byte_level(models.BPE())
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)

@@ -56,11 +56,17 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: jax
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"params is {shown(params)}; give the parameters, such as `bot.params`")
+    if not jax.tree.leaves(params):
+        raise ValueError("params holds no parameter; give the parameters, such as `bot.params`")
     check_trainable(params)
-    if not callable(getattr(optimizer, "init", None)):
-        raise TypeError(f"optimizer is {shown(optimizer)}; give one of optax, such as optax.adamw(1e-4)")
+    _check_optimizer(optimizer)
     as_key("key", key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(f"optimizer is {shown(optimizer)}; give one of optax, such as optax.adamw(1e-4)")
 
 
 def train_step(
@@ -171,8 +177,7 @@ def _check_step(state, batch, config, optimizer, compute_dtype, accumulate, mesh
         raise TypeError(f"batch is {shown(batch)}; give a Batch of arrays (rows, tokens)")
     if not isinstance(config, GPT2Config):
         raise TypeError(f"config is {shown(config)}; give the GPT2Config that belongs to the parameters")
-    if not callable(getattr(optimizer, "update", None)):
-        raise TypeError(f"optimizer is {shown(optimizer)}; give one of optax, such as optax.adamw(1e-4)")
+    _check_optimizer(optimizer)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"mesh is {shown(mesh)}; give one of `make_mesh`, or None")
     if batch.tokens_BT.shape[0] % as_whole_number("accumulate", accumulate, least=1):

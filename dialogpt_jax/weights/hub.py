@@ -64,11 +64,15 @@ def resolve(path: str | os.PathLike[str], *, revision: str | None = None) -> Pat
 
     Raises:
       FileNotFoundError: it can only be a path, and nothing is there.
+      ValueError: a revision of what is no model on the Hub.
       HubError: the Hub cannot give it.
     """
     if revision is not None and not isinstance(revision, str):
         raise TypeError(f"revision is {shown(revision)}; give the name of a branch or tag, or a commit")
-    return _local(path) or fetch(_as_name(path), revision)
+    local = _local(path)
+    if local is not None and revision is not None:
+        raise ValueError(f"revision is {shown(revision)}, and {local} is here: only a model on the Hub has revisions")
+    return local or fetch(_as_name(path), revision)
 
 
 def resolve_tokenizer(path: str | os.PathLike[str]) -> Path:
