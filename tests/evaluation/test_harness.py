@@ -92,6 +92,22 @@ def test_stopped_and_gone_on_with_is_the_same_file(bot, unbroken, one_device, tm
     assert news[-1][1] == 0
 
 
+def test_killed_within_a_line_and_then_once_more_it_goes_on(bot, unbroken, one_device, tmp_path):
+    """What is appended stands on a line of its own, not behind the half one."""
+    out = tmp_path / "out.jsonl"
+
+    def stop(replies, left):
+        raise StoppedError
+
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device, progress=stop)
+        assert len(read_replies(out)) == ROWS
+        out.write_bytes(out.read_bytes()[:-3])
+    answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device)
+    assert out.read_bytes() == unbroken
+
+
 def test_cut_off_at_any_byte_it_is_made_whole_again(bot, unbroken, one_device, tmp_path):
     out = tmp_path / "out.jsonl"
     draw = random.Random(1)
