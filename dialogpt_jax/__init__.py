@@ -43,6 +43,8 @@ __all__ = [
     "generate",
     "Generated",
     "generate_candidates",
+    "beam_search",
+    "Beams",
     "score",
     "Scores",
     # Text, and model directories

@@ -150,3 +150,15 @@ def keep_reply(cache: ReplyCache, config: GPT2Config, chosen_B: jax.Array) -> KV
     slots_GR = jnp.repeat(cache.lengths_B, heads)[:, None] + slots_R[None, :]
     pairs = zip(cache.prefix.layers, cache.reply.layers, strict=True)
     return KVCache(tuple(write(prefix, pick(reply[0]), pick(reply[1]), slots_GR) for prefix, reply in pairs))
+
+
+def reorder(reply: KVCache, parents_BN: jax.Array) -> KVCache:
+    """Replies in another order: number n of a row is what its number `parents_BN[n]` was. N stands inside G = B·H·N.
+
+    parents [2 0 2]:   keys of a head [x y z] → [z x z]
+    """
+    rows, candidates = parents_BN.shape
+    heads = reply.layers[0][0].shape[0] // (rows * candidates)
+    parents_BHN = jnp.broadcast_to(parents_BN[:, None], (rows, heads, candidates))
+    from_G = (jnp.arange(rows * heads)[:, None] * candidates + parents_BHN.reshape(-1, candidates)).reshape(-1)
+    return jax.tree.map(lambda x_GRK: jnp.take(x_GRK, from_G, axis=0, mode="clip"), reply)

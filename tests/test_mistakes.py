@@ -334,7 +334,7 @@ ODD = [
         (f"dg.load(revision={wrong})", TypeError, "revision is .*; give the name of a branch or tag, or a commit")
         for wrong in ("3", "pandas.Series([1, 2])", "np.ones((2, 4))", "b'main'")
     ),
-    ("dg.Sampling(penalize_context='yes')", TypeError, "penalize_context is 'yes'; give True or False"),
+    ("dg.Sampling(forced_end='yes')", TypeError, "forced_end is 'yes'; give True or False"),
     ("bot.reply('Hi', sampling=dg.Sampling(temperature=object()))", ValueError, "temperature is <object .*a number"),
     ("step(state=None)", TypeError, "state is None; give the TrainState of `init_state`"),
     ("step(batch=None)", TypeError, r"batch is None; give a Batch of arrays \(rows, tokens\)"),

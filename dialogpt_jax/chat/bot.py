@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +28,12 @@ from dialogpt_jax.chat.settings import (
     checked_sampling,
     few_buckets,
     rows_of_sampling,
+    sampling_for,
     seed_or_drawn,
 )
 from dialogpt_jax.data.batches import fill_up, pad_right
+from dialogpt_jax.decoding.beam_options import BeamOptions
+from dialogpt_jax.decoding.beam_search import beam_search
 from dialogpt_jax.decoding.generate import generate, generate_candidates
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import Sampling
@@ -39,6 +43,7 @@ from dialogpt_jax.text.dialogue import DialogueError, TurnList, Turns, as_turns
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 DEFAULT_ROWS = 32
+DEFAULT_CANDIDATES = 16
 SHORTEST_BATCH = 64  # tokens; the contexts of a batch are padded to this, or 4 times as much, or 16 times
 
 
@@ -68,43 +73,84 @@ class Bot(LanguageModel):
         self,
         turns: Turns,
         *,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        beams: int | None = None,
+        length_penalty: float = BeamOptions.length_penalty,
+        early_stopping: bool | str = BeamOptions.early_stopping,
     ) -> str:
         """The reply to a dialogue.
+
+        Args:
+          turns: a text, a list of texts or messages.
+          sampling, seed, max_new_tokens: as above.
+          beams: the best reply that a search with so many beams finds; `sampling` is then greedy by default, may have any
+            processors, and with a temperature draws the beams.
+          length_penalty, early_stopping: of the search, as in `dg.beam_search`.
 
         Raises:
           DialogueError: no turn, or nothing in the newest; a plain text is a dialogue of one turn.
           NonFiniteLogits: the weights are damaged, or too large for their dtype.
         """
-        return self.candidates(turns, n=1, sampling=sampling, seed=seed, max_new_tokens=max_new_tokens)[0].text
+        found = self.candidates(
+            turns,
+            n=1,
+            sampling=sampling,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            beams=beams,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+        )
+        return found[0].text
 
     def candidates(
         self,
         turns: Turns,
-        n: int = 16,
+        n: int | None = None,
         *,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        beams: int | None = None,
+        length_penalty: float = BeamOptions.length_penalty,
+        early_stopping: bool | str = BeamOptions.early_stopping,
     ) -> list[Candidate]:
-        """`n` replies to one dialogue, drawn together on a shared prefix; the first is what `reply` gives."""
-        n, sampling = as_whole_number("n", n, least=1, most=MOST), checked_sampling(sampling)
+        """Several replies to one dialogue, made together on a shared prefix; the first is what `reply` gives.
+
+        Args:
+          turns, sampling, seed, max_new_tokens, beams, length_penalty, early_stopping: as for `reply`.
+          n: how many; 16, or with beams as many as there are, by default. With beams, the n best of them, best first; fewer
+            where so many are not possible.
+        """
+        options = None if beams is None else BeamOptions(beams, length_penalty, early_stopping)
+        if n is None:
+            n = DEFAULT_CANDIDATES if options is None else options.beams
+        n, sampling = as_whole_number("n", n, least=1, most=MOST), checked_sampling(sampling_for(sampling, beams))
         turns, length = as_turns(turns), min(checked_length(max_new_tokens), self.config.n_positions)
         context = self.encode(turns, max_new_tokens=length)
-        out = generate_candidates(
-            self.params,
-            self.config,
-            np.array([context], np.int32),
-            np.array([len(context)], np.int32),
-            candidates=n,
-            sampling=sampling,
-            max_new_tokens=length,
-            keys=row_keys(seed_or_drawn(seed), [0], [len(turns)]),
-        )
+        tokens_BT, lengths_B = np.array([context], np.int32), np.array([len(context)], np.int32)
+        how: dict[str, Any] = {
+            "sampling": sampling,
+            "max_new_tokens": length,
+            "keys": row_keys(seed_or_drawn(seed), [0], [len(turns)]),
+        }
+        out: Any
+        if options is None:
+            out = generate_candidates(self.params, self.config, tokens_BT, lengths_B, candidates=n, **how)
+        else:
+            how |= dataclasses.asdict(options)
+            out = beam_search(self.params, self.config, tokens_BT, lengths_B, n_best=n, **how)
         out = jax.device_get(out)
-        return Candidates(self._candidate(out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i]) for i in range(n))
+        found = Candidates(
+            self._candidate(out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i])
+            for i in range(n)
+            if out.lengths[0, i] > 0
+        )
+        if not found:
+            raise ValueError("no reply is possible: the sampling's processors forbid every token")
+        return found
 
     def replies(
         self,

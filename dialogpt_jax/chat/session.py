@@ -145,6 +145,8 @@ class Chat:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes turns, seed and settings as one JSON object; its `turns` are a line of training data."""
         path = as_path("path", path)
+        if self.sampling.processors:
+            raise ChatError("a file cannot hold the functions of its sampling; take them out before you save the chat")
         with self._free():
             state = {
                 "format": FORMAT,
@@ -184,7 +186,7 @@ class Chat:
             for number, least, most in ((seed, 0, 2**63), (attempt, 0, 2**32), (length, 1, 2**31)):
                 if isinstance(number, bool) or not isinstance(number, int) or not least <= number < most:
                     raise ValueError(f"its numbers are out of range: {number!r}")
-            sampling = Sampling(**state["sampling"])
+            sampling = Sampling(**_as_today(state["sampling"]))
             if any(isinstance(value, list | dict) for value in vars(sampling).values()):
                 raise ValueError("its sampling holds no numbers")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -285,6 +287,7 @@ class Chat:
             keys=keys_B,
             starts_B=[same],
             width=few_buckets(len(context) - same, config.n_positions),
+            history_width=cache.num_slots,
         )
         state, said = streaming.start(params, config, request, cache)
         told, most, done = 0, 1, False
@@ -303,6 +306,14 @@ class Chat:
             told = len(ids)
             if not done:
                 self._cache, self._cached = None, []  # an error in the next call leaves nothing to trust
+
+
+def _as_today(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a saved chat by the names they have now: 0.1.0 had `penalize_context`."""
+    settings = dict(sampling)
+    if settings.pop("penalize_context", False):
+        settings["penalty_scope"] = "context"
+    return settings
 
 
 def _tokens_a_call(last: int, seconds: float) -> int:

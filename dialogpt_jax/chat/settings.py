@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dialogpt_jax.arguments import MOST, as_whole_number, shown
-from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.sampling import GREEDY, NUMBERS, Sampling
 
 # The temperature by the marks of the bundled model's replies: see the table in its card.
 DEFAULT_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9)
@@ -25,6 +25,13 @@ _log = logging.getLogger("dialogpt_jax")
 def checked_length(max_new_tokens: int) -> int:
     """`max_new_tokens`, found sound."""
     return as_whole_number("max_new_tokens", max_new_tokens, least=1, most=MOST)
+
+
+def sampling_for(sampling: Sampling | None, beams: int | None) -> Sampling:
+    """A sampling, or what stands where none is given: a search with beams is greedy, unless it is told to draw."""
+    if sampling is not None:
+        return sampling
+    return DEFAULT_SAMPLING if beams is None else GREEDY
 
 
 def checked_sampling(sampling: Sampling, dialogues: int | None = None) -> Sampling:
@@ -41,8 +48,8 @@ def checked_sampling(sampling: Sampling, dialogues: int | None = None) -> Sampli
     if not isinstance(sampling, Sampling):
         raise TypeError(f"sampling is {shown(sampling)}; give a Sampling, such as Sampling(temperature=0.7), or GREEDY")
     changed: dict[str, Any] = {}
-    for field in dataclasses.fields(sampling):
-        value = getattr(sampling, field.name)
+    for name in NUMBERS:
+        value = getattr(sampling, name)
         if np.ndim(value) == 0:
             continue
         values = np.asarray(value)
@@ -52,14 +59,14 @@ def checked_sampling(sampling: Sampling, dialogues: int | None = None) -> Sampli
             give = "one number, as there is one dialogue"
             if dialogues is not None:
                 give = f"one number, or one for each of the {dialogues} dialogues"
-            raise ValueError(f"{field.name} has values of the shape {values.shape}; give {give}")
-        changed[field.name] = values
+            raise ValueError(f"{name} has values of the shape {values.shape}; give {give}")
+        changed[name] = values
     return dataclasses.replace(sampling, **changed) if changed else sampling
 
 
 def rows_of_sampling(sampling: Sampling, rows: Sequence[int]) -> Sampling:
     """The sampling of some of the dialogues that a sampling is for: value i of the result is value `rows[i]`."""
-    values = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(sampling)}
+    values = {name: getattr(sampling, name) for name in NUMBERS}
     return dataclasses.replace(sampling, **{k: v[np.asarray(rows)] for k, v in values.items() if np.ndim(v)})
 
 

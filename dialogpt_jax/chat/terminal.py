@@ -20,7 +20,7 @@ from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat, ChatError
 from dialogpt_jax.chat.settings import checked_length, seed_or_drawn
 from dialogpt_jax.chat.wrapping import WordWrap
-from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
+from dialogpt_jax.decoding.sampling import NUMBERS, describe_sampling
 from dialogpt_jax.errors import escape_controls, one_line
 from dialogpt_jax.text.dialogue import TruncationWarning
 from dialogpt_jax.text.lines import written_lines
@@ -40,7 +40,7 @@ Ctrl-C             stop a reply"""
 
 _ONE_LINE = str.maketrans("\r\n", "  ")
 
-SETTINGS = {field.name: field.type for field in dataclasses.fields(Sampling)}
+SETTINGS = (*NUMBERS, "penalty_scope", "ngram_scope")  # of a sampling, those that are one word
 SETTABLE = (*SETTINGS, "max_new_tokens", "seed")
 SHOWN_TURNS = 4  # of a chat that is gone on with
 
@@ -160,12 +160,13 @@ class Terminal:
         name, text = words
         value: Any
         try:
-            value = (None if text == "none" else float(text)) if name in SETTINGS else int(text)
+            if name in NUMBERS:
+                value = None if text == "none" else float(text)
+            else:
+                value = text if name in SETTINGS else int(text)
         except ValueError:
-            raise ValueError(f"{name}: {text!r} is not a {'number' if name in SETTINGS else 'whole number'}") from None
+            raise ValueError(f"{name}: {text!r} is not a {'number' if name in NUMBERS else 'whole number'}") from None
         if name in SETTINGS:
-            if name == "penalize_context":
-                value = bool(value)
             self.chat.sampling = dataclasses.replace(self.chat.sampling, **{name: value})
         elif name == "seed":
             self.chat.seed = seed_or_drawn(value)

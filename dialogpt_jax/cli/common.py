@@ -1,14 +1,15 @@
 """What the commands that reply share: their flags, and the bot that they name."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
-from dialogpt_jax.cli.flags import MODEL, REPLY, SAMPLING, WHOLE, flags_of, said
+from dialogpt_jax.cli.flags import BEAMS, MODEL, REPLY, SAMPLING, WHOLE, UsageError, flags_of, said
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
-from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.beam_options import BeamOptions
+from dialogpt_jax.decoding.sampling import LISTS, Sampling, Scope
 from dialogpt_jax.weights.dtypes import DTypeName
 
 if TYPE_CHECKING:
@@ -20,17 +21,40 @@ SAMPLING_HELP = {
     "top_p": "draw among the best that hold P; 1: among all",
     "min_p": "only tokens P times as probable as the best",
     "repetition_penalty": "over 1: say a word less often again",
-    "penalize_context": "the penalty is for words of the whole dialogue, not of the reply alone",
+    "top_n_sigma": "only tokens whose logit is N deviations or less below the best",
+    "typical_p": "draw among the P whose surprise is usual",
+    "epsilon_cutoff": "only tokens at least this probable",
+    "eta_cutoff": "the same, lower where much is possible",
+    "presence_penalty": "over 0: say what was said less often again",
+    "frequency_penalty": "the same for each time that it was said",
+    "penalty_scope": "what the penalties look at: the `reply`, the bot's `own` turns too, or the whole `context`",
+    "no_repeat_ngram": "no N tokens in a row twice",
+    "ngram_scope": "where they were said: in the `reply`, the bot's `own` turns too, or the whole `context`",
     "min_new_tokens": "the shortest reply, in tokens",
+    "decay_start": "after so many tokens the end grows more likely",
+    "decay_factor": "so fast",
+    "forced_end": "a reply that is cut ends all the same",
 }
+SAMPLING_TYPES = {"penalty_scope": Scope, "ngram_scope": Scope}
+BEAM_HELP = {
+    "beams": "the best reply that a search with N beams finds; greedy, unless a sampling is said",
+    "length_penalty": "with --beams: over 0 favours long replies",
+    "early_stopping": "with --beams: done when N replies are: `yes`, at once; `no`, when the best beam is no better; "
+    "`never`, when it could not become better",
+}
+STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "never"}
 if TYPE_CHECKING:
 
     class SamplingFlags(Any): ...
 
+    class BeamFlags(Any): ...
+
     class SamplingChanges(Any): ...
 else:
-    SamplingChanges = flags_of(Sampling, SAMPLING, defaults=Sampling(None, min_new_tokens=None), help=SAMPLING_HELP)
-    SamplingFlags = flags_of(Sampling, SAMPLING, defaults=DEFAULT_SAMPLING, help=SAMPLING_HELP)
+    BeamFlags = flags_of(BeamOptions, BEAMS, types={"early_stopping": Literal[*STOPPING]}, help=BEAM_HELP)
+    _how = {"without": LISTS, "types": SAMPLING_TYPES, "help": SAMPLING_HELP}
+    SamplingChanges = flags_of(Sampling, SAMPLING, defaults=Sampling(None, min_new_tokens=None), **_how)
+    SamplingFlags = flags_of(Sampling, SAMPLING, defaults=DEFAULT_SAMPLING, **_how)
 CompilationCache = Annotated[
     bool,
     Parameter(
@@ -96,6 +120,18 @@ def sampling_of(flags: Any, base: Sampling = DEFAULT_SAMPLING) -> Sampling:
         if changes.get(name) == all_of_them:
             changes[name] = None
     return dataclasses.replace(base, **changes)
+
+
+def beams_of(flags: Any) -> BeamOptions | None:
+    """How beams are searched; `None` without --beams."""
+    given = said(flags)
+    if "beams" not in given:
+        for name in given:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --beams N")
+        return None
+    if "early_stopping" in given:
+        given["early_stopping"] = STOPPING[given["early_stopping"]]
+    return BeamOptions(**given)
 
 
 def seed_of(word: str) -> int | None:

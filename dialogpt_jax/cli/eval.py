@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.common import ModelFlags, SamplingChanges
+from dialogpt_jax.cli.common import BeamFlags, ModelFlags, SamplingChanges
 from dialogpt_jax.cli.eval_model import AskFlags, run_model
 from dialogpt_jax.cli.flags import FILES, FROM_0, FROM_1, RESULTS, UsageError, make_app
 from dialogpt_jax.errors import counted
@@ -137,6 +137,7 @@ def run(
     ask: AskFlags = AskFlags(),  # noqa: B008
     model: ModelFlags = ModelFlags(),  # noqa: B008
     sampling: SamplingChanges = SamplingChanges(),  # noqa: B008
+    beams: BeamFlags = BeamFlags(),  # noqa: B008
     shown: ResultFlags = ResultFlags(),
 ) -> int:
     if (files.raw and files.clean) or (shown.markdown and shown.json):
@@ -155,7 +156,7 @@ def run(
         if files.clean:
             raise ValueError("--clean does not go with --data; --out writes replies that can be cleaned")
         resampling = {"resamples": shown.bootstrap, "seed": shown.seed}
-        table = run_model(ask, model, sampling, compared=files.compare, **resampling)
+        table = run_model(ask, model, sampling, beams, compared=files.compare, **resampling)
     if table is None:
         return 0
     if shown.json:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.common import ModelFlags, load_bot
+from dialogpt_jax.cli.common import ModelFlags, beams_of, load_bot
 from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE, said
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.formats import held_out
@@ -79,7 +79,7 @@ class AskFlags:
 
 
 def run_model(
-    ask: AskFlags, model: ModelFlags, sampling: Any, *, compared: str | None, resamples: int, seed: int
+    ask: AskFlags, model: ModelFlags, sampling: Any, beams: Any, *, compared: str | None, resamples: int, seed: int
 ) -> tables.Table | None:
     """The replies of a model to contexts of `--data`, and their measures; none of one `--part`."""
     from dialogpt_jax.evaluation import harness, model_measures
@@ -87,7 +87,7 @@ def run_model(
     if ask.part and not ask.out:
         raise ValueError("--part needs --out")
     drawn = dataclasses.replace(settings.DECODINGS[ask.decode], **said(sampling))
-    asked = settings.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size)
+    asked = settings.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size, beams_of(beams))
     dialogues, dropped = held_out(str(ask.data))
     if dropped:
         streams.tell(dropped)
@@ -125,7 +125,10 @@ def run_model(
     run = harness.describe_run(bot, contexts, asked)
     named = {"data": ask.data, "decode": ask.decode, "compare": compared, "bootstrap": resamples}
     asked_of = f"{counted(len(contexts), 'contexts')} of {counted(len(dialogues), 'dialogues')}"
-    title = f"{asked_of}, {run['sampling']}, seed {seed}"
+    searched = (
+        "" if asked.beams is None else f", {asked.beams.beams} beams, length_penalty {asked.beams.length_penalty:g}"
+    )
+    title = f"{asked_of}, {run['sampling']}{searched}, seed {seed}"
     return tables.Table(title, systems, differences, {**named, **run})
 
 

@@ -19,7 +19,9 @@ _ATTRIBUTES = re.compile(r"^  (\w+(?:, \w+)*): (.*(?:\n {3,}\S.*)*)", re.MULTILI
 
 # The panels of the help, in this order.
 OPTIONS, WHAT, HOW, WHERE = map(Group.create_ordered, ("Options", "What", "How", "Where and when"))
-FILES, ASK, REPLY, SAMPLING = map(Group.create_ordered, ("From files", "From a model", "Reply", "Sampling"))
+FILES, ASK, REPLY, SAMPLING, BEAMS = map(
+    Group.create_ordered, ("From files", "From a model", "Reply", "Sampling", "Beams")
+)
 MODEL, RESULTS, EXAMPLES_READ = map(Group.create_ordered, ("Model", "Results", "Examples"))
 
 

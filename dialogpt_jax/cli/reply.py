@@ -1,14 +1,24 @@
 """`dialogpt reply`: a dialogue in, one reply or several out."""
 
+import dataclasses
 import json
 import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from dialogpt_jax.chat.settings import seed_or_drawn
+from dialogpt_jax.chat.settings import sampling_for, seed_or_drawn
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
+from dialogpt_jax.cli.common import (
+    BeamFlags,
+    ModelFlags,
+    ReplyFlags,
+    SamplingFlags,
+    beams_of,
+    load_bot,
+    sampling_of,
+    seed_of,
+)
 from dialogpt_jax.cli.flags import HYPHEN, WHOLE, UsageError, make_app
 from dialogpt_jax.errors import counted
 from dialogpt_jax.text.dialogue import as_turns
@@ -20,6 +30,7 @@ Examples:
   dialogpt reply "Hi!" "Hello." "Any plans?"    three turns; replies to the last
   echo "Hi!" | dialogpt reply -                 turns from a pipe, one a line
   dialogpt reply --json --candidates 4 "Hi!"    everything, for a program
+  dialogpt reply --beams 4 "Hi!"                the best of a beam search
   dialogpt reply --data talk.jsonl > out.jsonl  a reply to each line
   dialogpt reply -- "-_-"                       a turn that begins with a hyphen
 """
@@ -49,23 +60,27 @@ def run(
     model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
+    beams: BeamFlags = BeamFlags(),  # noqa: B008
 ) -> int:
     if HYPHEN in (data, out, model.model, model.revision, reply.seed):
         raise UsageError("`-` stands for turns from standard input, and for nothing else")
+    searched = beams_of(beams)
+    settings = sampling_of(sampling, sampling_for(None, None if searched is None else searched.beams))
     if data is not None:
         if turns or candidates is not None or as_json:
             raise UsageError("--data takes the texts from the file and gives JSON lines; leave the others out")
-        return _reply_to_file(data, out, model, reply, sampling_of(sampling))
+        return _reply_to_file(data, out, model, reply, settings, searched)
     if out is not None:
         raise UsageError("--out goes with --data FILE")
     if not turns:
         raise UsageError("no text to reply to; give a turn, or `-` to read turns from standard input")
     said = list(written_lines(sys.stdin)) if turns == (HYPHEN,) else [turn.replace(HYPHEN, "-") for turn in turns]
     # What can be found wrong without a model is, before one is loaded.
-    settings, dialogue, seed = sampling_of(sampling), as_turns(said), seed_or_drawn(seed_of(reply.seed))
+    dialogue, seed = as_turns(said), seed_or_drawn(seed_of(reply.seed))
     bot = load_bot(model)
     number = 1 if candidates is None else candidates  # the first of any number is the reply
-    found = bot.candidates(dialogue, n=number, sampling=settings, seed=seed, max_new_tokens=reply.max_new_tokens)
+    how = {} if searched is None else dataclasses.asdict(searched)
+    found = bot.candidates(dialogue, n=number, sampling=settings, seed=seed, max_new_tokens=reply.max_new_tokens, **how)
     if as_json:
         streams.print_json(_everything(dialogue, seed, found))
     else:
@@ -73,7 +88,7 @@ def run(
     return 0
 
 
-def _reply_to_file(data: str, out: str | None, model: ModelFlags, reply: ReplyFlags, sampling) -> int:
+def _reply_to_file(data: str, out: str | None, model: ModelFlags, reply: ReplyFlags, sampling, beams) -> int:
     from dialogpt_jax.cli.progress import show_progress  # which one reply does without
     from dialogpt_jax.data.formats import dialogues_to_reply_to
     from dialogpt_jax.evaluation import harness
@@ -85,7 +100,7 @@ def _reply_to_file(data: str, out: str | None, model: ModelFlags, reply: ReplyFl
     if told:
         streams.tell(f"dialogpt reply: {told}")
     contexts = [Context(turns, "", number) for number, turns in enumerate(dialogues)]
-    settings = Settings(sampling, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens)
+    settings = Settings(sampling, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens, beams=beams)
     bot = load_bot(model)
     with show_progress("replies", "tokens") as progress:
         found = harness.answer(

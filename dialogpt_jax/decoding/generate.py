@@ -83,18 +83,14 @@ def begin_replies(params: model.Params, config: GPT2Config, request: Request, ca
     settings = candidate_settings(request.settings, request.candidates)
     rows = settings.lengths_M.shape[0]
     reply = init_cache(config, rows, request.slots, model.compute_dtype(params))
-
-    def each(x_BV: jax.Array) -> jax.Array:
-        return jnp.repeat(x_BV, request.candidates, axis=0)
-
     return begin(
-        each(logits_BV),
+        jnp.repeat(logits_BV, request.candidates, axis=0),
         settings,
         ReplyCache(prefix, lengths_B, reply),
         slots=request.slots,
         bucket=request.bucket,
         eos=config.eos_token_id,
-        seen_MV=None if request.seen_BV is None else each(request.seen_BV),
+        processors=request.processors,
     )
 
 
@@ -131,9 +127,15 @@ def reply_program_on_mesh(
     def one_device(params: model.Params, request: Request) -> Generated:
         return reply_program(params, config, request)
 
-    specs = (PartitionSpec(), rows)
+    specs = (PartitionSpec(), request_specs(request, rows))
     run = jax.shard_map(one_device, mesh=rows_on.mesh, in_specs=specs, out_specs=rows, check_vma=False)
     return run(params, request)
+
+
+def request_specs(request: Request, rows: PartitionSpec) -> Request:
+    """How a request lies on a mesh: by its rows, but for what a caller's functions bring, which is whole on each device."""
+    whole = jax.tree.map(lambda _: PartitionSpec(), request.processors)
+    return jax.tree.map(lambda _: rows, request).replace(processors=whole)
 
 
 def generate_candidates(

@@ -1,15 +1,17 @@
-"""Logits to a token: processors and warpers, each a pure function over rows, and the draw.
+"""Logits to a token: processors (`processors.py`), then warpers, each a pure function over rows, and the draw.
 
-    logits_MV ─penalty→ ─no EOS yet→ ─temperature→ ─top-k→ ─top-p→ ─min-p→ one uniform → token
+    logits_MV ─processors→ ─temperature→ ─top-nσ→ ─top-k→ ─top-p→ ─min-p→ ─typical→ ─epsilon→ ─eta→ one uniform → token
 
-Order and rules are transformers' (`generation/logits_process.py`). Nothing here sorts the vocabulary, which would cost more
-than the model: top-k takes a static number of the best and cuts at its own k inside; without it the nucleus finds its
-threshold by bisection; a draw is one uniform and an inverse CDF.
+Order and rules are transformers' (`generation/logits_process.py`); top-nσ, which it has not, stands first, as it looks
+at all logits. Nothing here sorts the vocabulary, which would cost more than the model: top-k takes a static number of the
+best and cuts at its own k inside; nucleus (without top-k) and typical find their threshold by bisection; a draw is one
+uniform and an inverse CDF.
 
-Letters: M rows (all candidates of all dialogues), V vocabulary (padded), K the best few of it.
+Letters: M rows (all candidates of all dialogues), V vocabulary (padded), K the best few of it, X either.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialogpt_jax.arguments import shown
-from dialogpt_jax.decoding.sampling import TOP_K_BUCKETS, Number, Sampling, is_number
+from dialogpt_jax.decoding.processors import ReplyState, column, process
+from dialogpt_jax.decoding.sampling import LISTS, NUMBERS, STATIC, TOP_K_BUCKETS, Number, Sampling, is_number
 from dialogpt_jax.token_arrays import Array, array_library
 
 # Halvings of a log-probability interval 40 wide: the threshold is known to 4e-8, float32's own precision near 1.
@@ -27,11 +30,7 @@ _ENOUGH = 3e-7
 # A colder temperature is taken for this: no logit over it is beyond float32, and a lead of 1e-6 decides.
 _COLDEST = 1e-8
 
-jax.tree_util.register_dataclass(
-    Sampling,
-    data_fields=[field.name for field in dataclasses.fields(Sampling) if field.name != "penalize_context"],
-    meta_fields=["penalize_context"],
-)
+jax.tree_util.register_dataclass(Sampling, data_fields=NUMBERS, meta_fields=STATIC)
 
 
 def top_k_bucket(sampling: Sampling, vocab_size: int) -> int | None:
@@ -50,6 +49,8 @@ def top_k_bucket(sampling: Sampling, vocab_size: int) -> int | None:
 def by_row(sampling: Sampling, rows: int) -> Sampling:
     """The same with every number float32 and once for each row, so that 1, 1.0 and one value a row are one program.
 
+    Its lists are left out: `token_lists` makes arrays of them, for another list is no other program either.
+
     Raises:
       ValueError: a number is given for more or fewer rows, or what is given is none.
     """
@@ -64,24 +65,13 @@ def by_row(sampling: Sampling, rows: int) -> Sampling:
             )
         return library.broadcast_to(library.asarray(number, library.float32), (rows,))
 
-    return jax.tree_util.tree_map_with_path(each, sampling)
-
-
-def penalize(logits_MV: jax.Array, seen_MV: jax.Array, penalty: Number) -> jax.Array:
-    """Makes seen tokens less likely (a penalty over 1), whatever the sign of their logit."""
-    lower_MV = jnp.where(logits_MV > 0, logits_MV / _column(penalty), logits_MV * _column(penalty))
-    return jnp.where(seen_MV, lower_MV, logits_MV)
-
-
-def forbid_early_end(logits_MV: jax.Array, counts_M: jax.Array, minimum: Number, eos: int) -> jax.Array:
-    """No EOS while the reply has fewer than `minimum` tokens."""
-    early_M1 = counts_M[:, None] < _column(minimum)
-    return jnp.where(early_M1 & (jnp.arange(logits_MV.shape[1])[None] == eos), -jnp.inf, logits_MV)
+    none: dict[str, Any] = dict.fromkeys(LISTS, ())
+    return jax.tree_util.tree_map_with_path(each, dataclasses.replace(sampling, **none))
 
 
 def keep_top_k(best_MK: jax.Array, top_k: Number) -> jax.Array:
     """Of logits in falling order, those at least as high as the k-th; the others −inf."""
-    last_M1 = jnp.clip(jnp.broadcast_to(_column(top_k), (best_MK.shape[0], 1)).astype(jnp.int32), 1, best_MK.shape[1])
+    last_M1 = jnp.clip(jnp.broadcast_to(column(top_k), (best_MK.shape[0], 1)).astype(jnp.int32), 1, best_MK.shape[1])
     return jnp.where(best_MK >= jnp.take_along_axis(best_MK, last_M1 - 1, axis=1), best_MK, -jnp.inf)
 
 
@@ -96,7 +86,7 @@ def keep_nucleus_sorted(best_MK: jax.Array, top_p: Number) -> jax.Array:
     before_MK = jnp.cumsum(probs_MK, axis=-1) - probs_MK
     place_K = jnp.arange(best_MK.shape[1])[None]
     # The best stays, however the sums round.
-    short_MK = (before_MK < _column(top_p) - _ENOUGH) | (place_K == 0) | (_column(top_p) >= 1)
+    short_MK = (before_MK < column(top_p) - _ENOUGH) | (place_K == 0) | (column(top_p) >= 1)
     count_M1 = short_MK.sum(axis=-1, keepdims=True)
     last_M1 = jnp.take_along_axis(best_MK, count_M1 - 1, axis=1)
     better_M1 = (best_MK > last_M1).sum(axis=-1, keepdims=True)
@@ -113,7 +103,7 @@ def keep_nucleus(logits_MV: jax.Array, top_p: Number) -> jax.Array:
     logprobs_MV = jax.nn.log_softmax(logits_MV, axis=-1)
     probs_MV = jnp.exp(logprobs_MV)
     best_M1 = logprobs_MV.max(axis=-1, keepdims=True)
-    goal_M1 = jnp.broadcast_to(_column(top_p), best_M1.shape) - _ENOUGH
+    goal_M1 = jnp.broadcast_to(column(top_p), best_M1.shape) - _ENOUGH
 
     def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_M1, high_M1 = bounds  # tokens over `low` hold top_p, those over `high` do not
@@ -123,13 +113,68 @@ def keep_nucleus(logits_MV: jax.Array, top_p: Number) -> jax.Array:
         return jnp.where(enough_M1, middle_M1, low_M1), jnp.where(enough_M1, high_M1, middle_M1)
 
     low_M1, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (best_M1 - 40.0, best_M1 + 1e-3))
-    return jnp.where((logprobs_MV >= jnp.minimum(low_M1, best_M1)) | (_column(top_p) >= 1), logits_MV, -jnp.inf)
+    return jnp.where((logprobs_MV >= jnp.minimum(low_M1, best_M1)) | (column(top_p) >= 1), logits_MV, -jnp.inf)
 
 
 def keep_min_p(logits_MX: jax.Array, min_p: Number) -> jax.Array:
     """Tokens at least `min_p` times as probable as the best; the others −inf."""
-    floor_M1 = logits_MX.max(axis=-1, keepdims=True) + jnp.log(_column(min_p))
+    floor_M1 = logits_MX.max(axis=-1, keepdims=True) + jnp.log(column(min_p))
     return jnp.where(logits_MX >= floor_M1, logits_MX, -jnp.inf)
+
+
+def keep_top_n_sigma(logits_MV: jax.Array, sigmas: Number) -> jax.Array:
+    """Tokens whose logit is within so many standard deviations (of all that are possible) of the best; the others −inf."""
+    possible_MV = jnp.isfinite(logits_MV)
+    best_M1, count_M1 = logits_MV.max(axis=-1, keepdims=True), possible_MV.sum(axis=-1, keepdims=True)
+    below_MV = jnp.where(possible_MV, logits_MV - best_M1, 0.0)
+    mean_M1 = below_MV.sum(axis=-1, keepdims=True) / count_M1
+    square_MV = jnp.where(possible_MV, (below_MV - mean_M1) ** 2, 0.0)
+    deviation_M1 = jnp.sqrt(square_MV.sum(axis=-1, keepdims=True) / count_M1)
+    return jnp.where(logits_MV >= best_M1 - column(sigmas) * deviation_M1, logits_MV, -jnp.inf)
+
+
+def keep_typical(logits_MX: jax.Array, mass: Number) -> jax.Array:
+    """The tokens whose surprise is nearest to the expected one, so many that they hold `mass`; the others −inf.
+
+    Those as near as the last one kept are all kept. The best token may go.
+    """
+    logprobs_MX = jax.nn.log_softmax(logits_MX, axis=-1)
+    probs_MX = jnp.exp(logprobs_MX)
+    expected_M1 = entropy(logits_MX)
+    away_MX = jnp.abs(-logprobs_MX - expected_M1)
+    goal_M1 = jnp.broadcast_to(column(mass), expected_M1.shape) - _ENOUGH
+
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low_M1, high_M1 = bounds  # tokens up to `high` away hold the mass, those up to `low` do not
+        middle_M1 = (low_M1 + high_M1) / 2
+        enough_M1 = jnp.sum(jnp.where(away_MX <= middle_M1, probs_MX, 0.0), axis=-1, keepdims=True) >= goal_M1
+        return jnp.where(enough_M1, low_M1, middle_M1), jnp.where(enough_M1, middle_M1, high_M1)
+
+    # What is 40 away is as good as impossible, for the expected surprise is at most log V, about 11.
+    _, high_M1 = jax.lax.fori_loop(
+        0, _BISECTIONS, halve, (jnp.full_like(expected_M1, -1e-3), jnp.full_like(expected_M1, 40.0))
+    )
+    return jnp.where((away_MX <= high_M1) | (column(mass) >= 1), logits_MX, -jnp.inf)
+
+
+def keep_epsilon(logits_MX: jax.Array, epsilon: jax.Array | Number) -> jax.Array:
+    """Tokens at least so probable, and the best; the others −inf."""
+    best_M1 = logits_MX.max(axis=-1, keepdims=True)
+    kept_MX = jax.nn.softmax(logits_MX, axis=-1) >= column(epsilon)
+    return jnp.where(kept_MX | (logits_MX == best_M1), logits_MX, -jnp.inf)
+
+
+def keep_eta(logits_MX: jax.Array, epsilon: Number) -> jax.Array:
+    """As `keep_epsilon` with the smaller of ε and √ε · exp(−entropy)."""
+    return keep_epsilon(
+        logits_MX, jnp.minimum(column(epsilon), jnp.sqrt(column(epsilon)) * jnp.exp(-entropy(logits_MX)))
+    )
+
+
+def entropy(logits_MX: jax.Array) -> jax.Array:
+    """The expected surprise of a draw, in nats, (M, 1)."""
+    logprobs_MX = jax.nn.log_softmax(logits_MX, axis=-1)
+    return -jnp.where(jnp.isfinite(logprobs_MX), jnp.exp(logprobs_MX) * logprobs_MX, 0.0).sum(axis=-1, keepdims=True)
 
 
 def draw(logits_MX: jax.Array, uniforms_M: jax.Array) -> jax.Array:
@@ -143,51 +188,67 @@ def draw(logits_MX: jax.Array, uniforms_M: jax.Array) -> jax.Array:
     return jnp.where(passed_MX.any(axis=-1), passed_MX.argmax(axis=-1), probs_MX.argmax(axis=-1)).astype(jnp.int32)
 
 
+def warp(
+    logits_MV: jax.Array, *, sampling: Sampling, bucket: int | None, least: int = 1
+) -> tuple[jax.Array, jax.Array | None]:
+    """Logits to draw from, and their ids: those of the best few with a bucket; all, `None`, without.
+
+    Args:
+      logits_MV: processed; −inf is never drawn.
+      sampling: its temperature is on.
+      bucket: of `top_k_bucket`.
+      least: so many of the best stay in any case: with 2, one that goes on.
+    """
+    # The best is put at 0 first: divided by a tiny temperature, its rounding alone would overflow the softmax.
+    logits_MX = logits_MV - logits_MV.max(axis=-1, keepdims=True)
+    logits_MX = logits_MX / jnp.maximum(column(sampling.temperature), _COLDEST)
+    if sampling.top_n_sigma is not None:
+        logits_MX = keep_top_n_sigma(logits_MX, sampling.top_n_sigma)
+    ids_MX = None
+    if bucket is not None:
+        logits_MX, ids_MX = jax.lax.top_k(logits_MX, bucket)
+    all_MX = logits_MX
+    if bucket is not None:
+        logits_MX = keep_top_k(logits_MX, sampling.top_k)
+    if sampling.top_p is not None:
+        nucleus = keep_nucleus if bucket is None else keep_nucleus_sorted
+        logits_MX = nucleus(logits_MX, sampling.top_p)
+    if sampling.min_p is not None:
+        logits_MX = keep_min_p(logits_MX, sampling.min_p)
+    if sampling.typical_p is not None:
+        logits_MX = keep_typical(logits_MX, sampling.typical_p)
+    if sampling.epsilon_cutoff is not None:
+        logits_MX = keep_epsilon(logits_MX, sampling.epsilon_cutoff)
+    if sampling.eta_cutoff is not None:
+        logits_MX = keep_eta(logits_MX, sampling.eta_cutoff)
+    if least > 1:
+        floor_M1 = jax.lax.top_k(all_MX, least)[0][:, -1:]
+        logits_MX = jnp.where(all_MX >= floor_M1, all_MX, logits_MX)
+    return logits_MX, ids_MX
+
+
 def choose(
     logits_MV: jax.Array,
     uniforms_M: jax.Array,
-    counts_M: jax.Array,
-    seen_MV: jax.Array | None,
+    state: ReplyState,
     *,
     sampling: Sampling,
     bucket: int | None,
-    eos: int,
+    processors: Sequence[Any] = (),
 ) -> jax.Array:
     """The next token of each row, int32.
 
     Args:
       logits_MV: the model's, float32; −inf is never chosen.
       uniforms_M: in [0, 1), one a row; greedy does not look at them.
-      counts_M: tokens that the reply has so far.
-      seen_MV: bool, for the repetition penalty; `None` where there is none.
+      state: the reply so far.
       sampling: numbers are traced.
       bucket: of `top_k_bucket`.
-      eos: the id that ends a reply.
+      processors: functions of the caller's.
     """
-    if sampling.repetition_penalty is not None and seen_MV is not None:
-        logits_MV = penalize(logits_MV, seen_MV, sampling.repetition_penalty)
-    if sampling.min_new_tokens is not None:
-        logits_MV = forbid_early_end(logits_MV, counts_M, sampling.min_new_tokens, eos)
+    logits_MV = process(logits_MV, state, sampling=sampling, processors=processors)
     if sampling.temperature is None:
         return logits_MV.argmax(axis=-1).astype(jnp.int32)
-    # The best is put at 0 first: divided by a tiny temperature, its rounding alone would overflow the softmax.
-    logits_MV = logits_MV - logits_MV.max(axis=-1, keepdims=True)
-    logits_MV = logits_MV / jnp.maximum(_column(sampling.temperature), _COLDEST)
-    if bucket is None:
-        if sampling.top_p is not None:
-            logits_MV = keep_nucleus(logits_MV, sampling.top_p)
-        if sampling.min_p is not None:
-            logits_MV = keep_min_p(logits_MV, sampling.min_p)
-        return draw(logits_MV, uniforms_M)
-    best_MK, ids_MK = jax.lax.top_k(logits_MV, bucket)
-    best_MK = keep_top_k(best_MK, sampling.top_k)
-    if sampling.top_p is not None:
-        best_MK = keep_nucleus_sorted(best_MK, sampling.top_p)
-    if sampling.min_p is not None:
-        best_MK = keep_min_p(best_MK, sampling.min_p)
-    return jnp.take_along_axis(ids_MK, draw(best_MK, uniforms_M)[:, None], axis=1)[:, 0].astype(jnp.int32)
-
-
-def _column(value: Number) -> jax.Array:
-    """A scalar as (1, 1), a value per row as (M, 1)."""
-    return jnp.asarray(value, jnp.float32).reshape(-1, 1)
+    logits_MX, ids_MX = warp(logits_MV, sampling=sampling, bucket=bucket)
+    drawn_M = draw(logits_MX, uniforms_M)
+    return drawn_M if ids_MX is None else jnp.take_along_axis(ids_MX, drawn_M[:, None], axis=1)[:, 0].astype(jnp.int32)

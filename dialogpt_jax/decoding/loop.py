@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dialogpt_jax.decoding.logits import choose
+from dialogpt_jax.decoding.processors import ReplyState, TokenLists
 from dialogpt_jax.decoding.sampling import Sampling
 
 # tokens_MT, positions_MT, cache → logits_MTV (float32) of the token after each, and the cache with these tokens in it
@@ -34,12 +35,16 @@ class RowSettings:
       limits_M: int32, the most tokens that the reply may get.
       keys_M: one `jax.random.key` a row.
       sampling: how its tokens are chosen; each number that is on is a float32 array (M,).
+      lists: those of the sampling.
+      history: what processors see of the context, as in `ReplyState`.
     """
 
     lengths_M: jax.Array
     limits_M: jax.Array
     keys_M: jax.Array
     sampling: Sampling
+    lists: TokenLists = struct.field(default_factory=TokenLists)
+    history: dict[str, jax.Array] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -53,8 +58,8 @@ class DecodeState:
       counts_M: int32, tokens of the reply, its EOS included.
       finished_M: bool, EOS was drawn.
       last_M: int32, the last token drawn. It is not in the cache yet: a step begins by feeding it.
-      seen_MV: bool, tokens that the repetition penalty looks at; `None` without one.
       cache: what the step function carries.
+      processors: functions of the caller's, as `jax.tree_util.Partial`s.
       bucket: static, how many of the best tokens `top_k` chooses from (`top_k_bucket`).
       eos: static, the id that ends a reply.
     """
@@ -65,8 +70,8 @@ class DecodeState:
     counts_M: jax.Array
     finished_M: jax.Array
     last_M: jax.Array
-    seen_MV: jax.Array | None
     cache: Any
+    processors: tuple[Any, ...]
     bucket: int | None = struct.field(pytree_node=False)
     eos: int = struct.field(pytree_node=False)
 
@@ -84,21 +89,16 @@ def begin(
     slots: int,
     bucket: int | None,
     eos: int,
-    seen_MV: jax.Array | None = None,
+    processors: tuple[Any, ...] = (),
 ) -> DecodeState:
     """The state after the first token of each reply, drawn from the prefill's logits.
 
     Args:
       logits_MV: of the token after each context.
-      settings, cache, bucket, eos: as in `DecodeState`.
+      settings, cache, bucket, eos, processors: as in `DecodeState`.
       slots: R, the most tokens that any reply may get.
-      seen_MV: tokens that count as seen from the start, for the repetition penalty.
     """
     rows = logits_MV.shape[0]
-    if settings.sampling.repetition_penalty is None:
-        seen_MV = None
-    elif seen_MV is None:
-        seen_MV = jnp.zeros(logits_MV.shape, bool)
     state = DecodeState(
         settings=settings,
         tokens_MR=jnp.full((rows, slots), eos, jnp.int32),
@@ -106,8 +106,8 @@ def begin(
         counts_M=jnp.zeros(rows, jnp.int32),
         finished_M=jnp.zeros(rows, bool),
         last_M=jnp.full(rows, eos, jnp.int32),
-        seen_MV=seen_MV,
         cache=cache,
+        processors=processors,
         bucket=bucket,
         eos=eos,
     )
@@ -156,20 +156,23 @@ def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
         drawn_M = choose(
             logits_MV,
             uniforms_M,
-            state.counts_M,
-            state.seen_MV,
+            ReplyState(
+                tokens_MR=state.tokens_MR,
+                counts_M=state.counts_M,
+                limits_M=settings.limits_M,
+                history=settings.history,
+                lists=settings.lists,
+                eos=state.eos,
+            ),
             sampling=settings.sampling,
             bucket=state.bucket,
-            eos=state.eos,
+            processors=state.processors,
         )
         chosen_M = jnp.take_along_axis(logits_MV, drawn_M[:, None], axis=1)[:, 0]
         logprob_M = chosen_M - jax.nn.logsumexp(logits_MV, axis=-1)
     going_M = ~state.done_M
     rows_M = jnp.arange(drawn_M.shape[0])
     slot_M = jnp.where(going_M, state.counts_M, state.tokens_MR.shape[1])  # past the end: dropped
-    seen_MV = state.seen_MV
-    if seen_MV is not None:
-        seen_MV = seen_MV.at[rows_M, jnp.where(going_M, drawn_M, logits_MV.shape[1])].set(True, mode="drop")
     return dataclasses.replace(
         state,
         tokens_MR=state.tokens_MR.at[rows_M, slot_M].set(drawn_M, mode="drop"),
@@ -177,5 +180,4 @@ def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
         counts_M=state.counts_M + going_M,
         finished_M=state.finished_M | (going_M & (drawn_M == state.eos)),
         last_M=jnp.where(going_M, drawn_M, state.last_M),
-        seen_MV=seen_MV,
     )

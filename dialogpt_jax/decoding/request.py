@@ -2,13 +2,12 @@
 
     contexts, lengths, sampling, max_new_tokens, keys ─assemble→ Request ─a compiled program→ replies
 
-`generate`, its candidates and a stream all begin here, so that a row has the same limits, slots, buckets, seen tokens and
-keys whichever way its reply is made. On the host everything is NumPy, made once; under `jit` it is traced.
+`generate`, its candidates and a stream all begin here, so that a row has the same limits, slots, buckets, lists,
+history and keys whichever way its reply is made. On the host everything is NumPy, made once; under `jit` it is traced.
 
 Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, V vocabulary (padded).
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from dialogpt_jax.arguments import MOST, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.logits import by_row, top_k_bucket
 from dialogpt_jax.decoding.loop import RowSettings
+from dialogpt_jax.decoding.processors import history_of, scopes_of, token_lists
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens
 
@@ -33,7 +33,7 @@ class Request:
       tokens_BT: int32, what the cache does not hold yet of each context, right-padded to the width of a bucket.
       starts_B: int32, tokens of each context that the cache holds already.
       settings: of the B rows; `lengths` counts whole contexts.
-      seen_BV: bool, ids that the repetition penalty counts as seen from the start; `None`: none.
+      processors: functions of the caller's, as `jax.tree_util.Partial`s.
       candidates: N, replies to each context.
       slots: the bucket of `max_new_tokens`.
       bucket: of `top_k_bucket`.
@@ -42,7 +42,7 @@ class Request:
     tokens_BT: Array
     starts_B: Array
     settings: RowSettings
-    seen_BV: jax.Array | None
+    processors: tuple[Any, ...]
     candidates: int = struct.field(pytree_node=False)
     slots: int = struct.field(pytree_node=False)
     bucket: int | None = struct.field(pytree_node=False)
@@ -65,6 +65,7 @@ def assemble(
     candidates: int = 1,
     starts_B: Any = None,
     width: int | None = None,
+    history_width: int | None = None,
 ) -> Request:
     """A request, found sound.
 
@@ -73,6 +74,7 @@ def assemble(
       candidates: replies to each context.
       starts_B: tokens of each context that a cache holds already, fewer than its length; none by default.
       width: columns for what the cache does not hold; by default the bucket of T.
+      history_width: columns for what processors see of the context, at least T; by default its bucket.
 
         context [a b c d e], start 3, width 16:   tokens [d e 0 0 …], length 5
 
@@ -97,10 +99,11 @@ def assemble(
     starts_B = as_lengths("starts", starts_B, rows, least=0, most=lengths_B - 1)
     _check_keys(keys, rows)
     bucket = bucket_of(length, config.n_positions)
-    seen_BV = None
-    if sampling.repetition_penalty is not None and sampling.penalize_context:
-        padded_BT = _columns(contexts_BT, library.zeros_like(starts_B), bucket)
-        seen_BV = seen_tokens(padded_BT, lengths_B, config.padded_vocab_size)
+    columns = bucket if history_width is None else history_width
+    history = {
+        scope: history_of(scope, contexts_BT, lengths_B, columns, config.eos_token_id)
+        for scope in sorted(scopes_of(sampling))
+    }
     return Request(
         tokens_BT=_columns(contexts_BT, starts_B, bucket if width is None else width),
         starts_B=starts_B,
@@ -109,8 +112,12 @@ def assemble(
             limits_M=library.minimum(most, config.n_positions - lengths_B).astype(library.int32),
             keys_M=keys,
             sampling=by_row(sampling, rows),
+            lists=token_lists(sampling, rows, config),
+            history=history,
         ),
-        seen_BV=seen_BV,
+        processors=tuple(
+            f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f) for f in sampling.processors
+        ),
         candidates=candidates,
         slots=bucket_of(most, config.n_positions),
         bucket=top_k_bucket(sampling, config.vocab_size),
@@ -127,15 +134,6 @@ def candidate_settings(settings: RowSettings, candidates: int) -> RowSettings:
     """The settings of B rows as those of their M = B·N candidates: the same, but for the keys."""
     repeated = jax.tree.map(lambda x: jnp.repeat(x, candidates, axis=0), settings)
     return repeated.replace(keys_M=candidate_keys(settings.keys_M, candidates))
-
-
-@functools.partial(jax.jit, static_argnames="vocab")
-def seen_tokens(tokens_BT: jax.Array, lengths_B: jax.Array, vocab: int) -> jax.Array:
-    """bool (B, vocab): which ids a row holds, its pads left out."""
-    real_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
-    rows_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
-    ids_BT = jnp.where(real_BT, tokens_BT, vocab)
-    return jnp.zeros((tokens_BT.shape[0], vocab), bool).at[rows_B1, ids_BT].set(True, mode="drop")
 
 
 def _columns(tokens_BT: Array, starts_B: Array, width: int) -> Array:

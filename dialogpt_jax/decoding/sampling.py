@@ -1,16 +1,19 @@
-"""How a token is chosen, as a caller says it: numbers in, a checked `Sampling` out, which is a pytree (`logits.py`).
+"""How a token is chosen, as a caller says it: numbers and lists in, a checked `Sampling` out, a pytree (`logits.py`).
 
 Nothing here imports jax, so that the help of a command, which shows the defaults, need not wait for it.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from dialogpt_jax.arguments import as_flag, shown
+from dialogpt_jax.arguments import as_flag, as_number, as_plain, as_whole_number, shown
 
 TOP_K_BUCKETS = (16, 64, 256, 1024)
+# What a penalty or a block looks at: the reply, the bot's own earlier turns too, or the whole context.
+Scope = Literal["reply", "own", "context"]
 
 if TYPE_CHECKING:
     import jax
@@ -24,6 +27,9 @@ else:
 class Sampling:
     """How a token is chosen. A pytree: numbers are leaves, so another number compiles nothing; `None` leaves a step out.
 
+    Steps come in the order of `decoding/processors.py`, which is transformers'. Greedy has all but those from temperature
+    to eta_cutoff.
+
     Attributes:
       temperature: divides the logits; `None` (or 0, made `None`) takes the best token: greedy.
       top_k: only the k best, 1 to 1024. Ties with the last of them stay, as far as they are among the best 16, 64, 256 or
@@ -31,30 +37,70 @@ class Sampling:
       top_p: only the smallest set of best tokens that holds this probability, over 0 to 1 (Holtzman et al. 2019), to
         within 3e-7. Of ties with the last of them, as many stay as are needed, the last by id; without `top_k`, all.
       min_p: only tokens at least this fraction as probable as the best, 0 to 1 (Nguyen et al. 2024).
+      top_n_sigma: only tokens whose logit is within so many standard deviations of the best, over 0 (Tang et al. 2024).
+      typical_p: only the tokens whose surprise is nearest to the expected one, so many that they hold this probability,
+        over 0 to 1 (Meister et al. 2022).
+      epsilon_cutoff: only tokens at least this probable, and the best, from 0 to below 1 (Hewitt et al. 2022).
+      eta_cutoff: as epsilon_cutoff, but lower where the distribution is flat, from 0 to below 1 (Hewitt et al. 2022).
       repetition_penalty: logits of seen tokens are divided by it where positive, else multiplied (Keskar et al. 2019);
         over 0, 1 changes nothing.
-      penalize_context: static; seen are the tokens of the whole context, not of the reply alone.
+      presence_penalty: is taken from the logit of a token that was seen.
+      frequency_penalty: is taken from the logit of a token for each time that it was seen.
+      penalty_scope: static; what the penalties have seen: the "reply" so far; the bot's "own" earlier turns too, without
+        their ends; or the whole "context" and the reply, as transformers has it: the ends of turns count there.
+      no_repeat_ngram: so many tokens in a row that were said do not come again (Paulus et al. 2017), from 1.
+      ngram_scope: static; where they were said, as for `penalty_scope`.
       min_new_tokens: the reply's length before its EOS is at least this; 1 by default: a reply is not empty.
+      decay_start, decay_factor: from the token of this number on, from 0, the end grows more likely: the size of its
+        logit, times factor^n − 1, is added, n counting from 1. Both or neither.
+      logit_bias: static ids; what is added to a logit: {id: number}, or {(id, …, id): number} for the last of several
+        tokens where the reply has just said the others.
+      bad_words: static ids; what the reply never holds: an id, or a list of ids, each.
+      suppress_tokens, begin_suppress_tokens: static ids; which never come, or not as the reply's first token.
+      forced_tokens: static ids; the reply begins with them.
+      forced_end: static; where a reply is cut by `max_new_tokens`, the last of its tokens is EOS.
+      processors: static; functions of yours, (logits_MV, `ReplyState`) → logits_MV, which run in the compiled loop after
+        all the above but temperature to eta_cutoff. One function is one program: define it once. Numbers that change go
+        into a `jax.tree_util.Partial`.
 
-    Numbers may be scalars or arrays with one value a row.
+    Numbers may be scalars or arrays with one value a row. Lists are the same for all rows; other ids compile nothing.
 
     Raises:
-      ValueError: a number out of range (jax's arrays are not looked at).
+      ValueError: a number out of range (jax's arrays are not looked at), or a list of another shape.
 
     Example:
       >>> bot.reply("Hi!", sampling=dg.Sampling(temperature=0.8, top_k=50, top_p=0.9))
       '...'
       >>> bot.reply("Hi!", sampling=dg.GREEDY) == bot.reply("Hi!", sampling=dg.GREEDY, seed=1)
       True
+      >>> bot.reply(["Hi!", "Hello.", "And you?"], sampling=dg.Sampling(no_repeat_ngram=3, ngram_scope="own"))
+      '...'
     """
 
     temperature: Number = 1.0
     top_k: Number = None
     top_p: Number = None
     min_p: Number = None
+    top_n_sigma: Number = None
+    typical_p: Number = None
+    epsilon_cutoff: Number = None
+    eta_cutoff: Number = None
     repetition_penalty: Number = None
-    penalize_context: bool = False
+    presence_penalty: Number = None
+    frequency_penalty: Number = None
+    penalty_scope: Scope = "reply"
+    no_repeat_ngram: Number = None
+    ngram_scope: Scope = "reply"
     min_new_tokens: Number = 1
+    decay_start: Number = None
+    decay_factor: Number = None
+    logit_bias: Mapping[Any, float] | Sequence[tuple[Sequence[int], float]] = ()
+    bad_words: Sequence[int | Sequence[int]] = ()
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    forced_tokens: Sequence[int] = ()
+    forced_end: bool = False
+    processors: Sequence[Callable[..., Any]] = ()
 
     def __post_init__(self) -> None:
         if is_number(self.temperature) and self.temperature == 0:
@@ -63,9 +109,76 @@ class Sampling:
         _check("top_k", self.top_k, low=1, high=TOP_K_BUCKETS[-1], whole=True)
         _check("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
         _check("min_p", self.min_p, low=0.0, high=1.0)
+        _check("top_n_sigma", self.top_n_sigma, low=0.0, high=1e4, open_low=True)
+        _check("typical_p", self.typical_p, low=0.0, high=1.0, open_low=True)
+        _check("epsilon_cutoff", self.epsilon_cutoff, low=0.0, high=1 - 1e-6)
+        _check("eta_cutoff", self.eta_cutoff, low=0.0, high=1 - 1e-6)
         _check("repetition_penalty", self.repetition_penalty, low=0.0, high=1e4, open_low=True)
-        as_flag("penalize_context", self.penalize_context)
+        _check("presence_penalty", self.presence_penalty, low=-1e4, high=1e4)
+        _check("frequency_penalty", self.frequency_penalty, low=-1e4, high=1e4)
+        _check("no_repeat_ngram", self.no_repeat_ngram, low=1, high=2**20, whole=True)
         _check("min_new_tokens", self.min_new_tokens, low=0, high=2**31 - 1, whole=True)
+        _check("decay_start", self.decay_start, low=0, high=2**31 - 1, whole=True)
+        _check("decay_factor", self.decay_factor, low=0.0, high=1e4, open_low=True)
+        if (self.decay_start is None) != (self.decay_factor is None):
+            raise ValueError("decay_start and decay_factor go together; give both or neither")
+        as_flag("forced_end", self.forced_end)
+        for name in ("penalty_scope", "ngram_scope"):
+            if getattr(self, name) not in get_args(Scope):
+                given = shown(getattr(self, name))
+                raise ValueError(f"{name} is {given}; it must be one of {', '.join(get_args(Scope))}")
+        for name, as_list in _LISTS.items():
+            object.__setattr__(self, name, as_list(name, as_plain(getattr(self, name))))
+
+
+def _as_ids(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ValueError(f"{name} is {shown(value)}; give a list of token ids")
+    return tuple(as_whole_number(f"a token of {name}", as_plain(i), least=0, most=2**31 - 1) for i in value)
+
+
+def _as_words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ValueError(f"{name} is {shown(value)}; give a list of token ids and of lists of them")
+    return tuple(_as_word(name, as_plain(word)) for word in value)
+
+
+def _as_word(name: str, word: Any) -> tuple[int, ...]:
+    found = _as_ids(name, word) if isinstance(word, Sequence) else _as_ids(name, (word,))
+    if not found:
+        raise ValueError(f"{name} holds a list of no tokens; leave it out, or give its token ids")
+    return found
+
+
+def _as_biases(name: str, value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Sequence) or any(not isinstance(p, Sequence) or len(p) != 2 for p in pairs):
+        raise ValueError(f"{name} is {shown(value)}; give a number for each token id, such as {{50: -2.0}}")
+    found = {}
+    for ids, bias in pairs:
+        if bias != -np.inf:
+            bias = as_number(f"a number of {name}", bias, least=-1e9, below=1e9)
+        found[_as_word(name, as_plain(ids))] = float(bias)
+    return tuple(found.items())
+
+
+def _as_functions(name: str, value: Any) -> tuple[Callable[..., Any], ...]:
+    if not isinstance(value, Sequence) or not all(callable(function) for function in value):
+        raise ValueError(f"{name} is {shown(value)}; give a list of functions of (logits_MV, state)")
+    return tuple(value)
+
+
+_LISTS: Mapping[str, Callable[[str, Any], Any]] = {
+    "logit_bias": _as_biases,
+    "bad_words": _as_words,
+    "suppress_tokens": _as_ids,
+    "begin_suppress_tokens": _as_ids,
+    "forced_tokens": _as_ids,
+    "processors": _as_functions,
+}
+LISTS = tuple(_LISTS)
+STATIC = ("penalty_scope", "ngram_scope", "forced_end", *LISTS)
+NUMBERS = tuple(field.name for field in dataclasses.fields(Sampling) if field.name not in STATIC)
 
 
 def is_number(value: Any) -> bool:
@@ -109,8 +222,12 @@ def describe_sampling(sampling: Sampling) -> str:
     on = ["greedy"] if sampling.temperature is None else []
     for field in dataclasses.fields(sampling):
         value = getattr(sampling, field.name)
-        if value is None or value is False:
+        if value is None or value is False or (isinstance(value, tuple) and not value):
             continue
+        if isinstance(value, str) and value == field.default:
+            continue
+        if field.name == "processors":
+            value = ", ".join(getattr(f, "__name__", type(f).__name__) for f in value)
         if field.name != "min_new_tokens" or not is_number(value) or value != 1:
             on.append(f"{field.name} {value:g}" if is_number(value) else f"{field.name} {value}")
     return ", ".join(on)

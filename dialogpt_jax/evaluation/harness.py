@@ -25,8 +25,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.chat.language_model import LanguageModel
+from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import fill_up, pad_right
-from dialogpt_jax.decoding.generate import generate
+from dialogpt_jax.decoding.beam_options import BeamOptions
+from dialogpt_jax.decoding.beam_search import beam_search
+from dialogpt_jax.decoding.generate import Generated, generate
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.decoding.soundness import check_finite
@@ -34,6 +37,7 @@ from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, RepliesFileError, Reply, save_replies
 from dialogpt_jax.evaluation.settings import Settings
+from dialogpt_jax.model import Params
 from dialogpt_jax.whole_writes import only_writer
 
 
@@ -147,21 +151,28 @@ def generate_batches(
         longest = max(len(prompts[i]) for i in places)
         tokens_BT, lengths_B = pad_right([prompts[i] for i in places], bucket_of(longest, config.n_positions))
         keys = row_keys(settings.seed, places, [len(contexts[i].turns) for i in places])
-        replies = generate(
-            params,
-            config,
-            tokens_BT,
-            lengths_B,
-            sampling=settings.sampling,
-            max_new_tokens=min(settings.max_new_tokens, config.n_positions),
-            keys=jax.device_put(keys, NamedSharding(mesh, PartitionSpec("rows"))),
-        )
-        replies = jax.device_get(replies)
+        how: dict[str, Any] = {
+            "sampling": settings.sampling,
+            "max_new_tokens": min(settings.max_new_tokens, config.n_positions),
+            "keys": jax.device_put(keys, NamedSharding(mesh, PartitionSpec("rows"))),
+        }
+        replies = jax.device_get(_ask(params, config, tokens_BT, lengths_B, settings.beams, how))
         yield [
             _reply(lm, contexts, settings.seed, i, *(x[d * rows + b] for x in jax.tree.leaves(replies)))
             for d, batch in enumerate(members)
             for b, i in enumerate(batch)
         ]
+
+
+def _ask(
+    params: Params, config: GPT2Config, tokens_BT: Any, lengths_B: Any, beams: BeamOptions | None, how: Any
+) -> Generated:
+    """A reply to each row: drawn, or the best of its beams."""
+    if beams is None:
+        return generate(params, config, tokens_BT, lengths_B, **how)
+    found = beam_search(params, config, tokens_BT, lengths_B, **dataclasses.asdict(beams), **how)
+    best = jax.tree.map(lambda x: x[:, 0], found)
+    return Generated(best.tokens, best.lengths, best.finished, best.logprobs)
 
 
 def _reply(
@@ -192,6 +203,7 @@ def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Setti
         model.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     for context in contexts:
         data.update(json.dumps(context).encode())
+    beams = {} if settings.beams is None else dataclasses.asdict(settings.beams)
     return {
         "model": model.hexdigest()[:16],
         "contexts": len(contexts),
@@ -201,4 +213,5 @@ def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Setti
         "max_new_tokens": settings.max_new_tokens,
         "rows": settings.rows,
         "platform": jax.default_backend(),
+        **beams,
     }

@@ -13,6 +13,7 @@ from dialogpt_jax.chat.settings import (
     checked_length,
     checked_sampling,
 )
+from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.sampling import GREEDY, PAPER, Sampling
 
 # Top-k is the paper's (section 3.3); nucleus has Holtzman et al.'s p for dialogue-sized models; chat is `Bot.reply`'s.
@@ -34,6 +35,7 @@ class Settings:
       sampling: how a token is chosen.
       seed: of the draws, from 0.
       max_new_tokens: the longest reply, EOS included.
+      beams: how beams are searched; `None`: without them.
       rows: contexts in a batch, which one device answers at a time. Rounding differs with it (1e-6 in float32).
     """
 
@@ -41,6 +43,7 @@ class Settings:
     seed: int = DEFAULT_SEED
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     rows: int = ROWS
+    beams: BeamOptions | None = None
 
     def __post_init__(self) -> None:
         checked_length(self.max_new_tokens)

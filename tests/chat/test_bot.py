@@ -67,6 +67,41 @@ def test_a_call_repeats_and_another_seed_does_not(bot):
     assert len({json.dumps(key) for key in keys}) == 4
 
 
+def test_beams_give_the_best_of_their_replies(bot):
+    turns = ["Hello", "how are you", "no"]
+    found = bot.candidates(turns, beams=4, max_new_tokens=12)
+    assert len(found) == 4
+    assert len({tuple(one.tokens) for one in found}) == 4
+    assert bot.reply(turns, beams=4, max_new_tokens=12) == found[0].text
+    assert [one.text for one in bot.candidates(turns, 2, beams=4, max_new_tokens=12)] == [one.text for one in found[:2]]
+    means = [one.logprob / len(one.tokens) for one in found]
+    assert means == sorted(means, reverse=True)
+    assert all(one.finished == (one.tokens[-1] == bot.config.eos_token_id) for one in found)
+    assert bot.reply(turns, beams=1, max_new_tokens=12) == bot.reply(turns, sampling=dg.GREEDY, max_new_tokens=12)
+    shorter = bot.reply(turns, beams=4, max_new_tokens=12, length_penalty=-4.0)
+    assert len(bot.tokenizer.encode(shorter)) <= len(found[0].tokens)
+    blocked = dg.Sampling(0, bad_words=[int(found[0].tokens[0])])
+    assert found[0].tokens[0] not in bot.candidates(turns, 1, beams=4, max_new_tokens=12, sampling=blocked)[0].tokens
+    drawn = {bot.reply(turns, beams=2, sampling=dg.Sampling(2.0), seed=seed, max_new_tokens=12) for seed in range(4)}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"beams": 0}, "beams is 0; it must be a whole number"),
+        ({"beams": 2, "n": 3}, "n_best is 3, and there are 2 beams"),
+        ({"beams": 161}, "beams is 161; a vocabulary of 320 has room for 160"),
+        ({"beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'; give True, False or 'never'"),
+        ({"beams": 2, "sampling": dg.Sampling(0, suppress_tokens=list(range(320)))}, "no reply is possible"),
+    ],
+    ids=str,
+)
+def test_wrong_beams_are_one_line(bot, how, said):
+    with pytest.raises(ValueError, match=said):
+        bot.candidates("Hi!", max_new_tokens=3, **how)
+
+
 def test_greedy_does_not_look_at_the_seed_and_top_k_1_is_greedy(bot):
     turns = ["Hello", "how are you"]
     greedy = bot.reply(turns, sampling=dg.GREEDY)
@@ -370,6 +405,7 @@ def test_logits_that_are_no_numbers_give_an_error_and_no_reply(broken_from, tmp_
     for ask in (
         lambda: bot.reply("Hi!"),
         lambda: bot.candidates("Hi!", n=2, sampling=dg.GREEDY),
+        lambda: bot.reply("Hi!", beams=3),
         lambda: list(bot.stream("Hi!")),
         lambda: chat.say("Hi!"),
         lambda: answer(bot, contexts, Settings(max_new_tokens=4, rows=2), out=out),

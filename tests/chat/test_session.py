@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fakes
 import jax
+import numpy as np
 import pytest
 from compile_counter import count_compilations
 
@@ -217,7 +218,9 @@ def test_a_turn_that_is_too_long_warns_and_the_chat_goes_on(bot, chat):
 
 def test_settings_may_change_between_turns(bot, chat):
     say_as_fresh(chat, "Hello", bot)
-    chat.sampling = dg.Sampling(temperature=0.9, top_k=20, repetition_penalty=1.3, penalize_context=True)
+    chat.sampling = dg.Sampling(temperature=0.9, top_k=20, repetition_penalty=1.3, penalty_scope="context")
+    say_as_fresh(chat, "no", bot)
+    chat.sampling = dg.Sampling(no_repeat_ngram=2, ngram_scope="own", presence_penalty=3.0, penalty_scope="own")
     say_as_fresh(chat, "no", bot)
     chat.sampling, chat.max_new_tokens = dg.GREEDY, 30
     say_as_fresh(chat, "why?", bot)
@@ -382,6 +385,24 @@ def test_a_good_file_by_hand_loads(bot, tmp_path):
     file = tmp_path / "chat.json"
     file.write_text(json.dumps(GOOD))
     assert dg.Chat.load(file, bot).say("no")
+    for old, scope in ((True, "context"), (False, "reply")):  # as 0.1.0 wrote it
+        file.write_text(json.dumps({**GOOD, "sampling": {"repetition_penalty": 1.2, "penalize_context": old}}))
+        assert dg.Chat.load(file, bot).sampling.penalty_scope == scope
+
+
+def test_lists_of_a_sampling_are_saved_and_functions_are_refused(bot, tmp_path):
+    lists = {
+        "logit_bias": {5: -1.0, (3, 4): -np.inf},
+        "bad_words": [7, (8, 9)],
+        "forced_tokens": [5],
+        "forced_end": True,
+    }
+    chat = dg.Chat(bot, seed=3, max_new_tokens=LENGTH, sampling=dg.Sampling(**lists))
+    chat.save(tmp_path / "chat.json")
+    assert vars(dg.Chat.load(tmp_path / "chat.json", bot).sampling) == vars(chat.sampling)
+    chat.sampling = dg.Sampling(processors=[lambda logits_MV, _: logits_MV])
+    with pytest.raises(ChatError, match="a file cannot hold the functions of its sampling"):
+        chat.save(tmp_path / "other.json")
 
 
 def test_a_chat_that_cannot_be_written_leaves_the_old_file(bot, chat, tmp_path):

@@ -138,6 +138,10 @@ def test_help_and_settings_are_no_part_of_the_conversation(talk):
     assert "temperature 0.4, top_k 50, top_p 0.9, max_new_tokens 8, seed 0" in err[len(HELP.splitlines())]
     assert "temperature 0.25, top_p 0.9, max_new_tokens 8, seed 0" in err[-1]
     assert chat.sampling == dg.Sampling(temperature=0.25, top_p=0.9)
+    _, err, chat = talk("/settings no_repeat_ngram 3\n/settings ngram_scope own\n/settings ngram_scope mine\n")
+    assert "no_repeat_ngram 3, ngram_scope own, " in err[1]
+    assert err[2] == "ngram_scope is 'mine'; it must be one of reply, own, context"
+    assert chat.sampling.no_repeat_ngram == 3
 
 
 def test_settings_change_the_replies(talk, bot):
@@ -271,7 +275,7 @@ def test_tab_completes_commands_settings_and_files(tmp_path, monkeypatch):
     (tmp_path / "chats").mkdir()
     assert completions("/") == [f"{name} " for name in COMMANDS]
     assert completions("/se") == ["/settings "]
-    assert completions("/settings t") == ["temperature ", "top_k ", "top_p "]
+    assert completions("/settings to") == ["top_k ", "top_p ", "top_n_sigma "]
     assert completions("/settings ") == [f"{name} " for name in SETTABLE]
     assert completions("/load ch") == ["chat.json", "chats/"]
     assert completions("Hello /s") == completions("") == completions("/undo x") == []
@@ -380,7 +384,7 @@ def test_tab_offers_what_fits_the_line_up_to_the_cursor(monkeypatch):
         monkeypatch.setattr(readline, "get_line_buffer", lambda: "/settings top_k")
         monkeypatch.setattr(readline, "get_endidx", lambda: len("/settings to"))
         complete = readline.get_completer()
-        assert [complete("", number) for number in range(3)] == ["top_k ", "top_p ", None]
+        assert [complete("", number) for number in range(4)] == ["top_k ", "top_p ", "top_n_sigma ", None]
     finally:
         readline.set_completer(before)
         readline.set_completer_delims(delimiters)

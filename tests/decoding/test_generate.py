@@ -16,6 +16,7 @@ from scipy.special import log_softmax
 
 from dialogpt_jax.decoding.generate import generate, generate_candidates
 from dialogpt_jax.decoding.logits import by_row, choose, top_k_bucket
+from dialogpt_jax.decoding.processors import NO_TOKEN, ReplyState, TokenLists
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 
@@ -23,7 +24,7 @@ from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 TOLERANCE = 2e-5
 
 FULL = Sampling(
-    temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.3, penalize_context=True, min_new_tokens=3
+    temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.3, penalty_scope="context", min_new_tokens=3
 )
 NUCLEUS = Sampling(temperature=1.1, top_p=0.9, repetition_penalty=1.2)
 SAMPLINGS = {"greedy": GREEDY, "plain": Sampling(), "nucleus": NUCLEUS, "full": FULL}
@@ -61,17 +62,13 @@ def by_hand(row, sampling, steps=STEPS, candidate=0):
     bucket = top_k_bucket(sampling, CONFIG.vocab_size)
     while len(reply) < min(steps, CONFIG.n_positions - len(prompt)):
         logits_V = next_logits(prompt + reply)
-        seen_V = np.zeros(CONFIG.vocab_size, bool)
-        seen_V[reply + (prompt if sampling.penalize_context else [])] = True
         uniform = jax.random.uniform(jax.random.fold_in(key, len(reply)))
         drawn = choose_jitted(
             logits_V[None],
             uniform[None],
-            np.array([len(reply)], np.int32),
-            seen_V[None],
+            state_by_hand(prompt, reply),
             sampling=by_row(sampling, 1),
             bucket=bucket,
-            eos=CONFIG.eos_token_id,
         )
         reply.append(int(drawn[0]))
         logprobs.append(float(log_softmax(logits_V.astype(np.float64))[reply[-1]]))
@@ -80,7 +77,16 @@ def by_hand(row, sampling, steps=STEPS, candidate=0):
     return reply, logprobs
 
 
-choose_jitted = jax.jit(choose, static_argnames=("bucket", "eos"))
+def state_by_hand(prompt, reply):
+    """What processors see, put down without the package's own ways to do so."""
+    slots, context = np.full((1, 48), 7), np.full((1, 48), NO_TOKEN)
+    slots[0, : len(reply)] = reply
+    context[0, 48 - len(prompt) :] = prompt
+    count, limit = np.array([len(reply)]), np.array([99])
+    return ReplyState(slots, count, limit, {"context": context}, TokenLists(), eos=CONFIG.eos_token_id)
+
+
+choose_jitted = jax.jit(choose, static_argnames="bucket")
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)

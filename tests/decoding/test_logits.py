@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding.drawing import EOS, VOCAB, choose_all, draw_logits, softmax
+from decoding.drawing import EOS, VOCAB, choose_all, draw_logits, softmax, state_of
 from scipy.stats import chi2
 
 from dialogpt_jax.decoding.logits import by_row, choose, draw, top_k_bucket
@@ -68,11 +68,9 @@ def draw_with_keys(logits_MV, seen_MV, counts_M, keys_MJ, sampling):
     drawn_N = choose(
         jnp.repeat(logits_MV, times, axis=0),
         jax.vmap(jax.random.uniform)(keys_MJ.reshape(-1)),
-        jnp.repeat(counts_M, times),
-        jnp.repeat(seen_MV, times, axis=0),
+        state_of(jnp.repeat(counts_M, times), jnp.repeat(seen_MV, times, axis=0)),
         sampling=sampling,
         bucket=None if sampling.top_k is None else 16,
-        eos=EOS,
     )
     return jax.vmap(lambda drawn_J: jnp.bincount(drawn_J, length=logits_MV.shape[1]))(drawn_N.reshape(-1, times))
 
@@ -124,7 +122,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_draws_follow_the_distribution(case):
     numbers, mistakes = CASES[case]
-    sampling = by_row(Sampling(**{"min_new_tokens": None, **numbers}), 3)
+    sampling = by_row(Sampling(**{"min_new_tokens": None, "penalty_scope": "context", **numbers}), 3)
     keys_MJ = jax.random.split(jax.random.key(11), (3, DRAWS))
     counts_M = np.array([2, 2, 2], np.int32)
     drawn_MV = np.asarray(draw_with_keys(LOGITS, SEEN, counts_M, keys_MJ, sampling))
@@ -149,7 +147,8 @@ def test_each_row_has_its_own_numbers():
         {"temperature": 1.0, "top_k": 3, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.5, "min_new_tokens": 0},
         {"temperature": 2.0, "top_k": 15, "top_p": 0.6, "min_p": 0.1, "repetition_penalty": 0.8, "min_new_tokens": 2},
     ]
-    sampling = Sampling(**{name: np.array([row[name] for row in numbers]) for name in numbers[0]})
+    each = {name: np.array([row[name] for row in numbers]) for name in numbers[0]}
+    sampling = Sampling(penalty_scope="context", **each)
     keys_MJ = jax.random.split(jax.random.key(12), (3, DRAWS))
     drawn_MV = np.asarray(draw_with_keys(LOGITS, SEEN, np.full(3, 2, np.int32), keys_MJ, by_row(sampling, 3)))
     for m in range(3):

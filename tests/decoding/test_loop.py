@@ -111,7 +111,7 @@ def test_a_row_that_is_done_stands_still():
     step = jax.jit(lambda state: advance(chain_step, state))
 
     def shown(state, row):
-        names = ("tokens_MR", "logprobs_MR", "counts_M", "finished_M", "last_M", "seen_MV")
+        names = ("tokens_MR", "logprobs_MR", "counts_M", "finished_M", "last_M")
         return {name: np.asarray(getattr(state, name)[row]).tolist() for name in names}
 
     stood = 0
@@ -124,11 +124,6 @@ def test_a_row_that_is_done_stands_still():
             assert int(after.counts_M[row]) == int(state.counts_M[row]) + 1
         state = after
     assert stood > 20
-
-
-def test_seen_tokens_are_those_of_the_reply():
-    state = decode_chain(chain_begin([0, 4], [3, 3], sampling=Sampling(temperature=0, repetition_penalty=1.0)))
-    assert [np.flatnonzero(row).tolist() for row in state.seen_MV] == [[1, 2, 3], [4]]
 
 
 RANDOM_CHAIN = 1.5 * np.random.default_rng(5).standard_normal((6, 6)).astype(np.float32)

@@ -6,22 +6,14 @@ Letters: B rows, T tokens, V vocabulary.
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS
 
 from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.decoding.generate import generate_candidates
-from dialogpt_jax.decoding.request import assemble, seen_tokens
+from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
-
-
-def test_a_context_s_seen_tokens_leave_its_pads_out():
-    tokens_BT = jnp.array([[3, 1, 1, 0, 5], [2, 0, 4, 4, 1]])
-    got_BV = seen_tokens(tokens_BT, jnp.array([3, 2]), 6)
-    assert [np.flatnonzero(row).tolist() for row in got_BV] == [[1, 3], [0, 2]]
-
 
 # Bad input.
 
@@ -95,7 +87,7 @@ def test_a_request_holds_what_the_cache_does_not():
     for row, (start, length) in enumerate(zip(starts_B, LENGTHS, strict=True)):
         new = TOKENS[row, start:length].tolist()
         assert request.tokens_BT[row].tolist() == new + [0] * (16 - len(new))
-    assert (request.slots, request.bucket, request.candidates, request.seen_BV) == (32, 16, 1, None)
+    assert (request.slots, request.bucket, request.candidates, request.processors) == (32, 16, 1, ())
     assert request.settings.limits_M.tolist() == [20] * 4
     assert request.settings.sampling.top_k.tolist() == [5] * 4
     with pytest.raises(ValueError, match="starts run from 0 to 9; that of row 0 is 9, it must be 0 to 8"):

@@ -18,7 +18,7 @@ def test_numbers_are_leaves_and_none_is_structure():
     one, other = Sampling(temperature=0.5, top_k=3), Sampling(temperature=2, top_k=40.0)
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert jax.tree.structure(one) != jax.tree.structure(Sampling(temperature=0.5))
-    assert jax.tree.structure(one) != jax.tree.structure(Sampling(temperature=0.5, top_k=3, penalize_context=True))
+    assert jax.tree.structure(one) != jax.tree.structure(Sampling(temperature=0.5, top_k=3, penalty_scope="context"))
     assert {(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(by_row(other, 3))} == {(np.dtype("float32"), (3,))}
 
 
@@ -84,7 +84,7 @@ def test_the_ends_of_each_range_are_inside(numbers):
 def test_settings_are_described():
     assert describe_sampling(GREEDY) == "greedy"
     assert describe_sampling(Sampling(temperature=0.7, top_k=50, top_p=0.9)) == "temperature 0.7, top_k 50, top_p 0.9"
-    assert "penalize_context" in describe_sampling(Sampling(repetition_penalty=1.2, penalize_context=True))
+    assert "penalty_scope context" in describe_sampling(Sampling(repetition_penalty=1.2, penalty_scope="context"))
     assert "min_new_tokens 0" in describe_sampling(Sampling(min_new_tokens=0))
     assert "temperature [0.5 0.7]" in describe_sampling(Sampling(temperature=np.array([0.5, 0.7])))
 

@@ -20,7 +20,9 @@ from dialogpt_jax.decoding.stream import empty_cache, keep, read, start, steps, 
 # float32 logits about 4 wide: sums over other numbers of slots round differently.
 TOLERANCE = 2e-5
 
-FULL = Sampling(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.3, penalize_context=True, min_new_tokens=3)
+FULL = Sampling(
+    temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.3, penalty_scope="context", min_new_tokens=3
+)
 STEPS = 12
 CUT = np.array([5, 1, 9, 1])  # tokens that a first part holds of each prompt
 

@@ -16,7 +16,7 @@ from dialogpt_jax.parallel.rules import decode_sharding, shardings
 # float32: a program in which more is constant sums in another order.
 TOLERANCE = 2e-5
 
-SAMPLING = dg.Sampling(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.3, penalize_context=True)
+SAMPLING = dg.Sampling(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.3, penalty_scope="context")
 MANY, LENGTHS_8, KEYS_8 = np.tile(TOKENS, (2, 1)), np.tile(LENGTHS, 2), jax.random.split(jax.random.key(4), 8)
 
 

@@ -11,6 +11,7 @@ from decoding.drawing import EOS, VOCAB, choose_all, draw_logits, softmax
 
 from dialogpt_jax.decoding import logits as warpers
 from dialogpt_jax.decoding.logits import top_k_bucket
+from dialogpt_jax.decoding.processors import NO_TOKEN, forbid_early_end, penalize
 from dialogpt_jax.decoding.sampling import Sampling
 
 # float32: cumulative sums and log-softmax over 50,000 ids.
@@ -132,16 +133,63 @@ def test_min_p_keeps_those_near_the_best():
     np.testing.assert_array_equal(kept(warpers.keep_min_p(np.log(probs_MV), 1.0)).sum(axis=1), [1, 1])
 
 
+def typical_by_sorting(logits_V, mass):
+    probs_V = softmax(logits_V.astype(np.float64))
+    surprise_V = -np.log(probs_V)
+    order_V = np.argsort(np.abs(surprise_V - (probs_V * surprise_V).sum()), kind="stable")
+    held_V = np.cumsum(probs_V[order_V])
+    kept_V = np.zeros(len(logits_V), bool)
+    kept_V[order_V[: int((held_V < mass).sum()) + 1]] = True
+    return kept_V
+
+
+@pytest.mark.parametrize("mass", [0.01, 0.2, 0.5, 0.9, 0.99])
+def test_typical_keeps_those_of_usual_surprise(mass):
+    logits_MV = draw_logits(40, seed=3)
+    expected_MV = np.array([typical_by_sorting(row, mass) for row in logits_MV])
+    np.testing.assert_array_equal(kept(warpers.keep_typical(logits_MV, mass)), expected_MV)
+    if mass == 0.2:
+        assert not expected_MV[np.arange(40), logits_MV.argmax(axis=1)].all()  # the best may go
+    half_MV = np.where(
+        np.arange(VOCAB) % 2 == 0, logits_MV, -np.inf
+    )  # what was forbidden stays so, and counts for nothing
+    expected_MV = np.array([typical_by_sorting(row[::2], mass) for row in half_MV])
+    np.testing.assert_array_equal(kept(warpers.keep_typical(half_MV, mass))[:, ::2], expected_MV)
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, 50257])
+def test_the_cutoffs_are_their_definitions(vocab):
+    logits_MV = draw_logits(3, vocab=vocab, seed=5)
+    logits_MV[:, 7] = -np.inf
+    for epsilon in (1e-4, 0.02, 0.3, 0.9):
+        for m, logits_V in enumerate(logits_MV):
+            probs_V = softmax(logits_V.astype(np.float64))
+            entropy = -(probs_V[probs_V > 0] * np.log(probs_V[probs_V > 0])).sum()
+            best_V = probs_V == probs_V.max()
+            eta = min(epsilon, epsilon**0.5 * np.exp(-entropy))
+            np.testing.assert_array_equal(
+                kept(warpers.keep_epsilon(logits_MV, epsilon))[m], (probs_V >= epsilon) | best_V
+            )
+            np.testing.assert_array_equal(kept(warpers.keep_eta(logits_MV, epsilon))[m], (probs_V >= eta) | best_V)
+    for sigmas in (0.1, 1.0, 2.5):
+        possible_MV = np.delete(logits_MV.astype(np.float64), 7, axis=1)
+        floor_M1 = possible_MV.max(axis=1, keepdims=True) - sigmas * possible_MV.std(axis=1, keepdims=True)
+        got_MV = kept(warpers.keep_top_n_sigma(logits_MV, sigmas))
+        np.testing.assert_array_equal(got_MV, logits_MV >= floor_M1)
+        cold_MV = kept(warpers.keep_top_n_sigma(logits_MV / np.float32(4), sigmas))  # whatever the temperature
+        assert (cold_MV == got_MV).mean() > 0.9999
+
+
 def test_a_penalty_lowers_seen_tokens_of_either_sign():
     logits_MV = jnp.array([[2.0, -2.0, 0.0, 1.0], [2.0, -2.0, 0.0, 1.0]])
     seen_MV = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)
-    got_MV = warpers.penalize(logits_MV, seen_MV, 2.0)
+    got_MV = penalize(logits_MV, np.where(seen_MV, np.arange(4), NO_TOKEN), 2.0)
     np.testing.assert_array_equal(got_MV, [[1.0, -4.0, 0.0, 1.0], [2.0, -2.0, 0.0, 1.0]])
 
 
 def test_no_end_before_the_minimum():
     logits_MV = np.zeros((3, VOCAB), np.float32)
-    got_MV = kept(warpers.forbid_early_end(logits_MV, np.array([0, 1, 2]), 2, EOS))
+    got_MV = kept(forbid_early_end(logits_MV, np.array([0, 1, 2]), 2, EOS))
     assert got_MV[:, EOS].tolist() == [False, False, True]
     assert np.delete(got_MV, EOS, axis=1).all()
 

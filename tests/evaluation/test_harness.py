@@ -9,9 +9,10 @@ import pytest
 from compile_counter import count_compilations
 from fakes import SENTENCES, tiny_bot
 
+from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.sampling import GREEDY, PAPER
 from dialogpt_jax.evaluation.contexts import Context, cut
-from dialogpt_jax.evaluation.harness import answer, group_by_length, rounds
+from dialogpt_jax.evaluation.harness import answer, describe_run, group_by_length, rounds
 from dialogpt_jax.evaluation.replies import RepliesFileError, read_replies
 from dialogpt_jax.evaluation.settings import DECODINGS, Settings
 
@@ -142,6 +143,17 @@ def test_the_number_of_devices_changes_nothing(bot, unbroken, tmp_path):
     for one, other in zip(read_replies(tmp_path / "o").values(), found, strict=True):
         assert one._replace(logprob=0) == other._replace(logprob=0)
         assert one.logprob == pytest.approx(other.logprob, abs=ATOL)
+
+
+def test_beams_are_the_bot_s_on_one_device_and_on_several(bot, one_device):
+    settings = Settings(GREEDY, max_new_tokens=12, rows=ROWS, beams=BeamOptions(3, length_penalty=0.8))
+    found = answer(bot, CONTEXTS[:12], settings, devices=one_device)
+    for reply, context in zip(found[:4], CONTEXTS, strict=False):
+        assert reply.text == bot.reply(context.turns, beams=3, length_penalty=0.8, max_new_tokens=12)
+    assert answer(bot, CONTEXTS[:12], settings, devices=jax.local_devices()[:3]) == found
+    plain = Settings(GREEDY, max_new_tokens=12, rows=ROWS)
+    assert [reply.text for reply in found] != [reply.text for reply in answer(bot, CONTEXTS[:12], plain)]
+    assert describe_run(bot, CONTEXTS, settings) != describe_run(bot, CONTEXTS, plain)
 
 
 def test_rows_are_on_all_devices(bot, monkeypatch):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding.drawing import state_of
 
 from dialogpt_jax.decoding.logits import by_row, choose, top_k_bucket
 from dialogpt_jax.decoding.sampling import Sampling
@@ -63,11 +64,9 @@ def over_the_grid(logits_MV, counts_M, seen_MV, sampling, *, bucket):
         drawn_J = choose(
             jnp.broadcast_to(logits_V, (GRID, VOCAB)),
             uniforms_J,
-            jnp.broadcast_to(count, (GRID,)),
-            jnp.broadcast_to(seen_V, (GRID, VOCAB)),
+            state_of(jnp.broadcast_to(count, (GRID,)), jnp.broadcast_to(seen_V, (GRID, VOCAB)), eos=EOS),
             sampling=sampling,
             bucket=bucket,
-            eos=EOS,
         )
         return jnp.bincount(drawn_J, length=VOCAB)
 
@@ -79,7 +78,7 @@ def ours(logits_MV, ids_MT, numbers, prompt=PROMPT):
     seen_MV = np.zeros((rows, VOCAB), bool)
     for row in range(rows):
         seen_MV[row, ids_MT[row]] = True
-    sampling = Sampling(**{"min_new_tokens": 0, **numbers})
+    sampling = Sampling(**{"min_new_tokens": 0, "penalty_scope": "context", **numbers})
     counts_M = np.full(rows, ids_MT.shape[1] - prompt, np.int32)
     bucket = top_k_bucket(sampling, VOCAB)
     return np.asarray(over_the_grid(logits_MV, counts_M, seen_MV, by_row(sampling, GRID), bucket=bucket)) / GRID
@@ -102,6 +101,11 @@ CASES = [
     {"repetition_penalty": 0.7},
     {"min_new_tokens": 3},
     {"min_new_tokens": 2},
+    {"typical_p": 0.3},
+    {"typical_p": 0.9},
+    {"epsilon_cutoff": 0.03},
+    {"eta_cutoff": 0.1},
+    {"eta_cutoff": 0.01, "temperature": 1.5},
     {"temperature": 2.0, "top_p": 0.6},
     {"temperature": 0.6, "top_k": 12, "top_p": 0.9},
     {"top_k": 10, "top_p": 0.8},
@@ -109,6 +113,8 @@ CASES = [
     {"repetition_penalty": 1.5, "top_k": 9},
     {"temperature": 1.4, "top_k": 15, "top_p": 0.85, "min_p": 0.15, "repetition_penalty": 1.3, "min_new_tokens": 4},
     {"temperature": 1.4, "top_p": 0.85, "min_p": 0.15, "repetition_penalty": 1.3, "min_new_tokens": 4},
+    {"temperature": 1.4, "top_k": 20, "top_p": 0.95, "typical_p": 0.8, "epsilon_cutoff": 0.02, "eta_cutoff": 0.05},
+    {"temperature": 1.4, "top_p": 0.95, "min_p": 0.01, "typical_p": 0.8, "epsilon_cutoff": 0.02, "eta_cutoff": 0.05},
 ]
 
 
