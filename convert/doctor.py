@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.convert.infer import GPT2_HEAD_DIM, RELEASED, infer_config
 from dialogpt_jax.convert.int8_names import take_apart
-from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, RELEASED, infer_config, to_params
+from dialogpt_jax.convert.mapping import to_params
 from dialogpt_jax.convert.names import (
     EMBEDDING,
     HEAD,

@@ -33,6 +33,7 @@ from dialogpt_jax.convert.names import (
     WeightsWarning,
     by_kind,
     count_differences,
+    count_layers,
     normalise,
     same_bits,
 )
@@ -61,17 +62,11 @@ TABLE = (
 )
 
 _TENSORS_A_LAYER = sum("{i}" in name for name, *_ in TABLE)
-GPT2_HEAD_DIM = 64  # of every released GPT-2 and DialoGPT; the number of heads is not in the shapes
-RELEASED = {(12, 768): "small", (24, 1024): "medium", (36, 1280): "large", (48, 1600): "GPT-2 XL"}  # layers and width
 MOST_LINES = 1000  # of a difference that an error shows; GPT-2 XL has 581 tensors
 
 
 class NonFiniteWeights(WeightsWarning):
     """Weights hold NaN or infinity, or do so after a cast."""
-
-
-class GuessedHeads(WeightsWarning):
-    """The number of attention heads is a guess: the shapes do not show it, and they are no released model's."""
 
 
 class UntiedHead(WeightsWarning):
@@ -165,59 +160,6 @@ def _row(row: tuple[str, str, str], layer: int, sizes: Mapping[str, int]) -> Row
     )
 
 
-def infer_config(tensors: Tensors, *, n_head: int | None = None) -> GPT2Config:
-    """The config of a bare weight file, from its shapes.
-
-    The number of heads is not in the shapes: a head has 64 dimensions in every released GPT-2 and DialoGPT, which is
-    taken unless `n_head` is given. EOS is the last id, as in GPT-2's vocabulary; rates and constants are GPT-2's.
-
-    Warns:
-      GuessedHeads: `n_head` is not given, and layers and width are no released model's.
-
-    Raises:
-      MappingError: not a GPT-2, or a width that 64 does not divide and no `n_head`.
-      ConfigError: an `n_head` that does not divide the width.
-    """
-    found = normalise(tensors).tensors
-    shapes = {name: array.shape for name, array in found.items()}
-    needed = (EMBEDDING, "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight")
-    lacking = [name for name in needed if len(shapes.get(name, ())) != 2]
-    if lacking:
-        raise MappingError(f"not a GPT-2: no matrix {', '.join(lacking)} among {len(shapes)} tensors")
-    (vocab, width), (positions, _), (_, inner) = (shapes[name] for name in needed)
-    layers = _count_layers(found)
-    if n_head is None and width % GPT2_HEAD_DIM:
-        raise MappingError(
-            f"the number of heads is not in the shapes, and {GPT2_HEAD_DIM}, a GPT-2 head's size, does not divide the "
-            f"width {width}: give it (--heads N), or a config.json with n_head"
-        )
-    if n_head is None and (layers, width) not in RELEASED:
-        warnings.warn(
-            f"the number of heads is not in the shapes; taken as {width // GPT2_HEAD_DIM}, of {GPT2_HEAD_DIM} dimensions "
-            f"as in GPT-2. {layers} layers of width {width} are no released model's: if it has another number, its replies "
-            "are noise; give it (--heads N), or a config.json with n_head",
-            GuessedHeads,
-            stacklevel=2,
-        )
-    return GPT2Config(
-        vocab_size=vocab,
-        n_positions=positions,
-        n_embd=width,
-        n_layer=layers,
-        n_head=width // GPT2_HEAD_DIM if n_head is None else n_head,
-        n_inner=None if inner == 4 * width else inner,
-        tie_word_embeddings=HEAD not in found or same_bits(found[HEAD], found[EMBEDDING]),
-        eos_token_id=vocab - 1,
-    )
-
-
-def _count_layers(names: Iterable[str]) -> int:
-    """One more than the highest number of a layer. A file has twelve tensors a layer, so a higher number is no layer's."""
-    names = list(names)
-    numbers = [match[1] for match in (re.match(r"transformer\.h\.(\d{1,9})\.", name) for name in names) if match]
-    return 1 + max((int(number) for number in numbers if int(number) < len(names)), default=-1)
-
-
 def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], MappingReport]:
     """A weight file's tensors → our parameters (NumPy, the file's dtypes), and what was done.
 
@@ -245,7 +187,7 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
             config, untied = dataclasses.replace(config, tie_word_embeddings=False), True
     if config.n_layer * _TENSORS_A_LAYER > 2 * len(found):  # before anything of that size is laid out
         raise MappingError(
-            f"the config has n_layer {config.n_layer}, and the file has {_count_layers(found)} layers ({len(found)} "
+            f"the config has n_layer {config.n_layer}, and the file has {count_layers(found)} layers ({len(found)} "
             "tensors): the config is another model's, or damaged"
         )
     table = _rows_of(config, bool(scaling))

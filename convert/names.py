@@ -128,6 +128,13 @@ def count_differences(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.count_nonzero(a != b))
 
 
+def count_layers(names: Iterable[str]) -> int:
+    """One more than the highest number of a layer. A file has twelve tensors a layer, so a higher number is no layer's."""
+    names = list(names)
+    numbers = [match[1] for match in (re.match(r"transformer\.h\.(\d{1,9})\.", name) for name in names) if match]
+    return 1 + max((int(number) for number in numbers if int(number) < len(names)), default=-1)
+
+
 def by_kind(lines: Iterable[str]) -> list[str]:
     """Lines that differ only in a layer's number, as one line with their count."""
     counts: dict[str, int] = {}

@@ -13,7 +13,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from dialogpt_jax.parallel.mesh import make_mesh
 from dialogpt_jax.parallel.rules import batch_sharding, check_divides
 from dialogpt_jax.run.begin import TrainingError, begin_state, identity_of
 from dialogpt_jax.run.checkpoints import Checkpoints
-from dialogpt_jax.run.journal import Journal, Pace, progress_line
+from dialogpt_jax.run.journal import Journal, Pace, as_figures, as_lines, progress_line
 from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.run.program import make_program, shardings_of
 from dialogpt_jax.run.stopping import Stopping
@@ -266,34 +266,16 @@ class _Run:
         began, figures = time.perf_counter(), {}
         params = average_of(state.params, state.opt_state)
         if self.evaluate is not None:
-            figures = _as_figures(self.evaluate(params))
+            figures = as_figures(self.evaluate(params))
             self.journal.note(done, figures)
             self.journal.tell("  ".join([f"step {done}", *(f"{name} {value:,.4g}" for name, value in figures.items())]))
         if self.sample is not None:
-            lines = _as_lines(self.sample(params))
+            lines = as_lines(self.sample(params))
             self.journal.note(done, {"samples": lines})
             for line in lines:
                 self.journal.tell(f"    {line}")
         pace.pause(time.perf_counter() - began)
         return figures
-
-
-def _as_figures(said: Any) -> dict[str, float]:
-    """What `evaluate` gave, its numbers of any kind, as Python's."""
-    wanted = "it must give a dict of names and numbers, such as {'valid_loss': 3.2}"
-    if not isinstance(said, Mapping) or not all(isinstance(name, str) for name in said):
-        raise TypeError(f"evaluate gave {shown(said)}; {wanted}")
-    try:
-        return {name: float(number) for name, number in said.items()}
-    except (TypeError, ValueError):
-        raise TypeError(f"evaluate gave {shown(said)}; {wanted}") from None
-
-
-def _as_lines(said: Any) -> list[str]:
-    """What `sample` gave."""
-    if not isinstance(said, list | tuple) or not all(isinstance(line, str) for line in said):
-        raise TypeError(f"sample gave {shown(said)}; it must give a list of texts")
-    return list(said)
 
 
 def _peak(options: TrainOptions, mesh: Mesh) -> float | None:

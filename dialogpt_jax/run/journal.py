@@ -7,10 +7,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dialogpt_jax.arguments import shown
 from dialogpt_jax.errors import naming
 
 METRICS, BOARD = "metrics.jsonl", "tensorboard"
@@ -125,3 +126,21 @@ def _entry(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+
+
+def as_figures(said: Any) -> dict[str, float]:
+    """What `evaluate` gave, its numbers of any kind, as Python's."""
+    wanted = "it must give a dict of names and numbers, such as {'valid_loss': 3.2}"
+    if not isinstance(said, Mapping) or not all(isinstance(name, str) for name in said):
+        raise TypeError(f"evaluate gave {shown(said)}; {wanted}")
+    try:
+        return {name: float(number) for name, number in said.items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"evaluate gave {shown(said)}; {wanted}") from None
+
+
+def as_lines(said: Any) -> list[str]:
+    """What `sample` gave."""
+    if not isinstance(said, list | tuple) or not all(isinstance(line, str) for line in said):
+        raise TypeError(f"sample gave {shown(said)}; it must give a list of texts")
+    return list(said)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from dialogpt_jax.config import CONFIG_FILE, GPT2Config
 from dialogpt_jax.convert.doctor import Findings, inspect
-from dialogpt_jax.convert.mapping import GPT2_HEAD_DIM, MappingReport, infer_config, to_params
+from dialogpt_jax.convert.infer import GPT2_HEAD_DIM, infer_config
+from dialogpt_jax.convert.mapping import MappingReport, to_params
 from dialogpt_jax.convert.names import MappingError, Tensors
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.text.tokenizer import JSON_FILE, MERGES_FILE, VOCAB_FILE, Tokenizer, TokenizerError

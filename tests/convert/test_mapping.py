@@ -13,13 +13,12 @@ from reference import checkpoint, logits, relative_error
 
 from dialogpt_jax.config import ConfigError, GPT2Config
 from dialogpt_jax.convert import mapping
+from dialogpt_jax.convert.infer import GuessedHeads, infer_config
 from dialogpt_jax.convert.mapping import (
-    GuessedHeads,
     MappingError,
     NonFiniteWeights,
     UntiedHead,
     from_params,
-    infer_config,
     to_params,
 )
 from dialogpt_jax.convert.names import same_bits

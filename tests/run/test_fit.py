@@ -330,7 +330,7 @@ def test_what_does_not_fit_is_one_line():
 
 
 def test_figures_of_jax_and_numpy_are_noted_as_numbers():
-    assert module._as_figures({"valid_loss": jax.numpy.float32(3), "b": np.float64(2)}) == {"valid_loss": 3.0, "b": 2.0}
+    assert module.as_figures({"valid_loss": jax.numpy.float32(3), "b": np.float64(2)}) == {"valid_loss": 3.0, "b": 2.0}
 
 
 def test_few_examples_train_and_a_resumed_run_is_the_unbroken_one(tmp_path):
