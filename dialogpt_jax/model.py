@@ -33,6 +33,7 @@ from dialogpt_jax.arguments import shown
 from dialogpt_jax.attention import Part, attend, causal, heads_first, prefix_part, reply_parts
 from dialogpt_jax.cache import KVCache, ReplyCache, of_block, of_blocks
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.embedding import lookup
 from dialogpt_jax.int8 import is_int8
 from dialogpt_jax.matmul import matmul
 from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
@@ -81,6 +82,13 @@ class QueriesKeysValues(Linear):
         y_3MO = matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), kernel_3OD)
         y_3MO = y_3MO + self.bias.reshape(3, 1, -1).astype(jnp.float32)
         return y_3MO.astype(x_BTD.dtype).reshape(3, *x_BTD.shape[:-1], *self.out[1:])
+
+
+class Embedding(nn.Embed):
+    """A table (rows, D), looked up by ids."""
+
+    def __call__(self, ids: Array) -> jax.Array:
+        return lookup(self.embedding, ids)
 
 
 class Attention(nn.Module):
@@ -181,8 +189,8 @@ class GPT2(nn.Module):
     def setup(self) -> None:
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
-        self.wte = nn.Embed(config.padded_vocab_size, config.n_embd, embedding_init=init)
-        self.wpe = nn.Embed(config.n_positions, config.n_embd, embedding_init=init)
+        self.wte = Embedding(config.padded_vocab_size, config.n_embd, embedding_init=init)
+        self.wpe = Embedding(config.n_positions, config.n_embd, embedding_init=init)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = [Block(config, layer) for layer in range(config.n_layer)]
         self.ln_f = _layer_norm(config)
@@ -198,7 +206,7 @@ class GPT2(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         keys = [None] * (len(self.h) + 1) if dropout_key is None else jax.random.split(dropout_key, len(self.h) + 1)
         with jax.named_scope("embed"):
-            # A pad may stand past the last position: it reads some row of wpe, for `nn.Embed` gives NaN out of range.
+            # A pad may stand past the last position: it reads some row of wpe, for `lookup` gives NaN out of range.
             inside_BT = jnp.clip(positions_BT, 0, self.config.n_positions - 1)
             x_BTD = self.wte(tokens_BT) + self.wpe(inside_BT)
             x_BTD = self.drop(x_BTD, dropout_key is None, keys[-1])

@@ -64,12 +64,24 @@ def work_of_loops(text):
     }
     assert bodies, "the program has no loop"
     for body in bodies:
-        for line in re.finditer(r"= \w+\[([\d,]*)\]\S* ([\w\-]+)\(.*", blocks[body]):
-            shape, operation = tuple(map(int, filter(None, line.group(1).split(",")))), line.group(2)
-            if operation in ("parameter", "get-tuple-element", "bitcast"):
-                continue
-            called = re.search(r"calls=%?([\w.\-]+)", line.group(0))
-            yield (last_operation(blocks[called.group(1)]) if called else operation), shape
+        yield from work_of_block(blocks[body], blocks)
+
+
+def work_of_block(block, blocks):
+    for line in re.finditer(r"= \w+\[([\d,]*)\]\S* ([\w\-]+)\(.*", block):
+        shape, operation = tuple(map(int, filter(None, line.group(1).split(",")))), line.group(2)
+        if operation in ("parameter", "get-tuple-element", "bitcast"):
+            continue
+        called = re.search(r"calls=%?([\w.\-]+)", line.group(0))
+        yield (last_operation(blocks[called.group(1)]) if called else operation), shape
+
+
+def work_outside_loops(text):
+    """The same of the program itself, which runs once a call: whatever stands outside a loop's body or a fusion."""
+    blocks = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    elsewhere = set(re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", text))
+    for name in blocks.keys() - elsewhere:
+        yield from work_of_block(blocks[name], blocks)
 
 
 def last_operation(block):
@@ -147,6 +159,14 @@ def test_programs_of_true_widths_leave_weights_and_caches_as_they_lie(name, rows
     assert len(sizes) == 5  # of c_attn, attn.c_proj, the MLP's two, wte, wpe
     work = list(work_of_loops(text))
     assert Counter(operation for operation, shape in work if math.prod(shape) in sizes) == {}
+    once = list(work_outside_loops(text))
+    of_prompts = {32, rows * 32}  # an axis of what is computed for the prompts, and of no weight
+    assert [
+        made for made in once if math.prod(made[1]) in sizes and not of_prompts & set(made[1])
+    ] == []  # nor once a call
+    assert [
+        made for made in once if math.prod(made[1]) >= rows * 32 * SMALL.padded_vocab_size
+    ] == []  # the prompt's logits
     heads, size = rows * SMALL.n_head, SMALL.head_dim
     cache_sizes = (heads * 32 * size, heads * 16 * size)
     writes = "select" if dtype == jnp.bfloat16 else "scatter"
