@@ -21,7 +21,7 @@ from fakes import ODD, TINY
 
 import dialogpt_jax as dg
 from dialogpt_jax import model
-from dialogpt_jax.cache import init_cache, init_reply
+from dialogpt_jax.cache import init_cache, init_reply, write
 from dialogpt_jax.decoding import stream
 from dialogpt_jax.decoding.generate import reply_program
 from dialogpt_jax.decoding.request import assemble
@@ -173,6 +173,29 @@ def test_programs_of_true_widths_leave_weights_and_caches_as_they_lie(name, rows
     assert Counter(made for made in work if math.prod(made[1]) in cache_sizes) == {
         (writes, (heads, 16, size)): 2 * SMALL.n_layer
     }
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+def test_a_call_of_a_stream_leaves_the_products_weights_as_they_lie_outside_its_loop_too(dtype):
+    """A call makes a few tokens, so what is taken out of its loop is done every few tokens."""
+    text = text_of_program("stream", 1, dtype)
+    params = param_shapes(SMALL, dtype)
+    sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if math.prod(leaf.shape) > 100_000}
+    if dtype == jnp.bfloat16:  # the tables that ids are looked up in are cast once a call
+        sizes -= {math.prod(params[name]["embedding"].shape) for name in ("wte", "wpe")}
+    found = re.findall(r"= \w+\[([\d,]+)\]\S* (?!parameter|get-tuple-element|bitcast\()([\w\-]+)\(", text)
+    assert len(found) > 100
+    assert [made for made in found if math.prod(map(int, made[0].split(","))) in sizes] == []
+
+
+def test_several_tokens_are_written_into_a_bfloat16_cache_without_a_cast_of_it():
+    cache = jax.eval_shape(lambda: init_cache(TINY, 3, SLOTS, jnp.bfloat16)).layers[0]
+    shape = (cache[0].shape[0], 5, TINY.head_dim)
+    new, slots = jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+    text = jax.jit(write, donate_argnums=0).lower(cache, new, new, slots).compile().as_text()
+    whole = ",".join(map(str, cache[0].shape))
+    assert f"u16[{whole}]" in text
+    assert f"f32[{whole}]" not in text
 
 
 def test_the_weights_work_is_seen_where_there_is_some():
