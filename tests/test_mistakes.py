@@ -302,6 +302,7 @@ ODD = [
         ValueError,
         f"max_new_tokens is {10**30}; it must be a whole number from 1",
     ),
+    ("dg.make_examples(two, tokenizer, max_length=10**30)", ValueError, f"max_length is {10**30}; .* number from 2 to"),
     ("dg.Tokenizer.train(['Hi'], 10**30)", ValueError, f"vocab_size is {10**30}; it must be a whole number from 257"),
     ("bot.candidates('Hi', n=10**30)", ValueError, f"n is {10**30}; it must be a whole number from 1 to "),
     ("bot.replies(two, batch_size=10**30)", ValueError, f"batch_size is {10**30}; it must be a whole number from 1"),

@@ -52,7 +52,10 @@ def run(
     ] = None,
     out: Annotated[
         str | None,
-        Parameter(metavar="FILE", help="with --data: the lines into a file, as they come; goes on where it stopped"),
+        Parameter(
+            metavar="FILE",
+            help="with --data: the lines into a file, as they come; goes on where it stopped; one process at a time",
+        ),
     ] = None,
     as_json: Annotated[
         bool, Parameter(name="--json", help="one JSON object: turns, seed, and each reply's figures")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from dialogpt_jax.arguments import as_plain, as_whole_number, shown
+from dialogpt_jax.arguments import MOST, as_plain, as_whole_number, shown
 from dialogpt_jax.data.dialogue_value import DataError, Dialogue
 from dialogpt_jax.data.examples import (
     MOST_TIMES,
@@ -60,7 +60,7 @@ def make_examples(
     eos = tokenizer.end_of_text_id if eos is None else as_whole_number("eos", eos, least=0, most=MOST_ID)
     if eos is None:
         raise ValueError("the tokenizer has no <|endoftext|>; say which id ends a turn (eos=)")
-    max_length = as_whole_number("max_length", max_length, least=2)
+    max_length = as_whole_number("max_length", max_length, least=2, most=MOST)
     if not isinstance(train_on, str):
         raise TypeError(
             f"train_on is {shown(train_on)}; give {', '.join(map(repr, WHICH_TURNS))} or the name of a speaker"

@@ -175,7 +175,7 @@ def write_directory(
 
     Args:
       path: a directory that does not exist, is empty, or is a model directory: then its model is replaced and other
-        files in it stay.
+        files in it stay. While another process moves one there, this one waits; the last one stays.
       params: the model's parameters.
       config: its sizes.
       tokenizer: its tokenizer.
