@@ -108,6 +108,8 @@ HOLES = {
             "max_new_tokens": "a whole number over 0",
         }.items()
     },
+    "bot.reply('Hi', sampling={})": "a sampling, None apart",  # greedy with beams, else what a bot has by default
+    "bot.candidates('Hi', sampling={})": "a sampling, None apart",
     "bot.answers([], sampling={})": "a sampling",
     "bot.chat(seed={})": "a whole number",
     "bot.encode('Hi', max_new_tokens={})": "a whole number over 0",
@@ -140,6 +142,10 @@ HOLES = {
     "tokenizer.encode_batch({})": "texts",
     "dg.Tokenizer.train({}, 300)": "texts",
 }
+MISTAKES["a sampling, None apart"] = (
+    TypeError,
+    {wrong: NOT_SAMPLING[wrong] for wrong in NOT_SAMPLING if wrong != "None"},
+)
 MISTAKES["a path, None apart"] = (TypeError, {wrong: words for wrong, words in NOT_PATHS.items() if wrong != "None"})
 
 ODD = [
