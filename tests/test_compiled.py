@@ -175,19 +175,6 @@ def test_programs_of_true_widths_leave_weights_and_caches_as_they_lie(name, rows
     }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
-def test_a_call_of_a_stream_leaves_the_products_weights_as_they_lie_outside_its_loop_too(dtype):
-    """A call makes a few tokens, so what is taken out of its loop is done every few tokens."""
-    text = text_of_program("stream", 1, dtype)
-    params = param_shapes(SMALL, dtype)
-    sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if math.prod(leaf.shape) > 100_000}
-    if dtype == jnp.bfloat16:  # the tables that ids are looked up in are cast once a call
-        sizes -= {math.prod(params[name]["embedding"].shape) for name in ("wte", "wpe")}
-    found = re.findall(r"= \w+\[([\d,]+)\]\S* (?!parameter|get-tuple-element|bitcast\()([\w\-]+)\(", text)
-    assert len(found) > 100
-    assert [made for made in found if math.prod(map(int, made[0].split(","))) in sizes] == []
-
-
 def test_several_tokens_are_written_into_a_bfloat16_cache_without_a_cast_of_it():
     cache = jax.eval_shape(lambda: init_cache(TINY, 3, SLOTS, jnp.bfloat16)).layers[0]
     shape = (cache[0].shape[0], 5, TINY.head_dim)
