@@ -169,6 +169,11 @@ ODD = [
         ValueError,
         "revision is 'main', and .* is here: only a model on the Hub has revisions",
     ),
+    *(
+        (f"dg.Sampling({name}={wrong})", ValueError, f"{name} is .*; it must be one of ")
+        for name in ("penalty_scope", "ngram_scope")
+        for wrong in ("'all'", "None", "np.ones((2, 4))", "pandas.Series(['a', 'b'])")
+    ),
     ("dg.load(revision=3)", TypeError, "revision is 3; give the name of a branch or tag, or a commit"),
     ("dg.load(dtype='float64')", ValueError, "dtype is 'float64'; known: float32, bfloat16, float16"),
     (

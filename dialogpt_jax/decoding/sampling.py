@@ -124,9 +124,9 @@ class Sampling:
             raise ValueError("decay_start and decay_factor go together; give both or neither")
         as_flag("forced_end", self.forced_end)
         for name in ("penalty_scope", "ngram_scope"):
-            if getattr(self, name) not in get_args(Scope):
-                given = shown(getattr(self, name))
-                raise ValueError(f"{name} is {given}; it must be one of {', '.join(get_args(Scope))}")
+            scope = getattr(self, name)
+            if not isinstance(scope, str) or scope not in get_args(Scope):
+                raise ValueError(f"{name} is {shown(scope)}; it must be one of {', '.join(get_args(Scope))}")
         for name, as_list in _LISTS.items():
             object.__setattr__(self, name, as_list(name, as_plain(getattr(self, name))))
 
