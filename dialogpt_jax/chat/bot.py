@@ -135,6 +135,7 @@ class Bot(LanguageModel):
             "sampling": sampling,
             "max_new_tokens": length,
             "keys": row_keys(seed_or_drawn(seed), [0], [len(turns)]),
+            "stops": self.stops(sampling),
         }
         out: Any
         if options is None:
@@ -144,7 +145,7 @@ class Bot(LanguageModel):
             out = beam_search(self.params, self.config, tokens_BT, lengths_B, n_best=n, **how)
         out = jax.device_get(out)
         found = Candidates(
-            self._candidate(out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i])
+            self._candidate(out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i], out.finished[0, i])
             for i in range(n)
             if out.lengths[0, i] > 0
         )
@@ -216,11 +217,12 @@ class Bot(LanguageModel):
                 sampling=rows_of_sampling(sampling, filled),
                 max_new_tokens=longest_reply,
                 keys=row_keys(seed, filled, [len(checked[i]) for i in filled]),
+                stops=self.stops(sampling),
             )
             out = jax.device_get(out)
             for row, i in enumerate(chosen):
                 try:
-                    found[i] = self._candidate(out.tokens[row], out.logprobs[row], out.lengths[row])
+                    found[i] = self._candidate(out.tokens[row], out.logprobs[row], out.lengths[row], out.finished[row])
                 except NonFiniteLogits as error:
                     raise NonFiniteLogits(f"dialogue {i}: {error}") from None
             if progress is not None:
@@ -256,11 +258,10 @@ class Bot(LanguageModel):
 
         write_directory(as_path("directory", directory), self.params, self.config, self.tokenizer)
 
-    def _candidate(self, tokens, logprobs, length) -> Candidate:
+    def _candidate(self, tokens, logprobs, length, finished) -> Candidate:
         tokens, logprobs = tokens[:length], logprobs[:length]
         check_finite(bool(np.isfinite(logprobs).all()))
-        finished = bool(length) and int(tokens[-1]) == self.config.eos_token_id
-        return Candidate(self.tokenizer.decode(tokens), tokens, logprobs, float(logprobs.sum()), finished)
+        return Candidate(self.tokenizer.decode(tokens), tokens, logprobs, float(logprobs.sum()), bool(finished))
 
     def _rows_that_fit(self, dialogues: int, context: int, reply: int) -> int:
         config = self.config

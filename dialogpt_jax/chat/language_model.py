@@ -8,6 +8,8 @@ import dataclasses
 from dialogpt_jax.arguments import shown
 from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, checked_length
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.stops import Stops, stops_of
 from dialogpt_jax.int8 import dtype_name
 from dialogpt_jax.model import Params, check_params
 from dialogpt_jax.text.dialogue import DialogueError, Turns, encode, texts_of
@@ -47,6 +49,10 @@ class LanguageModel:
             f"{config.n_layer} layers of width {config.n_embd}, {config.n_head} heads, {config.n_positions} positions, "
             f"{self.tokenizer.vocab_size:,} token ids)"
         )
+
+    def stops(self, sampling: Sampling) -> Stops | None:
+        """The texts that end a reply, as the decoding takes them."""
+        return stops_of(self.tokenizer, sampling.stop_strings, self.config.padded_vocab_size)
 
     def encode(self, turns: Turns, *, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> list[int]:
         """The context of a reply to `turns`: their ids, each turn ended by EOS, the oldest left out if they do not fit.

@@ -265,7 +265,9 @@ class Chat:
             raise
         finally:
             if record:
-                self.finished = bool(ids) and ids[-1] == eos
+                self.finished = bool(ids) and (
+                    ids[-1] == eos or any(text in said for text in self.sampling.stop_strings)
+                )
                 self._turns, self._attempt = [*before, text, said], attempt
 
     def _tokens(self, context: list[int], keys_B: Any) -> Iterator[int]:
@@ -288,6 +290,7 @@ class Chat:
             starts_B=[same],
             width=few_buckets(len(context) - same, config.n_positions),
             history_width=cache.num_slots,
+            stops=self._model.stops(self.sampling),
         )
         state, said = streaming.start(params, config, request, cache)
         told, most, done = 0, 1, False

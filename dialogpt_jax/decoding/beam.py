@@ -26,6 +26,7 @@ from dialogpt_jax.decoding.beam_options import EARLY_STOPPING
 from dialogpt_jax.decoding.logits import warp
 from dialogpt_jax.decoding.loop import RowSettings, StepFn
 from dialogpt_jax.decoding.processors import ReplyState, process
+from dialogpt_jax.decoding.stops import Stops, said_a_stop
 
 # A cache and parents_BN → the cache in which beam n of a row is what its beam parents[n] was.
 ReorderFn = Callable[[Any, jax.Array], Any]
@@ -74,6 +75,7 @@ class BeamState:
       done_B: bool, nothing of the row changes any more.
       cache: what the step function carries.
       processors: functions of the caller's.
+      stops: texts that end a reply.
       bucket, eos: static, as in `DecodeState`.
     """
 
@@ -84,6 +86,7 @@ class BeamState:
     done_B: jax.Array
     cache: Any
     processors: tuple[Any, ...]
+    stops: Stops | None
     bucket: int | None = struct.field(pytree_node=False)
     eos: int = struct.field(pytree_node=False)
 
@@ -98,6 +101,7 @@ def begin(
     bucket: int | None,
     eos: int,
     processors: tuple[Any, ...] = (),
+    stops: Stops | None = None,
 ) -> BeamState:
     """The state after the first token of every beam, from the prefill's logits; arguments as in `BeamState`.
 
@@ -120,6 +124,7 @@ def begin(
         done_B=jnp.minimum(limits_B, slots) <= 0,
         cache=cache,
         processors=processors,
+        stops=stops,
         bucket=bucket,
         eos=eos,
     )
@@ -161,6 +166,8 @@ def _select(state: BeamState, logits_MV: jax.Array) -> tuple[BeamState, jax.Arra
     logits_BC = logits_MV[jnp.arange(rows)[:, None] * beams + parents_BC, tokens_BC]
     total_BN = jax.nn.logsumexp(logits_MV, axis=-1).reshape(rows, beams)
     grown = _grow(live, parents_BC, tokens_BC, logits_BC - jnp.take_along_axis(total_BN, parents_BC, axis=1), scores_BC)
+    if state.stops is not None:
+        over_BC |= holds_a_stop(grown, state.stops)
 
     chosen_BN = jax.lax.top_k(jnp.where(over_BC, -jnp.inf, scores_BC), beams)[1]
     lives = _take(dataclasses.replace(grown, scores_BN=jnp.where(over_BC, -jnp.inf, scores_BC)), chosen_BN)
@@ -231,6 +238,12 @@ def _continuations(state: BeamState, logits_MV: jax.Array) -> tuple[jax.Array, j
     if ids_MX is not None:
         tokens_BC = ids_MX[jnp.arange(rows)[:, None] * beams + parents_BC, tokens_BC]
     return scores_BC, parents_BC, tokens_BC.astype(jnp.int32)
+
+
+def holds_a_stop(found: Hypotheses, stops: Stops) -> jax.Array:
+    """Whether each hypothesis ends in a text that ends a reply."""
+    tokens_MR = found.tokens_BNR.reshape(-1, found.tokens_BNR.shape[2])
+    return said_a_stop(tokens_MR, found.counts_BN.reshape(-1), stops).reshape(found.counts_BN.shape)
 
 
 def _take(found: Hypotheses, chosen_BN: jax.Array) -> Hypotheses:

@@ -20,11 +20,12 @@ from dialogpt_jax import model
 from dialogpt_jax.arguments import MOST, as_whole_number
 from dialogpt_jax.cache import ReplyCache, init_cache, init_reply, reorder
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.beam import BeamRules, begin, search
+from dialogpt_jax.decoding.beam import BeamRules, begin, holds_a_stop, search
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING, BeamOptions
 from dialogpt_jax.decoding.generate import model_step, prefill, request_specs
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
+from dialogpt_jax.decoding.stops import Stops
 from dialogpt_jax.token_arrays import Array, array_library, is_traced
 
 
@@ -73,6 +74,7 @@ def beam_search(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     keys: jax.Array | None = None,
+    stops: Stops | None = None,
 ) -> Beams:
     """The replies of highest score, as transformers' beam search finds them, in one compiled call.
 
@@ -84,6 +86,7 @@ def beam_search(
       sampling: greedy, for beam search, with any processors; with a temperature, beams are drawn by it instead.
       keys: (B,) `jax.random.key`s, where beams are drawn; else none is needed. A `NamedSharding` of them counts as in
         `generate`.
+      stops: as for `generate`.
 
     Raises:
       ValueError: as `generate`; more beams than half the vocabulary, more `n_best` than beams.
@@ -114,6 +117,7 @@ def beam_search(
         max_new_tokens=max_new_tokens,
         keys=keys,
         candidates=beams,
+        stops=stops,
     )
     penalties_B: Any = np.full(rows, options.length_penalty, np.float32)
     kinds_B: Any = np.full(rows, EARLY_STOPPING[options.early_stopping], np.int32)
@@ -138,10 +142,13 @@ def beam_program(params: model.Params, config: GPT2Config, request: Request, rul
         bucket=request.bucket,
         eos=config.eos_token_id,
         processors=request.processors,
+        stops=request.stops,
     )
     found = search(model_step(params, config), reorder_replies, state)
     last_BN1 = jnp.maximum(found.counts_BN - 1, 0)[..., None]
     ended_BN = jnp.take_along_axis(found.tokens_BNR, last_BN1, axis=2)[..., 0] == config.eos_token_id
+    if request.stops is not None:
+        ended_BN |= holds_a_stop(found, request.stops)
     finished_BN = ended_BN & (found.counts_BN > 0)
     return Beams(found.tokens_BNR, found.counts_BN, finished_BN, found.scores_BN, found.logprobs_BNR)
 

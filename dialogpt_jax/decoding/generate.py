@@ -20,6 +20,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.loop import DecodeState, StepFn, begin, decode
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.stops import Stops
 from dialogpt_jax.token_arrays import Array, array_library, is_traced
 
 
@@ -91,6 +92,7 @@ def begin_replies(params: model.Params, config: GPT2Config, request: Request, ca
         bucket=request.bucket,
         eos=config.eos_token_id,
         processors=request.processors,
+        stops=request.stops,
     )
 
 
@@ -134,8 +136,8 @@ def reply_program_on_mesh(
 
 def request_specs(request: Request, rows: PartitionSpec) -> Request:
     """How a request lies on a mesh: by its rows, but for what a caller's functions bring, which is whole on each device."""
-    whole = jax.tree.map(lambda _: PartitionSpec(), request.processors)
-    return jax.tree.map(lambda _: rows, request).replace(processors=whole)
+    whole = jax.tree.map(lambda _: PartitionSpec(), {"processors": request.processors, "stops": request.stops})
+    return jax.tree.map(lambda _: rows, request).replace(**whole)
 
 
 def generate_candidates(
@@ -148,6 +150,7 @@ def generate_candidates(
     sampling: Sampling,
     max_new_tokens: int,
     keys: jax.Array,
+    stops: Stops | None = None,
 ) -> Generated:
     """Several replies to each prompt, which is prefilled once and shared; fields are (B, N, …).
 
@@ -172,6 +175,7 @@ def generate_candidates(
         max_new_tokens=max_new_tokens,
         keys=keys,
         candidates=candidates,
+        stops=stops,
     )
     return _on_device(_run(params, config, request, int(max_new_tokens)))
 
@@ -185,6 +189,7 @@ def generate(
     sampling: Sampling,
     max_new_tokens: int,
     keys: jax.Array,
+    stops: Stops | None = None,
 ) -> Generated:
     """A reply to each prompt, in one compiled call.
 
@@ -201,6 +206,7 @@ def generate(
       keys: (B,) `jax.random.key`s, one a row. With a `NamedSharding` over their rows, each device of its mesh replies to
         its rows; the parameters may lie on that mesh however they like, and are gathered once a call. (Keys that are
         traced show no sharding: the partitioner then divides the program, more slowly.)
+      stops: of the sampling's `stop_strings`, by `decoding.stops.stops_of`.
 
     Raises:
       ValueError: shapes, lengths, ids or keys do not fit; the message has the numbers.
@@ -215,7 +221,8 @@ def generate(
       (2, 8)
     """
     model.check_params(params, config)
-    request = assemble(config, tokens_BT, lengths_B, sampling=sampling, max_new_tokens=max_new_tokens, keys=keys)
+    how: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens, "keys": keys, "stops": stops}
+    request = assemble(config, tokens_BT, lengths_B, **how)
     out = _run(params, config, request, int(max_new_tokens))
     return _on_device(jax.tree.map(lambda x: x[:, 0], out))
 

@@ -21,6 +21,7 @@ from flax import struct
 from dialogpt_jax.decoding.logits import choose
 from dialogpt_jax.decoding.processors import ReplyState, TokenLists
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.stops import Stops, said_a_stop
 
 # tokens_MT, positions_MT, cache → logits_MTV (float32) of the token after each, and the cache with these tokens in it
 StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
@@ -56,10 +57,11 @@ class DecodeState:
       tokens_MR: int32, the reply so far; EOS where nothing is written.
       logprobs_MR: float32, log-probability of each by the model's own distribution; 0 where nothing is written.
       counts_M: int32, tokens of the reply, its EOS included.
-      finished_M: bool, EOS was drawn.
+      finished_M: bool, EOS was drawn, or a text that ends a reply was said.
       last_M: int32, the last token drawn. It is not in the cache yet: a step begins by feeding it.
       cache: what the step function carries.
       processors: functions of the caller's, as `jax.tree_util.Partial`s.
+      stops: texts that end a reply.
       bucket: static, how many of the best tokens `top_k` chooses from (`top_k_bucket`).
       eos: static, the id that ends a reply.
     """
@@ -72,6 +74,7 @@ class DecodeState:
     last_M: jax.Array
     cache: Any
     processors: tuple[Any, ...]
+    stops: Stops | None
     bucket: int | None = struct.field(pytree_node=False)
     eos: int = struct.field(pytree_node=False)
 
@@ -90,12 +93,13 @@ def begin(
     bucket: int | None,
     eos: int,
     processors: tuple[Any, ...] = (),
+    stops: Stops | None = None,
 ) -> DecodeState:
     """The state after the first token of each reply, drawn from the prefill's logits.
 
     Args:
       logits_MV: of the token after each context.
-      settings, cache, bucket, eos, processors: as in `DecodeState`.
+      settings, cache, bucket, eos, processors, stops: as in `DecodeState`.
       slots: R, the most tokens that any reply may get.
     """
     rows = logits_MV.shape[0]
@@ -108,6 +112,7 @@ def begin(
         last_M=jnp.full(rows, eos, jnp.int32),
         cache=cache,
         processors=processors,
+        stops=stops,
         bucket=bucket,
         eos=eos,
     )
@@ -173,11 +178,15 @@ def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
     going_M = ~state.done_M
     rows_M = jnp.arange(drawn_M.shape[0])
     slot_M = jnp.where(going_M, state.counts_M, state.tokens_MR.shape[1])  # past the end: dropped
+    tokens_MR = state.tokens_MR.at[rows_M, slot_M].set(drawn_M, mode="drop")
+    ended_M = drawn_M == state.eos
+    if state.stops is not None:
+        ended_M |= said_a_stop(tokens_MR, state.counts_M + going_M, state.stops)
     return dataclasses.replace(
         state,
-        tokens_MR=state.tokens_MR.at[rows_M, slot_M].set(drawn_M, mode="drop"),
+        tokens_MR=tokens_MR,
         logprobs_MR=state.logprobs_MR.at[rows_M, slot_M].set(logprob_M, mode="drop"),
         counts_M=state.counts_M + going_M,
-        finished_M=state.finished_M | (going_M & (drawn_M == state.eos)),
+        finished_M=state.finished_M | (going_M & ended_M),
         last_M=jnp.where(going_M, drawn_M, state.last_M),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from dialogpt_jax.arguments import MOST, as_whole_number, shown
@@ -20,7 +21,8 @@ from dialogpt_jax.decoding.logits import by_row, top_k_bucket
 from dialogpt_jax.decoding.loop import RowSettings
 from dialogpt_jax.decoding.processors import history_of, scopes_of, token_lists
 from dialogpt_jax.decoding.sampling import Sampling
-from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens
+from dialogpt_jax.decoding.stops import Stops
+from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens, is_traced
 
 SMALLEST_BUCKET = 16
 
@@ -34,6 +36,7 @@ class Request:
       starts_B: int32, tokens of each context that the cache holds already.
       settings: of the B rows; `lengths` counts whole contexts.
       processors: functions of the caller's, as `jax.tree_util.Partial`s.
+      stops: texts that end a reply.
       candidates: N, replies to each context.
       slots: the bucket of `max_new_tokens`.
       bucket: of `top_k_bucket`.
@@ -43,6 +46,7 @@ class Request:
     starts_B: Array
     settings: RowSettings
     processors: tuple[Any, ...]
+    stops: Stops | None
     candidates: int = struct.field(pytree_node=False)
     slots: int = struct.field(pytree_node=False)
     bucket: int | None = struct.field(pytree_node=False)
@@ -66,6 +70,7 @@ def assemble(
     starts_B: Any = None,
     width: int | None = None,
     history_width: int | None = None,
+    stops: Stops | None = None,
 ) -> Request:
     """A request, found sound.
 
@@ -74,6 +79,7 @@ def assemble(
       candidates: replies to each context.
       starts_B: tokens of each context that a cache holds already, fewer than its length; none by default.
       width: columns for what the cache does not hold; by default the bucket of T.
+      stops: of the sampling's `stop_strings`.
       history_width: columns for what processors see of the context, at least T; by default its bucket.
 
         context [a b c d e], start 3, width 16:   tokens [d e 0 0 …], length 5
@@ -98,6 +104,8 @@ def assemble(
         starts_B = library.zeros(rows, library.int32)
     starts_B = as_lengths("starts", starts_B, rows, least=0, most=lengths_B - 1)
     _check_keys(keys, rows)
+    if sampling.stop_strings and stops is None:
+        raise ValueError("stop_strings are texts, and there is no tokenizer here; ask a Bot, or give `stops_of` them")
     bucket = bucket_of(length, config.n_positions)
     columns = bucket if history_width is None else history_width
     history = {
@@ -115,9 +123,8 @@ def assemble(
             lists=token_lists(sampling, rows, config),
             history=history,
         ),
-        processors=tuple(
-            f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f) for f in sampling.processors
-        ),
+        processors=_as_trees(sampling.processors),
+        stops=stops,
         candidates=candidates,
         slots=bucket_of(most, config.n_positions),
         bucket=top_k_bucket(sampling, config.vocab_size),
@@ -134,6 +141,12 @@ def candidate_settings(settings: RowSettings, candidates: int) -> RowSettings:
     """The settings of B rows as those of their M = B·N candidates: the same, but for the keys."""
     repeated = jax.tree.map(lambda x: jnp.repeat(x, candidates, axis=0), settings)
     return repeated.replace(keys_M=candidate_keys(settings.keys_M, candidates))
+
+
+def _as_trees(functions: Any) -> tuple[Any, ...]:
+    """Functions as pytrees. Their numbers are copied, since a stream gives its state, these too, away."""
+    trees = tuple(f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f) for f in functions)
+    return jax.tree.map(lambda x: x if is_traced(x) else np.array(x), trees)
 
 
 def _columns(tokens_BT: Array, starts_B: Array, width: int) -> Array:

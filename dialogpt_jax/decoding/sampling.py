@@ -59,6 +59,7 @@ class Sampling:
       suppress_tokens, begin_suppress_tokens: static ids; which never come, or not as the reply's first token.
       forced_tokens: static ids; the reply begins with them.
       forced_end: static; where a reply is cut by `max_new_tokens`, the last of its tokens is EOS.
+      stop_strings: static; a reply ends where it holds one of these texts, which is its last words.
       processors: static; functions of yours, (logits_MV, `ReplyState`) → logits_MV, which run in the compiled loop after
         all the above but temperature to eta_cutoff. One function is one program: define it once. Numbers that change go
         into a `jax.tree_util.Partial`.
@@ -100,6 +101,7 @@ class Sampling:
     begin_suppress_tokens: Sequence[int] = ()
     forced_tokens: Sequence[int] = ()
     forced_end: bool = False
+    stop_strings: Sequence[str] = ()
     processors: Sequence[Callable[..., Any]] = ()
 
     def __post_init__(self) -> None:
@@ -162,6 +164,15 @@ def _as_biases(name: str, value: Any) -> tuple[tuple[tuple[int, ...], float], ..
     return tuple(found.items())
 
 
+def _as_texts(name: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} is {shown(value)}; give a list of texts")
+    if not all(texts):
+        raise ValueError(f"{name} holds a text of nothing; leave it out, or give what ends a reply")
+    return tuple(texts)
+
+
 def _as_functions(name: str, value: Any) -> tuple[Callable[..., Any], ...]:
     if not isinstance(value, Sequence) or not all(callable(function) for function in value):
         raise ValueError(f"{name} is {shown(value)}; give a list of functions of (logits_MV, state)")
@@ -174,6 +185,7 @@ _LISTS: Mapping[str, Callable[[str, Any], Any]] = {
     "suppress_tokens": _as_ids,
     "begin_suppress_tokens": _as_ids,
     "forced_tokens": _as_ids,
+    "stop_strings": _as_texts,
     "processors": _as_functions,
 }
 LISTS = tuple(_LISTS)

@@ -155,6 +155,7 @@ def generate_batches(
             "sampling": settings.sampling,
             "max_new_tokens": min(settings.max_new_tokens, config.n_positions),
             "keys": jax.device_put(keys, NamedSharding(mesh, PartitionSpec("rows"))),
+            "stops": lm.stops(settings.sampling),
         }
         replies = jax.device_get(_ask(params, config, tokens_BT, lengths_B, settings.beams, how))
         yield [

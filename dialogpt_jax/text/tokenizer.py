@@ -9,6 +9,7 @@ calls it special; only `text/dialogue.py` puts it into a sequence, and no decode
 """
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -206,6 +207,16 @@ class Tokenizer:
         text = self.decode([id])
         return text if text and "\ufffd" not in text else (self._backend.id_to_token(int(id)) or f"<{id}>")
 
+    def token_bytes(self, id: int) -> bytes:
+        """What one id adds to a text, in UTF-8, whole characters or not; nothing for the end of text and for no id."""
+        written = self._backend.id_to_token(id)
+        if written is None or id == self._end_of_text_id:
+            return b""
+        of_characters = _bytes_of_characters()
+        if all(character in of_characters for character in written):
+            return bytes(of_characters[character] for character in written)
+        return self.decode([id]).encode()
+
     def to_json(self) -> dict[str, Any]:
         """What `tokenizer.json` holds."""
         return json.loads(self._backend.to_str())
@@ -220,6 +231,14 @@ class Tokenizer:
         (folder / VOCAB_FILE).write_text(json.dumps(ordered, ensure_ascii=False), encoding="utf-8")
         merges = [m if isinstance(m, str) else " ".join(m) for m in state["model"]["merges"]]
         (folder / MERGES_FILE).write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+@functools.cache
+def _bytes_of_characters() -> dict[str, int]:
+    """GPT-2's visible characters for bytes: themselves where they can be seen, else from 256 on, in order."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
