@@ -48,6 +48,9 @@ def test_a_text_is_found_however_it_is_cut_into_tokens():
     for row, text in enumerate(["x the rain", "no ☕ here", "xabab", "the rainy"]):
         ids = TOKENIZER.encode(text)
         tokens_MR[row, 3 : 3 + len(ids)] = ids
+    tokens_MR[4, 5:13] = [
+        TOKENIZER.encode(letter)[0] for letter in "the rain"
+    ]  # a token a byte: as many as there can be
     found = jax.jit(lambda counts_M: said_a_stop(tokens_MR, counts_M, stops))
     for count in range(21):
         got_M = np.asarray(found(np.full(40, count, np.int32)))
