@@ -438,6 +438,28 @@ def test_twenty_turns_compile_few_programs_and_the_later_ones_none():
     assert len(later) == 0
 
 
+class Prefilled(Exception):
+    """Stops a reply where its prefill would begin."""
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(3, 32), (32, 32), (33, 64), (65, 128), (150, 160)])
+def test_a_turns_tokens_are_padded_to_few_widths_and_to_less_than_twice_as_many(monkeypatch, tokens, width):
+    bot = fakes.tiny_bot(n_positions=160)
+    widths = []
+
+    def start(params, config, request, cache):
+        widths.append(request.tokens_BT.shape[1])
+        raise Prefilled
+
+    monkeypatch.setattr(streaming, "start", start)
+    text = "a" * (tokens - 1)
+    while len(bot.encode([text], max_new_tokens=4)) < tokens:  # some of them merge
+        text += "b" if text.endswith("a") else "a"
+    with pytest.raises(Prefilled):
+        bot.chat(max_new_tokens=4).say(text)
+    assert widths == [width]
+
+
 def test_saving_touches_no_file_but_its_own(bot, tmp_path):
     """Nor does what another process is writing beside the same place."""
     other = tmp_path / "chat.json.part"
