@@ -171,7 +171,9 @@ def test_the_default_sampling_and_seed_stand_in_the_docstring():
 
     text = " ".join(inspect.getdoc(dg.Bot).split())
     on = DEFAULT_SAMPLING
-    assert f"Sampling(temperature={on.temperature}, top_k={on.top_k}, top_p={on.top_p})" in text
+    numbers = {name: getattr(on, name) for name in ("temperature", "top_k", "top_p", "no_repeat_ngram")}
+    assert on == dg.Sampling(**numbers)
+    assert f"Sampling({', '.join(f'{name}={value}' for name, value in numbers.items())})" in text
     assert f"default {DEFAULT_MAX_NEW_TOKENS}" in text
     assert inspect.signature(dg.Bot.reply).parameters["seed"].default == 0
     assert "default 0: a call repeats" in text

@@ -159,23 +159,33 @@ counted alike wherever it stands. Stored in float16; any reader of GPT-2 directo
 ```
 
 That makes the tokenizer; a teacher of twice the width, which is not shipped; a student that learns, in a dozen passes, the
-corpus and what the teacher expects at each place of it; and settles that on everyday talk at a low rate:
+corpus and what the teacher expects at each place of it; and settles it on everyday talk at a low rate:
 
 ```sh
 {commands}
-dialogpt convert RUN/trained MODEL --dtype float16
 ```
 
+The model is the mean of the weights before and after the last of these, in float16: it keeps what each has learned.
+
 Muon for the matrices, Adam for the rest, bfloat16 products, float32 state; the rates are level, and fall to 0 at the end;
-what is exported is the running average of the weights.
+what each exports is the running average of its weights.
 {history}
 It saw the train part of a corpus of 39,900 dialogues, 6.9 million words:
 
 {SOURCES}
+{_curve(curve)}"""
 
-Bits per byte on the first 500 dialogues of the valid part, while the student was trained (32,768 tokens a step):
 
-{_table(("step", *(f"{step}" for step, _ in curve)), [("bits per byte", *(f"{value:.3f}" for _, value in curve))])}"""
+def _curve(curve: list[tuple[int, float]]) -> str:
+    if not curve:
+        return ""
+    table = _table(
+        ("step", *(f"{step}" for step, _ in curve)), [("bits per byte", *(f"{value:.3f}" for _, value in curve))]
+    )
+    return (
+        "\n\nBits per byte on the first 500 dialogues of the valid part, while the student was trained (32,768 tokens a step):"
+        f"\n\n{table}"
+    )
 
 
 def _figures(found: list[Estimate], dialogues: int, contexts: int) -> str:

@@ -4,10 +4,11 @@
     python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --init OLDER      settle OLDER only
     python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --reverse --init OLDER
 
-    corpus ─tokenizer→ start ─train→ teacher ─teaches→ student ─settle, everyday talk→ trained ─float16→ MODEL
+    corpus ─tokenizer→ start ─train→ teacher ─teaches→ student ─settle, everyday talk→ settled ─mean with student→ MODEL
 
 The teacher is wider than what may be shipped; the student learns the corpus and what the teacher expects of it, in many
-passes; at the end it settles on everyday talk at a low rate. The last command goes on with a backward model. CORPUS holds
+passes; then it settles on everyday talk at a low rate, and the mean of the weights before and after that is the model: it
+keeps what each has learned, and is stored in float16. The last command goes on with a backward model. CORPUS holds
 `train`, `valid`, `everyday` and `everyday-valid`, each `.jsonl.gz`, a dialogue a line with its `source`. Each command is
 printed before it runs; only the tokenizer, the sample and the card have none. A run that was stopped goes on when the
 command is given again. The numbers below are the models': change them and they are others. On a GPU all of it takes
@@ -30,6 +31,8 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.formats import read_dialogues
 from dialogpt_jax.run.journal import METRICS
 from dialogpt_jax.text.tokenizer import JSON_FILE, Tokenizer
+from dialogpt_jax.training.average import mean_of
+from dialogpt_jax.weights.directory import write_directory
 
 VOCAB_SIZE = 8192
 CONFIG = GPT2Config(
@@ -63,10 +66,10 @@ STAGES = {
         1, 824, 743, "--batch-size 64 --learning-rate 0.02 --warmup 60 --weight-decay 0.15 --embedding-decay 0.1"
     ),
     "student": Stage(2, 3879, 1298, f"{TAUGHT} --teacher-share 0.7"),
-    "trained": Stage(
+    "settled": Stage(
         2,
-        800,
-        700,
+        480,
+        390,
         "--batch-size 8 --learning-rate 0.004 --warmup 20 --weight-decay 0.1 --embedding-decay 0.05 --seed 2",
     ),
     "reverse": Stage(2, 7035, 1094, f"{TAUGHT} --dropout 0.05"),
@@ -83,14 +86,16 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit("--reverse needs --init: the backward model to go on with, such as the bundled one")
     if args.init is None:
         _begin(args.corpus, run / "start")
-        names, latest = ["teacher", "student", "trained"], run / "start"
+        names, latest = ["teacher", "student", "settled"], run / "start"
     else:
-        names, latest = ["reverse" if args.reverse else "trained"], args.init
+        names, latest = ["reverse" if args.reverse else "settled"], args.init
     for name in names:
         status = _run_all(_commands(args, name, latest))
         if status or not (run / name).exists():  # it failed, or was asked to stop
             return status
         latest = run / name
+    if not args.reverse:
+        latest = _write_mean(args.init or run / "student", latest, run / "mean")
     status = _run_all([f"convert {latest} {export} --dtype float16 --force"])
     if status or args.reverse:
         return status
@@ -137,18 +142,26 @@ def _train(args: argparse.Namespace, name: str, before: Path) -> str:
     else:
         begin = f"--init {before}"
     teacher = f" --teacher {run / 'teacher'}" if name == "student" else ""
-    valid = args.corpus / ("everyday-valid.jsonl.gz" if name == "trained" else "valid.jsonl.gz")
+    valid = args.corpus / ("everyday-valid.jsonl.gz" if name == "settled" else "valid.jsonl.gz")
     return (
         f"train {begin}{teacher} --data {run / f'data-{name}'} --valid {valid} --out {run / f'run-{name}'} "
         f"--steps {stage.steps} --decay {stage.decay} {stage.how} {SAME} --export {run / name}"
     )
 
 
+def _write_mean(before: Path, after: Path, mean: Path) -> Path:
+    """A model directory with the mean of the weights of two."""
+    one, other = load(before), load(after)
+    write_directory(mean, mean_of(one.params, other.params), other.config, other.tokenizer)
+    print(f"wrote {mean}: the mean of {before} and {after}", flush=True)
+    return mean
+
+
 def _shown() -> dict[str, str]:
     """The command of each training, as the card shows it."""
     args, before = argparse.Namespace(corpus=Path("CORPUS"), run=Path("RUN")), Path("RUN/start")
     shown = {}
-    for name in ("teacher", "student", "trained"):
+    for name in ("teacher", "student", "settled"):
         shown[name], before = _train(args, name, before), Path("RUN") / name
     return shown
 
@@ -156,7 +169,7 @@ def _shown() -> dict[str, str]:
 def _prepare(args: argparse.Namespace, name: str, tokenizer: Path, data: Path) -> str:
     """The command that prepares the mix of a stage."""
     large = args.corpus / "train.jsonl.gz"
-    if name == "trained":
+    if name == "settled":
         large = _sample(large, args.run / "sample.jsonl.gz")
     files = " ".join(map(str, [large, *[args.corpus / "everyday.jsonl.gz"] * STAGES[name].everyday]))
     backwards = name == "reverse"

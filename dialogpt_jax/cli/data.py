@@ -42,7 +42,7 @@ PREPARE_EXAMPLES = """\
   dialogpt data prepare talk.jsonl more.tsv.gz DIR
                                            then `dialogpt train --data DIR`
   dialogpt data prepare talk.jsonl chats.jsonl chats.jsonl DIR
-                                           named twice: twice its share of the mix
+                                           named twice: twice its share
   dialogpt data prepare talk.jsonl DIR --train-on Bob
                                            only what Bob says is learned
   dialogpt data prepare talk.jsonl DIR --reverse

@@ -172,7 +172,7 @@ def save_replies(file: EvaluationFile | DialogueFile, replies: Iterable[Reply]) 
     """Writes the replies in the order of their contexts, all at once: killed, the old file stays."""
     path = Path(file.path).resolve()  # of a link, what it leads to is replaced
     part = path.with_name(path.name + ".part")
-    with naming(path), part.open("w", encoding="utf-8", newline="\n") as opened:
+    with naming(file.path), part.open("w", encoding="utf-8", newline="\n") as opened:
         opened.write(file.head())
         opened.writelines(file.line(reply) for reply in sorted(replies))
     os.replace(part, path)

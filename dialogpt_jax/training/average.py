@@ -1,4 +1,5 @@
-"""A running average of the parameters beside the optimiser: a gradient transformation in, one that also averages out.
+"""Averages of parameters: a running one beside the optimiser, a gradient transformation in, one that also averages out; and
+the mean of several models.
 
 The average is smoother than the last step's parameters, and better while the rate is high (Polyak & Juditsky 1992). It
 lies in the optimiser's state, so it is saved, resumed and sharded as the momenta are, and a step that is not finite leaves
@@ -53,3 +54,11 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
 def average_of(params: Any, opt_state: Any) -> Any:
     """What a run evaluates and exports: the average where the optimiser keeps one, the parameters elsewhere."""
     return opt_state.average if isinstance(opt_state, AveragedState) else params
+
+
+def mean_of(*params: Any) -> Any:
+    """The mean of the parameters of several models that were trained from one: it keeps much of what each has learned.
+
+    Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3.
+    """
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]) / len(leaves), *params)

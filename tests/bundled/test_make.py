@@ -4,10 +4,13 @@ import gzip
 import json
 import shlex
 
+import jax
+import numpy as np
 import pytest
 from fakes import tiny_bot
 
 from dialogpt_jax.bundled import make
+from dialogpt_jax.chat.bot import load
 
 
 @pytest.fixture
@@ -25,6 +28,7 @@ def told(monkeypatch, tmp_path):
 
     monkeypatch.setattr(make, "dialogpt", dialogpt)
     monkeypatch.setattr(make, "load", lambda folder: None)
+    monkeypatch.setattr(make, "_write_mean", lambda *folders: commands.append(["mean", *folders]) or folders[-1])
     monkeypatch.setattr(make, "read_curve", lambda path: [])
     monkeypatch.setattr(make, "write_card", lambda *args, **named: commands.append(["card", named["command"]]))
     return commands
@@ -42,28 +46,37 @@ def folders(tmp_path):
 
 def test_from_nothing_a_teacher_teaches_a_student_that_settles_on_everyday_talk(told, folders):
     assert make.main(folders) == 0
-    assert [words[0] for words in told] == ["data", "train"] * 3 + ["convert", "card"]
-    for place, name in enumerate(("teacher", "student", "trained")):
+    assert [words[0] for words in told] == ["data", "train"] * 3 + ["mean", "convert", "card"]
+    for place, name in enumerate(("teacher", "student", "settled")):
         stage, (data, train) = make.STAGES[name], (shlex.join(words) for words in told[2 * place : 2 * place + 2])
         assert data.count("everyday.jsonl.gz") == stage.everyday
-        assert ("sample.jsonl.gz" in data) == (name == "trained")
+        assert ("sample.jsonl.gz" in data) == (name == "settled")
         assert f"--steps {stage.steps} --decay {stage.decay} {stage.how}" in train
         assert ("--teacher " in train) == (name == "student")
-        assert train.startswith("train --init" if name == "trained" else "train --config")
+        assert train.startswith("train --init" if name == "settled" else "train --config")
     assert told[3][told[3].index("--teacher") + 1] == told[1][told[1].index("--export") + 1]
     assert told[5][told[5].index("--init") + 1] == told[3][told[3].index("--export") + 1]
+    assert told[6][1:] == [make.Path(folders[3]) / name for name in ("student", "settled", "mean")]
     widths = [json.loads(make.Path(told[i][told[i].index("--config") + 1]).read_text())["n_embd"] for i in (1, 3)]
     assert widths == [make.TEACHER.n_embd, make.CONFIG.n_embd]
     told.clear()
     assert make.main(folders) == 0  # what is done is not done again
-    assert [words[0] for words in told] == ["convert", "card"]
+    assert [words[0] for words in told] == ["mean", "convert", "card"]
 
 
 def test_an_older_model_only_settles(told, folders, tmp_path):
     tiny_bot().save(tmp_path / "older")
     assert make.main([*folders, "--init", str(tmp_path / "older")]) == 0
-    assert [words[0] for words in told] == ["data", "train", "convert", "card"]
+    assert [words[0] for words in told] == ["data", "train", "mean", "convert", "card"]
     assert shlex.join(told[1]).startswith(f"train --init {tmp_path / 'older'} --data")
+
+
+def test_the_model_is_the_mean_of_what_it_was_before_and_after_it_settled(tmp_path):
+    folders = [tiny_bot(seed=seed).save(tmp_path / f"{seed}") for seed in (0, 1)]
+    one, other = map(load, folders)
+    found = load(make._write_mean(*folders, tmp_path / "mean")).params
+    for mean, a, b in zip(*map(jax.tree.leaves, (found, one.params, other.params)), strict=True):
+        np.testing.assert_allclose(mean, (np.asarray(a) + np.asarray(b)) / 2, atol=1e-7)
 
 
 def test_the_sample_is_every_twelfth_dialogue_and_all_of_who_it_is(tmp_path):
@@ -75,7 +88,7 @@ def test_the_sample_is_every_twelfth_dialogue_and_all_of_who_it_is(tmp_path):
 
 def test_the_card_shows_no_folder_of_the_machine(told, folders):
     shown = make._shown()
-    assert list(shown) == ["teacher", "student", "trained"]
+    assert list(shown) == ["teacher", "student", "settled"]
     assert all(
         "/" not in word or word.startswith(("RUN/", "CORPUS/")) for line in shown.values() for word in line.split()
     )

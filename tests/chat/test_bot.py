@@ -297,7 +297,7 @@ def test_a_plain_list_of_texts_is_refused_and_told_what_to_do(bot, dialogues):
         (lambda bot: bot.replies([["Hi"]], batch_size=0), "batch_size is 0"),
         (lambda bot: bot.candidates("Hi", n=0), "n is 0"),
         (lambda bot: bot.candidates("Hi", n=-3), "n is -3"),
-        (lambda bot: bot.reply("Hi", max_new_tokens=0), "max_new_tokens is 0; it must be a whole number, at least 1"),
+        (lambda bot: bot.reply("Hi", max_new_tokens=0), "max_new_tokens is 0; it must be a whole number from 1"),
         (lambda bot: bot.reply("Hi", max_new_tokens=True), "max_new_tokens is True"),
         (lambda bot: bot.reply("Hi", max_new_tokens=2.5), "max_new_tokens is 2.5"),
         (lambda bot: bot.chat(max_new_tokens=0), "max_new_tokens is 0"),

@@ -3,6 +3,7 @@
 The tokens are compared exactly, in float32.
 """
 
+import dataclasses
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -372,7 +373,7 @@ def test_a_chat_shows_its_turns_and_not_the_model(bot):
     turns = ["Hi", "Hello <b>", "x" * 5000, "\x1b[31mred"] * 4
     chat = dg.Chat(bot, turns=turns)
     lines = repr(chat).splitlines()
-    assert lines[0] == "Chat(16 turns; seed 0, temperature 0.4, top_k 50, top_p 0.9)"
+    assert lines[0] == "Chat(16 turns; seed 0, temperature 0.3, top_k 50, top_p 0.9, no_repeat_ngram 3)"
     assert lines[1] == "  … 4 turns before"
     assert lines[-2:] == [f"  user: '{'x' * 37}...{'x' * 38}'", "  bot: '\\x1b[31mred'"]
     assert len(lines) == 14
@@ -432,7 +433,8 @@ def test_twenty_turns_compile_few_programs_and_the_later_ones_none():
         for k in range(10, 20):
             text = f"{LINES[k % 6]} {k}"
             tokens += len(bot.tokenizer.encode(text + chat.say(text)))
-            chat.sampling = dg.Sampling(temperature=0.5 + k / 40, top_k=20 + k, top_p=0.5 + k / 50)
+            numbers = {"temperature": 0.5 + k / 40, "top_k": 20 + k, "top_p": 0.5 + k / 50, "no_repeat_ngram": k}
+            chat.sampling = dataclasses.replace(chat.sampling, **numbers)
     assert tokens > 2 * bot.config.n_positions
     assert 3 <= len(sooner) <= 8
     assert len(later) == 0

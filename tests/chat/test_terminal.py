@@ -135,8 +135,11 @@ def test_help_and_settings_are_no_part_of_the_conversation(talk):
     text = "\n".join(err)
     for command in ("/undo", "/retry", "/reset", "/save", "/load", "/settings", "/help", "/quit", "Ctrl-C", "Ctrl-D"):
         assert command in text
-    assert "temperature 0.4, top_k 50, top_p 0.9, max_new_tokens 8, seed 0" in err[len(HELP.splitlines())]
-    assert "temperature 0.25, top_p 0.9, max_new_tokens 8, seed 0" in err[-1]
+    assert (
+        "temperature 0.3, top_k 50, top_p 0.9, no_repeat_ngram 3, max_new_tokens 8, seed 0"
+        in err[len(HELP.splitlines())]
+    )
+    assert "temperature 0.25, top_p 0.9, no_repeat_ngram 3, max_new_tokens 8, seed 0" in err[-1]
     assert chat.sampling == dg.Sampling(temperature=0.25, top_p=0.9)
     _, err, chat = talk("/settings no_repeat_ngram 3\n/settings ngram_scope own\n/settings ngram_scope mine\n")
     assert "no_repeat_ngram 3, ngram_scope own, " in err[1]
@@ -172,7 +175,7 @@ def test_settings_change_the_replies(talk, bot):
         (b"/settings temperature nan", "temperature is nan"),
         (b"/settings top_k 100000", "top_k is 100000"),
         (b"/settings top_k 1.5", "top_k is 1.5"),
-        (b"/settings max_new_tokens 0", "max_new_tokens is 0; it must be a whole number, at least 1"),
+        (b"/settings max_new_tokens 0", "max_new_tokens is 0; it must be a whole number from 1"),
         (b"/settings max_new_tokens none", "max_new_tokens: 'none' is not a whole number"),
         (b"/settings seed inf", "seed: 'inf' is not a whole number"),
         (b"/settings seed -1", "seed is -1"),
