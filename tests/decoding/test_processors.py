@@ -311,7 +311,7 @@ def test_a_function_with_a_number_is_one_program():
         ({"processors": only_even}, "give a list of functions of (logits_MV, state)"),
         ({"processors": [3]}, "processors is [3]"),
     ],
-    ids=str,
+    ids=lambda given: re.sub(" at 0x[0-9a-f]+", "", str(given)),  # one name in every process
 )
 def test_a_mistake_is_one_clear_line(settings, said):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
