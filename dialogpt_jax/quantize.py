@@ -60,6 +60,11 @@ def dequantize(params: Params, config: GPT2Config) -> Params:
 
     Raises:
       ValueError: the parameters are no int8 ones.
+
+    Example:
+      >>> again = dg.dequantize(dg.quantize(bot.params), bot.config)
+      >>> jax.tree.structure(again) == jax.tree.structure(bot.params)
+      True
     """
     if not is_int8(params):
         raise ValueError("the parameters are float already; `quantize` makes int8 ones of them")

@@ -140,11 +140,11 @@ def test_help_and_settings_are_no_part_of_the_conversation(talk):
         in err[len(HELP.splitlines())]
     )
     assert "temperature 0.25, top_p 0.9, no_repeat_ngram 3, max_new_tokens 8, seed 0" in err[-1]
-    assert chat.sampling == dg.Sampling(temperature=0.25, top_p=0.9)
-    _, err, chat = talk("/settings no_repeat_ngram 3\n/settings ngram_scope own\n/settings ngram_scope mine\n")
-    assert "no_repeat_ngram 3, ngram_scope own, " in err[1]
+    assert chat.sampling == dg.Sampling(temperature=0.25, top_p=0.9, no_repeat_ngram=3)
+    _, err, chat = talk("/settings no_repeat_ngram 4\n/settings ngram_scope own\n/settings ngram_scope mine\n")
+    assert "no_repeat_ngram 4, ngram_scope own, " in err[1]
     assert err[2] == "ngram_scope is 'mine'; it must be one of reply, own, context"
-    assert chat.sampling.no_repeat_ngram == 3
+    assert chat.sampling.no_repeat_ngram == 4
 
 
 def test_settings_change_the_replies(talk, bot):

@@ -3,6 +3,7 @@
 Letters: M rows, R tokens.
 """
 
+import dataclasses
 import itertools
 
 import fakes
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import dialogpt_jax as dg
+from dialogpt_jax.chat.settings import DEFAULT_SAMPLING
 from dialogpt_jax.decoding.stops import automaton, said_a_stop, stops_of
 
 TOKENIZER = fakes.tiny_tokenizer()
@@ -72,7 +74,7 @@ def bot():
 def test_a_reply_ends_with_its_text_in_every_way_that_makes_one(bot):
     free = bot.candidates("Hi!", n=6, max_new_tokens=24)
     stop = next(letter for letter in free[0].text[1:] if letter.isascii())
-    sampling = dg.Sampling(0.4, top_k=50, top_p=0.9, stop_strings=[stop, "zzzz"])
+    sampling = dataclasses.replace(DEFAULT_SAMPLING, stop_strings=[stop, "zzzz"])
     found = bot.candidates("Hi!", n=6, max_new_tokens=24, sampling=sampling)
     for one, all_of_it in zip(found, free, strict=True):
         count = len(one.tokens)
