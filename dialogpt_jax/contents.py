@@ -30,8 +30,8 @@ from dialogpt_jax.decoding.score import score as score
 from dialogpt_jax.decoding.soundness import NonFiniteLogits as NonFiniteLogits
 from dialogpt_jax.model import forward as forward
 from dialogpt_jax.model import init_params as init_params
-from dialogpt_jax.quantize import dequantize as dequantize
-from dialogpt_jax.quantize import quantize as quantize
+from dialogpt_jax.quantization import dequantize as dequantize
+from dialogpt_jax.quantization import quantize as quantize
 from dialogpt_jax.run.checkpoints import CheckpointError as CheckpointError
 from dialogpt_jax.run.checkpoints import CheckpointMismatch as CheckpointMismatch
 from dialogpt_jax.run.checkpoints import DamagedCheckpoint as DamagedCheckpoint

@@ -37,7 +37,7 @@ from dialogpt_jax.embedding import lookup
 from dialogpt_jax.int8 import is_int8
 from dialogpt_jax.matmul import matmul
 from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
-from dialogpt_jax.quantize import quantize
+from dialogpt_jax.quantization import quantize
 from dialogpt_jax.token_arrays import Array, as_float_dtype, as_key, as_tokens, check_width
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above

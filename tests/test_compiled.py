@@ -25,7 +25,7 @@ from dialogpt_jax.cache import init_cache, init_reply, write
 from dialogpt_jax.decoding import stream
 from dialogpt_jax.decoding.generate import reply_program
 from dialogpt_jax.decoding.request import assemble
-from dialogpt_jax.quantize import quantize
+from dialogpt_jax.quantization import quantize
 
 STEPS, SLOTS, REPLY_SLOTS = 5, 40, 24
 

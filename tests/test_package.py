@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import importlib.util
 import inspect
 import json
 import re
@@ -183,3 +184,8 @@ def test_the_default_sampling_and_seed_stand_in_the_docstring():
 
 def test_the_package_is_typed():
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_no_public_name_is_that_of_a_file():
+    """Once the file is imported, the package's attribute of that name is the module."""
+    assert [name for name in dg.__all__ if importlib.util.find_spec(f"dialogpt_jax.{name}") is not None] == []

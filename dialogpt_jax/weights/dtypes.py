@@ -78,7 +78,7 @@ def in_dtype(params: Any, config: GPT2Config, dtype: np.dtype, *, to: Callable[[
     """
     import jax
 
-    from dialogpt_jax.quantize import dequantize, quantize
+    from dialogpt_jax.quantization import dequantize, quantize
 
     if dtype != np.int8:
         return cast(dequantize(params, config) if is_int8(params) else params, dtype, to=to)

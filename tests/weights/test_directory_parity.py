@@ -15,7 +15,7 @@ from dialogpt_jax.convert.names import same_bits, to_microsoft
 from dialogpt_jax.convert.write_gguf import write_gguf
 from dialogpt_jax.convert.write_torch import write_torch
 from dialogpt_jax.model import forward, init_params
-from dialogpt_jax.quantize import quantize
+from dialogpt_jax.quantization import quantize
 from dialogpt_jax.text.tokenizer import END_OF_TEXT, Tokenizer
 from dialogpt_jax.weights.directory import load_params, write_directory
 from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE, ExportWarning
