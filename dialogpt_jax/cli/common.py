@@ -28,7 +28,7 @@ SAMPLING_HELP = {
     "presence_penalty": "over 0: say what was said less often again",
     "frequency_penalty": "the same for each time that it was said",
     "penalty_scope": "what the penalties look at: the `reply`, the bot's `own` turns too, or the whole `context`",
-    "no_repeat_ngram": "no N tokens in a row twice",
+    "no_repeat_ngram": "no N tokens in a row twice; 0: any",
     "ngram_scope": "where they were said: in the `reply`, the bot's `own` turns too, or the whole `context`",
     "min_new_tokens": "the shortest reply, in tokens",
     "decay_start": "after so many tokens the end grows more likely",
@@ -116,7 +116,7 @@ def load_bot(flags: ModelFlags) -> "Bot":
 def sampling_of(flags: Any, base: Sampling = DEFAULT_SAMPLING) -> Sampling:
     """A sampling with what the flags change."""
     changes = said(flags)
-    for name, all_of_them in (("top_k", 0), ("top_p", 1)):
+    for name, all_of_them in (("top_k", 0), ("top_p", 1), ("no_repeat_ngram", 0)):
         if changes.get(name) == all_of_them:
             changes[name] = None
     return dataclasses.replace(base, **changes)

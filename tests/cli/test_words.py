@@ -135,8 +135,9 @@ def test_a_flag_that_is_not_said_changes_nothing():
     assert common.sampling_of(common.SamplingFlags()) == DEFAULT_SAMPLING
     assert common.ReplyFlags().max_new_tokens == DEFAULT_MAX_NEW_TOKENS
     assert common.seed_of(common.ReplyFlags().seed) == inspect.signature(dg.Bot.reply).parameters["seed"].default
-    changed = common.sampling_of(common.SamplingFlags(temperature=0.5, top_k=0, top_p=1))
-    assert changed == dataclasses.replace(DEFAULT_SAMPLING, temperature=0.5, top_k=None, top_p=None)
+    changed = common.sampling_of(common.SamplingFlags(temperature=0.5, top_k=0, top_p=1, no_repeat_ngram=0))
+    off = {"top_k": None, "top_p": None, "no_repeat_ngram": None}
+    assert changed == dataclasses.replace(DEFAULT_SAMPLING, temperature=0.5, **off)
 
 
 def test_every_field_of_the_training_options_is_a_flag(capsys):
