@@ -131,7 +131,8 @@ def _commands(args: argparse.Namespace, name: str, before: Path) -> list[str]:
     if (args.run / name).exists():
         return []
     data = args.run / f"data-{name}"
-    return [*[_prepare(args, name, before, data)] * (not data.exists()), _train(args, name, before)]
+    prepare = [] if data.exists() else [_prepare(args, name, before, data)]
+    return [*prepare, _train(args, name, before)]
 
 
 def _train(args: argparse.Namespace, name: str, before: Path) -> str:

@@ -51,10 +51,10 @@ SHORTEST_BATCH = 64  # tokens; the contexts of a batch are padded to this, or 4 
 class Bot(LanguageModel):
     """A dialogue model with its tokenizer; get one from `dialogpt_jax.load`.
 
-    Every method that replies takes `sampling` (default `Sampling(temperature=0.3, top_k=50, top_p=0.9,
-    no_repeat_ngram=3)`), `seed` (default
-    0: a call repeats; `None` draws one and logs it) and `max_new_tokens` (default 40, EOS included). A dialogue is a
-    text, a list of texts or chat messages; the context is its newest turns, dropped by whole turns where they do not fit.
+    All that reply take `sampling` (default `Sampling(temperature=0.3, top_k=50, top_p=0.9, no_repeat_ngram=3)`),
+    `seed` (default 0: a call repeats; `None` draws one and logs it) and `max_new_tokens` (default 40, EOS included). A
+    dialogue is a text, a list of texts or chat messages; the context is its newest turns, dropped by whole turns where they
+    do not fit.
 
     Attributes:
       params: the parameters; the computation has their dtype.

@@ -16,13 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from dialogpt_jax.arguments import shown
-from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.sampling import Number, Sampling, Scope
-from dialogpt_jax.token_arrays import Array, array_library
 
 NO_TOKEN = -1  # stands where a list, a turn or a reply has no token
 
@@ -249,84 +246,3 @@ def _checked(got: Any, logits_MV: jax.Array, function: Any) -> jax.Array:
         given = f"{got.dtype} {got.shape}" if isinstance(got, jax.Array) else shown(got)
         raise ValueError(f"{name} of processors gave {given}; it must give logits, {logits_MV.dtype} {logits_MV.shape}")
     return got
-
-
-# From a `Sampling` and contexts to arrays.
-
-
-def token_lists(sampling: Sampling, rows: int, config: GPT2Config) -> TokenLists:
-    """The lists as arrays; their shapes are buckets, so that other lists are rarely another program.
-
-    Raises:
-      ValueError: an id outside the vocabulary.
-    """
-    for name in ("bad_words", "logit_bias", "suppress_tokens", "begin_suppress_tokens", "forced_tokens"):
-        for item in getattr(sampling, name):
-            ids = item[0] if name == "logit_bias" else item if isinstance(item, tuple) else (item,)
-            if max(ids) >= config.vocab_size:
-                raise ValueError(f"{name}: token id {max(ids)} is outside the vocabulary of {config.vocab_size}")
-
-    def packed(words: Sequence[Sequence[int]], *, few: int) -> Any:
-        width = _bucket(max(map(len, words)), 1)
-        ids_WL = np.full((_bucket(len(words), few), width), NO_TOKEN, np.int32)
-        for w, word in enumerate(words):
-            ids_WL[w, width - len(word) :] = word
-        return np.broadcast_to(ids_WL, (rows, *ids_WL.shape))
-
-    def with_values(words: Sequence[Sequence[int]], values: Sequence[float]) -> Words | None:
-        if not words:
-            return None
-        ids_MWL = packed(words, few=4)
-        values_W = np.zeros(ids_MWL.shape[1], np.float32)
-        values_W[: len(values)] = values
-        values_MW: Any = np.broadcast_to(values_W, (rows, len(values_W)))
-        return Words(ids_MWL, values_MW)
-
-    def plain(ids: Sequence[int]) -> Any:
-        return packed([(i,) for i in ids], few=4)[..., 0] if ids else None
-
-    bad_words: Any = sampling.bad_words  # each a tuple by now
-    return TokenLists(
-        biases=with_values([ids for ids, _ in sampling.logit_bias], [bias for _, bias in sampling.logit_bias]),
-        bad_words=with_values(bad_words, [-np.inf] * len(bad_words)),
-        suppressed_MW=plain(sampling.suppress_tokens),
-        begin_MW=plain(sampling.begin_suppress_tokens),
-        forced_MJ=plain(sampling.forced_tokens),
-    )
-
-
-def _bucket(size: int, least: int) -> int:
-    while least < size:
-        least *= 4
-    return least
-
-
-def scopes_of(sampling: Sampling) -> set[str]:
-    """The scopes that need a history."""
-    penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-    found: set[str] = {"context"} if sampling.processors else set()
-    if any(number is not None for number in penalties):
-        found.add(sampling.penalty_scope)
-    if sampling.no_repeat_ngram is not None:
-        found.add(sampling.ngram_scope)
-    return found - {"reply"}
-
-
-def history_of(scope: str, contexts_BT: Array, lengths_B: Array, width: int, eos: int) -> Any:
-    """The tokens of contexts that are in a scope, each in its column but moved to the right end of `width`, int32.
-
-    "own" are the bot's turns: the last turn is the user's, the one before it the bot's, and so on back; each ends in EOS,
-    which is not among them.
-
-        [u EOS v w EOS x EOS pad], length 7, width 8:   context  [– u EOS v w EOS x EOS]     own  [– – – v w – – –]
-    """
-    library = array_library(contexts_BT, lengths_B)
-    rows, length = contexts_BT.shape
-    from_BS = library.arange(width)[None] - (width - lengths_B[:, None])
-    taken_BS = library.take_along_axis(contexts_BT, library.clip(from_BS, 0, length - 1), axis=1)
-    real_BS = from_BS >= 0
-    if scope == "own":
-        ends_BS = real_BS & (taken_BS == eos)
-        after_BS = library.flip(library.cumsum(library.flip(ends_BS, axis=1), axis=1), axis=1)  # 1 in the last turn
-        real_BS = real_BS & (after_BS > 0) & (after_BS % 2 == 0) & ~ends_BS
-    return library.where(real_BS, taken_BS, NO_TOKEN).astype(library.int32).reshape(rows, width)

@@ -19,7 +19,7 @@ from dialogpt_jax.arguments import MOST, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.logits import by_row, top_k_bucket
 from dialogpt_jax.decoding.loop import RowSettings
-from dialogpt_jax.decoding.processors import history_of, scopes_of, token_lists
+from dialogpt_jax.decoding.processor_arrays import history_of, scopes_of, token_lists
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.stops import Stops
 from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens, is_traced

@@ -82,13 +82,14 @@ def identity_of(
 
 def _identity_of_teachers(teachers: Sequence[Teacher], share: float) -> dict[str, Any]:
     """Who teaches, by a hash of all parameters, and how much; nothing where nobody does."""
-    if not teachers:
-        return {}
-    digests = [hashlib.sha256() for _ in teachers]
-    for teacher, digest in zip(teachers, digests, strict=True):
+
+    def fingerprint(teacher: Teacher) -> str:
+        digest = hashlib.sha256()
         for leaf in jax.tree.leaves(teacher.params):
             digest.update(np.asarray(leaf).tobytes())
-    return {"teachers": {"share": share, "fingerprints": [digest.hexdigest()[:16] for digest in digests]}}
+        return digest.hexdigest()[:16]
+
+    return {"teachers": {"share": share, "fingerprints": list(map(fingerprint, teachers))}} if teachers else {}
 
 
 def _check_ids(examples: Sequence[Example], config: GPT2Config) -> None:

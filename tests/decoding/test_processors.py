@@ -15,7 +15,8 @@ from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, prompts
 
 from dialogpt_jax.decoding.generate import generate, generate_candidates
 from dialogpt_jax.decoding.logits import by_row
-from dialogpt_jax.decoding.processors import NO_TOKEN, ReplyState, history_of, process, scopes_of, token_lists
+from dialogpt_jax.decoding.processor_arrays import history_of, scopes_of, token_lists
+from dialogpt_jax.decoding.processors import NO_TOKEN, ReplyState, process
 from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 

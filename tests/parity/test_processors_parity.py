@@ -11,7 +11,8 @@ import pytest
 from decoding.tiny import CONFIG
 
 from dialogpt_jax.decoding.logits import by_row
-from dialogpt_jax.decoding.processors import ReplyState, history_of, process, scopes_of, token_lists
+from dialogpt_jax.decoding.processor_arrays import history_of, scopes_of, token_lists
+from dialogpt_jax.decoding.processors import ReplyState, process
 from dialogpt_jax.decoding.sampling import Sampling
 
 torch = pytest.importorskip("torch")
