@@ -1,8 +1,8 @@
 """Where each name of the table of contents comes from; imported with the first of them that is used."""
 
 from dialogpt_jax.chat.bot import Bot as Bot
-from dialogpt_jax.chat.bot import load as load
 from dialogpt_jax.chat.candidates import Candidate as Candidate
+from dialogpt_jax.chat.loading import load as load
 from dialogpt_jax.chat.session import Chat as Chat
 from dialogpt_jax.chat.session import ChatError as ChatError
 from dialogpt_jax.config import ConfigError as ConfigError

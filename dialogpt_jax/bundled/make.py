@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dialogpt_jax.bundled.card import read_by_source, read_curve, write_card
-from dialogpt_jax.chat.bot import load
+from dialogpt_jax.chat.loading import load
 from dialogpt_jax.cli.main import main as dialogpt
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.formats import read_dialogues

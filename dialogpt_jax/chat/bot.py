@@ -1,22 +1,22 @@
 """A model one can talk with: dialogues of text in, replies of text out.
 
-`load` is the edge where files are read; a `Bot` is a value after that: parameters, config and tokenizer, and functions of
-them. What draws is given by `seed`, the row's place in the caller's list and the number of turns, so a call repeats.
+A `Bot` is a value: parameters, config and tokenizer, and functions of them; `loading.load` makes one from
+files. What draws is given by `seed`, the row's place in the caller's list and the number of turns, so a call repeats.
 
 Letters: B rows, T prompt tokens, N candidates.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from dialogpt_jax.arguments import MOST, as_path, as_plain, as_whole_number, shown
-from dialogpt_jax.chat.candidates import Candidate, Candidates
+from dialogpt_jax.arguments import MOST, as_path, as_whole_number
+from dialogpt_jax.chat.batched import batched_answers
+from dialogpt_jax.chat.candidates import Candidate, Candidates, candidate_of
 from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.chat.session import Chat
@@ -26,25 +26,16 @@ from dialogpt_jax.chat.settings import (
     DEFAULT_SEED,
     checked_length,
     checked_sampling,
-    few_buckets,
-    rows_of_sampling,
     sampling_for,
     seed_or_drawn,
 )
-from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.beam_search import beam_search
-from dialogpt_jax.decoding.generate import generate, generate_candidates
-from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.sampling import Sampling
-from dialogpt_jax.decoding.soundness import NonFiniteLogits, check_finite
-from dialogpt_jax.model import compute_dtype
-from dialogpt_jax.text.dialogue import DialogueError, TurnList, Turns, as_turns
-from dialogpt_jax.text.tokenizer import Tokenizer
+from dialogpt_jax.text.dialogue import TurnList, Turns, as_turns
 
-DEFAULT_ROWS = 32
 DEFAULT_CANDIDATES = 16
-SHORTEST_BATCH = 64  # tokens; the contexts of a batch are padded to this, or 4 times as much, or 16 times
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -146,7 +137,7 @@ class Bot(LanguageModel):
             out = beam_search(self.params, self.config, tokens_BT, lengths_B, n_best=n, **how)
         out = jax.device_get(out)
         found = Candidates(
-            self._candidate(out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i], out.finished[0, i])
+            candidate_of(self.tokenizer, out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i], out.finished[0, i])
             for i in range(n)
             if out.lengths[0, i] > 0
         )
@@ -194,41 +185,15 @@ class Bot(LanguageModel):
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Candidate]:
         """`replies` with what is known of each: tokens, log-probabilities, whether it ended by itself."""
-        checked = _as_dialogues(dialogues)
-        sampling = checked_sampling(sampling, len(checked))
-        longest_reply, seed = min(checked_length(max_new_tokens), self.config.n_positions), seed_or_drawn(seed)
-        if batch_size is not None:
-            batch_size = as_whole_number("batch_size", batch_size, least=1, most=MOST)
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
-        contexts = [self.encode(turns, max_new_tokens=longest_reply) for turns in checked]
-        rows = batch_size or self._rows_that_fit(len(contexts), max(map(len, contexts), default=1), longest_reply)
-        # A batch is of one bucket, so there is one program for each bucket, however many dialogues there are.
-        buckets = [few_buckets(len(context), self.config.n_positions, SHORTEST_BATCH) for context in contexts]
-        groups = [[i for i, of_i in enumerate(buckets) if of_i == bucket] for bucket in sorted(set(buckets))]
-        found: dict[int, Candidate] = {}
-        for chosen in (group[begin : begin + rows] for group in groups for begin in range(0, len(group), rows)):
-            filled = fill_up(chosen, rows)
-            tokens_BT, lengths_B = pad_right([contexts[i] for i in filled], buckets[chosen[0]])
-            out = generate(
-                self.params,
-                self.config,
-                tokens_BT,
-                lengths_B,
-                sampling=rows_of_sampling(sampling, filled),
-                max_new_tokens=longest_reply,
-                keys=row_keys(seed, filled, [len(checked[i]) for i in filled]),
-                stops=self.stops(sampling),
-            )
-            out = jax.device_get(out)
-            for row, i in enumerate(chosen):
-                try:
-                    found[i] = self._candidate(out.tokens[row], out.logprobs[row], out.lengths[row], out.finished[row])
-                except NonFiniteLogits as error:
-                    raise NonFiniteLogits(f"dialogue {i}: {error}") from None
-            if progress is not None:
-                progress(len(found), len(contexts))
-        return Candidates(found[i] for i in range(len(contexts)))
+        return batched_answers(
+            self,
+            dialogues,
+            sampling=sampling,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
     def stream(
         self,
@@ -258,90 +223,3 @@ class Bot(LanguageModel):
         from dialogpt_jax.weights.directory import write_directory
 
         write_directory(as_path("directory", directory), self.params, self.config, self.tokenizer)
-
-    def _candidate(self, tokens, logprobs, length, finished) -> Candidate:
-        tokens, logprobs = tokens[:length], logprobs[:length]
-        check_finite(bool(np.isfinite(logprobs).all()))
-        return Candidate(self.tokenizer.decode(tokens), tokens, logprobs, float(logprobs.sum()), bool(finished))
-
-    def _rows_that_fit(self, dialogues: int, context: int, reply: int) -> int:
-        config = self.config
-        slots = few_buckets(context, config.n_positions, SHORTEST_BATCH) + bucket_of(reply, config.n_positions)
-        size = compute_dtype(self.params).itemsize
-        cache = 2 * config.n_layer * config.n_embd * size * slots
-        logits = 4 * 4 * config.padded_vocab_size  # a few float32 copies of a row's logits are alive at once
-        rows = min(DEFAULT_ROWS, 1 << (max(dialogues, 1) - 1).bit_length())
-        while rows > 1 and rows * (cache + logits) > _memory() / 4:
-            rows //= 2
-        return rows
-
-
-def load(
-    model: str | os.PathLike[str] | None = None,
-    *,
-    dtype: str | None = None,
-    revision: str | None = None,
-) -> Bot:
-    """A bot from a model.
-
-    Args:
-      model: `None` for the small model that ships with the package; a model directory; or a name on the Hub, such as
-        "microsoft/DialoGPT-medium".
-      dtype: "float32" (the default, whatever the file holds, unless that is int8), "bfloat16", "float16", or "int8":
-        weights of 8 bits, a quarter of the bytes to read for a token, and on CPU the fastest.
-      revision: of a Hub repository: a branch, tag or commit.
-
-    Example:
-      >>> bot = dg.load()
-      >>> bot.reply("Does money buy happiness?")
-      '...'
-    """
-    from dialogpt_jax.weights.directory import load_params
-    from dialogpt_jax.weights.hub import resolve
-
-    if model is not None:
-        as_path("model", model)
-    folder = resolve(bundled_directory() if model is None else model, revision=revision)
-    params, config = load_params(folder, dtype=dtype)
-    tokenizer = Tokenizer.load(folder)
-    try:
-        return Bot(params, config, tokenizer)
-    except ValueError as error:  # the weights and the tokenizer do not belong together
-        raise ValueError(f"{folder}: {error}") from None
-
-
-def bundled_directory() -> Path:
-    """The model directory that ships with the package."""
-    return Path(__file__).resolve().parents[1] / "bundled" / "model"
-
-
-def _as_dialogues(dialogues: Iterable[TurnList]) -> list[list[str]]:
-    plain = as_plain(dialogues)
-    if isinstance(plain, str | bytes | Mapping) or not isinstance(plain, Iterable):
-        raise DialogueError(
-            "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply; got "
-            f"{type(dialogues).__name__}"
-        )
-    dialogues = list(plain)
-    if any(isinstance(d, str | Mapping) for d in dialogues):
-        raise DialogueError(
-            "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply"
-        )
-    checked = []
-    for number, dialogue in enumerate(dialogues):
-        try:
-            checked.append(as_turns(dialogue))
-        except DialogueError as error:
-            raise DialogueError(f"dialogue {number}: {error}") from None
-    return checked
-
-
-def _memory() -> float:
-    """Bytes of the memory that the default device computes in."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return float(stats["bytes_limit"])
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    except (ValueError, OSError, AttributeError):  # not on this system
-        return 4e9

@@ -6,6 +6,9 @@ import reprlib
 
 import numpy as np
 
+from dialogpt_jax.decoding.soundness import check_finite
+from dialogpt_jax.text.tokenizer import Tokenizer
+
 _LONGEST = 80  # characters of a text on one line
 _MOST = 16  # candidates that are shown
 
@@ -56,6 +59,19 @@ class Candidates(list[Candidate]):
         )
         more = f"<p>… {len(self) - _MOST} more</p>" if len(self) > _MOST else ""
         return f"<table>{head}{''.join(rows)}</table>{more}"
+
+
+def candidate_of(
+    tokenizer: Tokenizer, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool
+) -> Candidate:
+    """A reply as the decoding gives it, in slots of which `length` are its own, found sound.
+
+    Raises:
+      NonFiniteLogits: a log-probability is not finite.
+    """
+    tokens, logprobs = tokens[:length], logprobs[:length]
+    check_finite(bool(np.isfinite(logprobs).all()))
+    return Candidate(tokenizer.decode(tokens), tokens, logprobs, float(logprobs.sum()), bool(finished))
 
 
 def on_one_line(text: str) -> str:

@@ -106,7 +106,7 @@ class ReplyFlags:
 def load_bot(flags: ModelFlags) -> "Bot":
     """The bot that the flags name, behind a compilation cache unless that is turned off."""
     # Here, as in the commands, since it imports jax: their help need not wait for it.
-    from dialogpt_jax.chat.bot import load
+    from dialogpt_jax.chat.loading import load
 
     if flags.compilation_cache:
         keep_compiled_programs()

@@ -166,7 +166,7 @@ def _refuse_folders(files: Sequence[str]) -> None:
 
 
 def _folder(tokenizer: str | None) -> Path:
-    from dialogpt_jax.chat.bot import bundled_directory  # imports jax, which these commands do not need
+    from dialogpt_jax.chat.loading import bundled_directory  # imports jax, which these commands do not need
 
     return bundled_directory() if tokenizer is None else resolve_tokenizer(tokenizer)
 

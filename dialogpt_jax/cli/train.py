@@ -189,7 +189,7 @@ def options_of(how: HowFlags, when: WhenFlags, recipe: RecipeFlags) -> TrainOpti
 
 
 def _compile_only(inputs: TrainInputs, where: WhereFlags, options: TrainOptions) -> int:
-    from dialogpt_jax.chat.bot import bundled_directory
+    from dialogpt_jax.chat.loading import bundled_directory
     from dialogpt_jax.parallel.mesh import parse_mesh
     from dialogpt_jax.run.dry_run import dry_run, render
     from dialogpt_jax.weights.directory import read_config

@@ -79,7 +79,7 @@ def read_model(inputs: TrainInputs, *, seed: int) -> tuple[Any, Any, Any, Path]:
     """Parameters, config, tokenizer, and the directory that the tokenizer came from."""
     import jax
 
-    from dialogpt_jax.chat.bot import bundled_directory, load
+    from dialogpt_jax.chat.loading import bundled_directory, load
     from dialogpt_jax.int8 import check_trainable
     from dialogpt_jax.model import init_params
     from dialogpt_jax.text.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def read_model(inputs: TrainInputs, *, seed: int) -> tuple[Any, Any, Any, Path]:
 
 def read_teachers(inputs: TrainInputs, tokenizer: Any) -> list[Any]:
     """The models to learn from."""
-    from dialogpt_jax.chat.bot import load
+    from dialogpt_jax.chat.loading import load
     from dialogpt_jax.data.example_options import tokenizer_sha256
     from dialogpt_jax.training.distillation import Teacher
 

@@ -10,7 +10,7 @@ import pytest
 from fakes import tiny_bot
 
 from dialogpt_jax.bundled import make
-from dialogpt_jax.chat.bot import load
+from dialogpt_jax.chat.loading import load
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dialogpt_jax as dg
-from dialogpt_jax.chat.bot import bundled_directory
+from dialogpt_jax.chat.loading import bundled_directory
 from dialogpt_jax.weights.directory import SAFETENSORS_FILE
 
 REVERSE = bundled_directory().with_name("reverse")

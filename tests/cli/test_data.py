@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dialogpt_jax.chat.bot import bundled_directory
+from dialogpt_jax.chat.loading import bundled_directory
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.data.shards import open_shards
 from dialogpt_jax.text.tokenizer import Tokenizer

@@ -327,7 +327,7 @@ def test_help_says_what_there_is(capfd):
 def test_the_program_cache_can_be_turned_off_and_a_folder_that_cannot_be_is_survived(monkeypatch, tmp_path):
     called = []
     monkeypatch.setattr(common, "keep_compiled_programs", lambda: called.append(1))
-    monkeypatch.setattr("dialogpt_jax.chat.bot.load", lambda *args, **named: "a bot")
+    monkeypatch.setattr("dialogpt_jax.chat.loading.load", lambda *args, **named: "a bot")
     assert common.load_bot(common.ModelFlags()) == "a bot"
     assert called == [1]
     common.load_bot(common.ModelFlags(compilation_cache=False))

@@ -1,0 +1,119 @@
+"""Replies to many dialogues, in compiled batches of similar length.
+
+Letters: B rows, T prompt tokens.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+
+from dialogpt_jax.arguments import MOST, as_plain, as_whole_number, shown
+from dialogpt_jax.chat.candidates import Candidate, Candidates, candidate_of
+from dialogpt_jax.chat.keys import row_keys
+from dialogpt_jax.chat.language_model import LanguageModel
+from dialogpt_jax.chat.settings import checked_length, checked_sampling, few_buckets, rows_of_sampling, seed_or_drawn
+from dialogpt_jax.data.batches import fill_up, pad_right
+from dialogpt_jax.decoding.generate import generate
+from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.soundness import NonFiniteLogits
+from dialogpt_jax.model import compute_dtype
+from dialogpt_jax.text.dialogue import DialogueError, TurnList, as_turns
+
+DEFAULT_ROWS = 32
+SHORTEST_BATCH = 64  # tokens; the contexts of a batch are padded to this, or 4 times as much, or 16 times
+
+
+def batched_answers(
+    model: LanguageModel,
+    dialogues: Iterable[TurnList],
+    *,
+    sampling: Sampling,
+    seed: int | None,
+    max_new_tokens: int,
+    batch_size: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[Candidate]:
+    """A reply to each dialogue, in their order; the arguments are those of `Bot.replies`."""
+    checked = _as_dialogues(dialogues)
+    sampling = checked_sampling(sampling, len(checked))
+    longest_reply, seed = min(checked_length(max_new_tokens), model.config.n_positions), seed_or_drawn(seed)
+    if batch_size is not None:
+        batch_size = as_whole_number("batch_size", batch_size, least=1, most=MOST)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
+    contexts = [model.encode(turns, max_new_tokens=longest_reply) for turns in checked]
+    rows = batch_size or _rows_that_fit(model, len(contexts), max(map(len, contexts), default=1), longest_reply)
+    # A batch is of one bucket, so there is one program for each bucket, however many dialogues there are.
+    buckets = [few_buckets(len(context), model.config.n_positions, SHORTEST_BATCH) for context in contexts]
+    groups = [[i for i, of_i in enumerate(buckets) if of_i == bucket] for bucket in sorted(set(buckets))]
+    found: dict[int, Candidate] = {}
+    for chosen in (group[begin : begin + rows] for group in groups for begin in range(0, len(group), rows)):
+        filled = fill_up(chosen, rows)
+        tokens_BT, lengths_B = pad_right([contexts[i] for i in filled], buckets[chosen[0]])
+        out = generate(
+            model.params,
+            model.config,
+            tokens_BT,
+            lengths_B,
+            sampling=rows_of_sampling(sampling, filled),
+            max_new_tokens=longest_reply,
+            keys=row_keys(seed, filled, [len(checked[i]) for i in filled]),
+            stops=model.stops(sampling),
+        )
+        out = jax.device_get(out)
+        for row, i in enumerate(chosen):
+            try:
+                found[i] = candidate_of(
+                    model.tokenizer, out.tokens[row], out.logprobs[row], out.lengths[row], out.finished[row]
+                )
+            except NonFiniteLogits as error:
+                raise NonFiniteLogits(f"dialogue {i}: {error}") from None
+        if progress is not None:
+            progress(len(found), len(contexts))
+    return Candidates(found[i] for i in range(len(contexts)))
+
+
+def _rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: int) -> int:
+    config = model.config
+    slots = few_buckets(context, config.n_positions, SHORTEST_BATCH) + bucket_of(reply, config.n_positions)
+    size = compute_dtype(model.params).itemsize
+    cache = 2 * config.n_layer * config.n_embd * size * slots
+    logits = 4 * 4 * config.padded_vocab_size  # a few float32 copies of a row's logits are alive at once
+    rows = min(DEFAULT_ROWS, 1 << (max(dialogues, 1) - 1).bit_length())
+    while rows > 1 and rows * (cache + logits) > _memory() / 4:
+        rows //= 2
+    return rows
+
+
+def _as_dialogues(dialogues: Iterable[TurnList]) -> list[list[str]]:
+    plain = as_plain(dialogues)
+    if isinstance(plain, str | bytes | Mapping) or not isinstance(plain, Iterable):
+        raise DialogueError(
+            "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply; got "
+            f"{type(dialogues).__name__}"
+        )
+    dialogues = list(plain)
+    if any(isinstance(d, str | Mapping) for d in dialogues):
+        raise DialogueError(
+            "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply"
+        )
+    checked = []
+    for number, dialogue in enumerate(dialogues):
+        try:
+            checked.append(as_turns(dialogue))
+        except DialogueError as error:
+            raise DialogueError(f"dialogue {number}: {error}") from None
+    return checked
+
+
+def _memory() -> float:
+    """Bytes of the memory that the default device computes in."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return 4e9
