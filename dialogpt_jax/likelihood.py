@@ -37,6 +37,21 @@ def token_losses(
     model.check_params(params, config)
     tokens_BT = as_tokens(config, tokens_BT)
     x_BTD = hidden_of_texts(params, config, tokens_BT, segments_BT, dropout_key, False)
+    losses_BT = losses_of_hidden(params, config, x_BTD, next_tokens(tokens_BT), chunk=chunk)
+    losses_BT = jnp.pad(losses_BT[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(first_of_text(segments_BT, tokens_BT), 0.0, losses_BT)
+
+
+def losses_of_hidden(
+    params: model.Params, config: GPT2Config, x_BTD: jax.Array, next_BT: Array, *, chunk: int = CHUNK
+) -> jax.Array:
+    """−log p of the token that comes after each hidden state, float32 (B, T), in nats.
+
+    Args:
+      x_BTD: the model's last hidden states.
+      next_BT: int32, the token whose probability is asked.
+      chunk: tokens of each row whose logits are held at once.
+    """
     kernel_VD = model.head_kernel(params, config)
 
     def costs(pieces: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -45,12 +60,8 @@ def token_losses(
         return (jax.nn.logsumexp(logits_MV, axis=-1) - at_tokens(logits_MV, next_Bt)).reshape(next_Bt.shape)
 
     with jax.named_scope("head"):
-        losses_CBt = jax.lax.map(
-            jax.checkpoint(costs), (split_chunks(x_BTD, chunk), split_chunks(next_tokens(tokens_BT), chunk))
-        )
-    losses_BT = jnp.moveaxis(losses_CBt, 0, 1).reshape(tokens_BT.shape[0], -1)[:, : tokens_BT.shape[1] - 1]
-    losses_BT = jnp.pad(losses_BT, ((0, 0), (1, 0)))
-    return jnp.where(first_of_text(segments_BT, tokens_BT), 0.0, losses_BT)
+        losses_CBt = jax.lax.map(jax.checkpoint(costs), (split_chunks(x_BTD, chunk), split_chunks(next_BT, chunk)))
+    return jnp.moveaxis(losses_CBt, 0, 1).reshape(x_BTD.shape[0], -1)[:, : x_BTD.shape[1]]
 
 
 def next_tokens(a_BT: Array) -> jax.Array:
