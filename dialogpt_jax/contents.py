@@ -1,7 +1,6 @@
 """Where each name of the table of contents comes from; imported with the first of them that is used."""
 
 from dialogpt_jax.chat.bot import Bot as Bot
-from dialogpt_jax.chat.candidates import Candidate as Candidate
 from dialogpt_jax.chat.loading import load as load
 from dialogpt_jax.chat.session import Chat as Chat
 from dialogpt_jax.chat.session import ChatError as ChatError
@@ -32,6 +31,7 @@ from dialogpt_jax.model import forward as forward
 from dialogpt_jax.model import init_params as init_params
 from dialogpt_jax.quantization import dequantize as dequantize
 from dialogpt_jax.quantization import quantize as quantize
+from dialogpt_jax.replies.candidates import Candidate as Candidate
 from dialogpt_jax.run.checkpoints import CheckpointError as CheckpointError
 from dialogpt_jax.run.checkpoints import CheckpointMismatch as CheckpointMismatch
 from dialogpt_jax.run.checkpoints import DamagedCheckpoint as DamagedCheckpoint

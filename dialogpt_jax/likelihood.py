@@ -43,7 +43,7 @@ def token_losses(
 
 
 def losses_of_hidden(
-    params: model.Params, config: GPT2Config, x_BTD: jax.Array, next_BT: Array, *, chunk: int = CHUNK
+    params: model.Params, config: GPT2Config, x_BTD: jax.Array, next_BT: Any, *, chunk: int = CHUNK
 ) -> jax.Array:
     """−log p of the token that comes after each hidden state, float32 (B, T), in nats.
 

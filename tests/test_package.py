@@ -168,7 +168,7 @@ def test_methods_that_other_programs_use_exist_and_explain_themselves():
 
 
 def test_the_default_sampling_and_seed_stand_in_the_docstring():
-    from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
+    from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 
     text = " ".join(inspect.getdoc(dg.Bot).split())
     on = DEFAULT_SAMPLING

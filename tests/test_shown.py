@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import dialogpt_jax as dg
-from dialogpt_jax.chat.candidates import Candidates
+from dialogpt_jax.replies.candidates import Candidates
 
 GENERATED = dg.Generated(
     np.zeros((3, 400), np.int32), np.array([7, 400, 2]), np.array([True, False, True]), np.zeros((3, 400))

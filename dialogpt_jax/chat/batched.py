@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 
 from dialogpt_jax.arguments import MOST, as_plain, as_whole_number, shown
-from dialogpt_jax.chat.candidates import Candidate, Candidates, candidate_of
-from dialogpt_jax.chat.keys import row_keys
-from dialogpt_jax.chat.language_model import LanguageModel
-from dialogpt_jax.chat.settings import checked_length, checked_sampling, few_buckets, rows_of_sampling, seed_or_drawn
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import generate
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.soundness import NonFiniteLogits
 from dialogpt_jax.model import compute_dtype
+from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
+from dialogpt_jax.replies.keys import row_keys
+from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.settings import checked_length, checked_sampling, few_buckets, rows_of_sampling, seed_or_drawn
 from dialogpt_jax.text.dialogue import DialogueError, TurnList, as_turns
 
 DEFAULT_ROWS = 32

@@ -16,11 +16,15 @@ import numpy as np
 
 from dialogpt_jax.arguments import MOST, as_path, as_whole_number
 from dialogpt_jax.chat.batched import batched_answers
-from dialogpt_jax.chat.candidates import Candidate, Candidates, candidate_of
-from dialogpt_jax.chat.keys import row_keys
-from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.chat.session import Chat
-from dialogpt_jax.chat.settings import (
+from dialogpt_jax.decoding.beam_options import BeamOptions
+from dialogpt_jax.decoding.beam_search import beam_search
+from dialogpt_jax.decoding.generate import generate_candidates
+from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
+from dialogpt_jax.replies.keys import row_keys
+from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SAMPLING,
     DEFAULT_SEED,
@@ -29,10 +33,6 @@ from dialogpt_jax.chat.settings import (
     sampling_for,
     seed_or_drawn,
 )
-from dialogpt_jax.decoding.beam_options import BeamOptions
-from dialogpt_jax.decoding.beam_search import beam_search
-from dialogpt_jax.decoding.generate import generate_candidates
-from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.text.dialogue import TurnList, Turns, as_turns
 
 DEFAULT_CANDIDATES = 16

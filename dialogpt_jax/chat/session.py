@@ -17,10 +17,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from dialogpt_jax.arguments import as_path, as_plain, shown
-from dialogpt_jax.chat.candidates import on_one_line
-from dialogpt_jax.chat.keys import row_keys
-from dialogpt_jax.chat.language_model import LanguageModel
-from dialogpt_jax.chat.settings import (
+from dialogpt_jax.decoding import stream as streaming
+from dialogpt_jax.decoding.request import assemble, bucket_of
+from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
+from dialogpt_jax.model import compute_dtype
+from dialogpt_jax.replies.candidates import on_one_line
+from dialogpt_jax.replies.keys import row_keys
+from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SAMPLING,
     DEFAULT_SEED,
@@ -28,10 +32,6 @@ from dialogpt_jax.chat.settings import (
     checked_sampling,
     seed_or_drawn,
 )
-from dialogpt_jax.decoding import stream as streaming
-from dialogpt_jax.decoding.request import assemble, bucket_of
-from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
-from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.text.dialogue import Turn, Turns, as_turns, texts_of
 
 FORMAT = "dialogpt_jax chat 1"

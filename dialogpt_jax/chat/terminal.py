@@ -18,10 +18,10 @@ from rich.console import Console
 
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat, ChatError
-from dialogpt_jax.chat.settings import checked_length, seed_or_drawn
 from dialogpt_jax.chat.wrapping import WordWrap
 from dialogpt_jax.decoding.sampling import NUMBERS, describe_sampling
 from dialogpt_jax.errors import escape_controls, one_line
+from dialogpt_jax.replies.settings import checked_length, seed_or_drawn
 from dialogpt_jax.text.dialogue import TruncationWarning
 from dialogpt_jax.text.lines import written_lines
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.cli.flags import BEAMS, MODEL, REPLY, SAMPLING, WHOLE, UsageError, flags_of, said
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.sampling import LISTS, Sampling, Scope
+from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.weights.dtypes import DTypeName
 
 if TYPE_CHECKING:

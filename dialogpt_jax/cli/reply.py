@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dialogpt_jax.chat.settings import sampling_for, seed_or_drawn
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import (
     BeamFlags,
@@ -21,6 +20,7 @@ from dialogpt_jax.cli.common import (
 )
 from dialogpt_jax.cli.flags import HYPHEN, WHOLE, UsageError, make_app
 from dialogpt_jax.errors import counted
+from dialogpt_jax.replies.settings import sampling_for, seed_or_drawn
 from dialogpt_jax.text.dialogue import as_turns
 from dialogpt_jax.text.lines import written_lines
 

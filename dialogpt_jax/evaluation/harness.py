@@ -23,8 +23,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dialogpt_jax.chat.keys import row_keys
-from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.beam_options import BeamOptions
@@ -38,6 +36,8 @@ from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, RepliesFileError, Reply, save_replies
 from dialogpt_jax.evaluation.settings import Settings
 from dialogpt_jax.model import Params
+from dialogpt_jax.replies.keys import row_keys
+from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.whole_writes import only_writer
 
 

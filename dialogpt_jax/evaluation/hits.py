@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.score import score_candidates
 from dialogpt_jax.evaluation.contexts import Context
+from dialogpt_jax.replies.language_model import LanguageModel
 
 LONGEST_REPLY = 64  # tokens; what is longer is scored by its beginning
 CANDIDATES = 10

@@ -6,12 +6,12 @@ from typing import Protocol
 
 import numpy as np
 
-from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.evaluation import hits, measures
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.diversity import repetition
 from dialogpt_jax.evaluation.intervals import Estimate, estimates
 from dialogpt_jax.evaluation.perplexity import measure_dialogues
+from dialogpt_jax.replies.language_model import LanguageModel
 
 PLACES = (1, 2, 5)  # the k of hits@k
 MOST_RANKED = 1000  # contexts for hits@k: scoring ten turns for each costs more than drawing one reply

@@ -6,15 +6,15 @@ Nothing here imports jax, for the help of a command shows the defaults.
 import dataclasses
 from collections.abc import Mapping
 
-from dialogpt_jax.chat.settings import (
+from dialogpt_jax.decoding.beam_options import BeamOptions
+from dialogpt_jax.decoding.sampling import GREEDY, PAPER, Sampling
+from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SAMPLING,
     DEFAULT_SEED,
     checked_length,
     checked_sampling,
 )
-from dialogpt_jax.decoding.beam_options import BeamOptions
-from dialogpt_jax.decoding.sampling import GREEDY, PAPER, Sampling
 
 # Top-k is the paper's (section 3.3); nucleus has Holtzman et al.'s p for dialogue-sized models; chat is `Bot.reply`'s.
 DECODINGS: Mapping[str, Sampling] = {

@@ -17,9 +17,9 @@ import pytest
 from compile_counter import count_compilations
 
 import dialogpt_jax as dg
-from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.chat.session import Chat
-from dialogpt_jax.chat.settings import DEFAULT_SAMPLING
+from dialogpt_jax.replies.keys import row_keys
+from dialogpt_jax.replies.settings import DEFAULT_SAMPLING
 from dialogpt_jax.text.dialogue import TruncationWarning
 
 WORDS = ("Hello", "how are you", "reading the news", "☕", "do you like rain?", "no", "And the evening?")

@@ -11,9 +11,9 @@ from typing import Literal
 import pytest
 
 import dialogpt_jax as dg
-from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from dialogpt_jax.cli import common, flags
 from dialogpt_jax.cli.main import COMMANDS, main, make_dialogpt
+from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from dialogpt_jax.run.options import TrainOptions
 
 

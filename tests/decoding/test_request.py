@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS
 
-from dialogpt_jax.chat.keys import row_keys
 from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
+from dialogpt_jax.replies.keys import row_keys
 
 # Bad input.
 

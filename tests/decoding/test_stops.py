@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import dialogpt_jax as dg
-from dialogpt_jax.chat.settings import DEFAULT_SAMPLING
 from dialogpt_jax.decoding.stops import automaton, said_a_stop, stops_of
+from dialogpt_jax.replies.settings import DEFAULT_SAMPLING
 
 TOKENIZER = fakes.tiny_tokenizer()
 TEXTS = ["abab", "bb", "☕", "the rain", "abc"]

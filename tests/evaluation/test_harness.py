@@ -171,9 +171,9 @@ def test_rows_are_on_all_devices(bot, monkeypatch):
 
 def test_no_device_waits_for_another(bot):
     """A sharded program has no collective in it: the partitioner would gather every row's cache at each write."""
-    from dialogpt_jax.chat.keys import row_keys
     from dialogpt_jax.decoding.generate import reply_program_on_mesh
     from dialogpt_jax.decoding.request import assemble
+    from dialogpt_jax.replies.keys import row_keys
 
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     rows_on = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))

@@ -6,12 +6,12 @@ What flows in: parameters, sizes and a tokenizer that fit each other. What flows
 import dataclasses
 
 from dialogpt_jax.arguments import shown
-from dialogpt_jax.chat.settings import DEFAULT_MAX_NEW_TOKENS, checked_length
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.stops import Stops, stops_of
 from dialogpt_jax.int8 import dtype_name
 from dialogpt_jax.model import Params, check_params
+from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, checked_length
 from dialogpt_jax.text.dialogue import DialogueError, Turns, encode, texts_of
 from dialogpt_jax.text.tokenizer import Tokenizer
 
