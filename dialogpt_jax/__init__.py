@@ -45,6 +45,7 @@ __all__ = [
     "generate_candidates",
     "beam_search",
     "Beams",
+    "contrastive_search",
     "score",
     "Scores",
     # Text, and model directories

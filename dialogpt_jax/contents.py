@@ -18,6 +18,7 @@ from dialogpt_jax.data.in_memory import make_examples as make_examples
 from dialogpt_jax.data.shards import open_shards as open_shards
 from dialogpt_jax.decoding.beam_search import Beams as Beams
 from dialogpt_jax.decoding.beam_search import beam_search as beam_search
+from dialogpt_jax.decoding.contrastive import contrastive_search as contrastive_search
 from dialogpt_jax.decoding.generate import Generated as Generated
 from dialogpt_jax.decoding.generate import generate as generate
 from dialogpt_jax.decoding.generate import generate_candidates as generate_candidates

@@ -234,15 +234,20 @@ def _run(params: model.Params, config: GPT2Config, request: Request, length: int
         out = reply_program_on_mesh(params, config, request, rows_on=keys.sharding)
     else:
         out = reply_program(params, config, request)
+    return as_asked(out, (request.tokens_BT.shape[0], request.candidates), length, config.eos_token_id)
+
+
+def as_asked(out: Generated, leading: tuple[int, ...], length: int, eos: int) -> Generated:
+    """What a program gives, (M, …), with other leading axes and `length` tokens wide; NumPy's where nothing is traced."""
     library = array_library(out.tokens)  # NumPy: cut on the host, another length of the same bucket compiles nothing
-    leading = (request.tokens_BT.shape[0], request.candidates)
 
     def shaped(x_MR: jax.Array, pad: Any) -> Any:
-        x_BNR = library.asarray(x_MR).reshape(*leading, -1)[..., :length]
-        return library.pad(x_BNR, ((0, 0), (0, 0), (0, length - x_BNR.shape[2])), constant_values=pad)
+        x_R = library.asarray(x_MR).reshape(*leading, -1)[..., :length]
+        more = [(0, 0)] * len(leading) + [(0, length - x_R.shape[-1])]
+        return library.pad(x_R, more, constant_values=pad)
 
     return Generated(
-        tokens=shaped(out.tokens, config.eos_token_id),
+        tokens=shaped(out.tokens, eos),
         lengths=library.asarray(out.lengths).reshape(leading),
         finished=library.asarray(out.finished).reshape(leading),
         logprobs=shaped(out.logprobs, 0.0),
