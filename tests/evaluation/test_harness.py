@@ -152,7 +152,9 @@ def test_beams_are_the_bot_s_on_one_device_and_on_several(bot, one_device):
         assert reply.text == bot.reply(context.turns, beams=3, length_penalty=0.8, max_new_tokens=12)
     assert answer(bot, CONTEXTS[:12], settings, devices=jax.local_devices()[:3]) == found
     plain = Settings(GREEDY, max_new_tokens=12, rows=ROWS)
-    assert [reply.text for reply in found] != [reply.text for reply in answer(bot, CONTEXTS[:12], plain)]
+    assert [reply.text for reply in found] != [
+        reply.text for reply in answer(bot, CONTEXTS[:12], plain, devices=one_device)
+    ]
     assert describe_run(bot, CONTEXTS, settings) != describe_run(bot, CONTEXTS, plain)
 
 
