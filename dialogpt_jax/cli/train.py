@@ -49,7 +49,7 @@ HELP = {
     "dropout": "everywhere in the model (what its config says)",
     "teacher_share": "of the targets that is the teachers', 0 to 1 (0.5)",
     "max_length": f"tokens of an example, where --data is a file ({MAX_LENGTH})",
-    "evaluate_every": "evaluate every N steps and at the end; 0: at the end (a tenth of the run)",
+    "evaluate_every": "evaluate every N steps and at the end; 0: at the end (a tenth of the run, at least 10)",
     "save_every": "a checkpoint every N steps and at the end; 0: at the end (a tenth of the run)",
     "log_every": "a line every N steps",
 }
@@ -160,6 +160,16 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
         f"{config.num_parameters:,} parameters, {len(examples):,} examples, {options.steps:,} steps on "
         f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
     )
+    teachers = read_teachers(inputs, tokenizer)
+    if teachers:
+        names = ", ".join(
+            f"{name} ({teacher.config.num_parameters:,} parameters)"
+            for name, teacher in zip(inputs.teacher or (), teachers, strict=True)
+        )
+        report(
+            f"learning from {names}, {options.teacher_share:.0%} of the targets, and {1 - options.teacher_share:.0%} from "
+            "the data: loss and ppl of a step are of both together, valid_loss of the data alone"
+        )
     fitted = fit(
         params,
         config,
@@ -168,7 +178,7 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
         out=inputs.out,
         resume=where.resume,
         mesh=mesh,
-        teachers=read_teachers(inputs, tokenizer),
+        teachers=teachers,
         evaluate=evaluate,
         sample=sample,
         report=report,
@@ -180,6 +190,12 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
         if first:
             write_directory(inputs.export, whole, config, tokenizer)
             report(f"wrote {inputs.export}: talk to it with `dialogpt chat --model {inputs.export}`")
+    else:
+        model = Path(inputs.out) / "model"
+        report(
+            f"the trained model is a checkpoint in {inputs.out}: the same command with `--resume --export {model}` makes a "
+            f"model directory of it, for `dialogpt chat --model {model}`"
+        )
     return 0
 
 

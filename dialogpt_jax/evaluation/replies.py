@@ -5,10 +5,10 @@
 
     {"turns": ["Hi!"], "reply": "Hello.", "finished": true, "tokens": 3, "logprob": …, "index": 0, "seed": 0, "run": …}
 
-The second is `dialogpt reply --data`'s: each line has the dialogue and its place in the file, from 0, and a digest of what
-decides the replies. While a run goes on, lines stand in the order in which they came; when it is done, in the order of the
-contexts. A last line without a line end was being written when the run died, and is ignored. The files of an evaluation
-made in several parts may be put one behind the other: its first line may stand again further down.
+The second is `dialogpt reply --data`'s: each line has the dialogue and its place in the file, from 0, and digests of the
+data, the model and the settings. While a run goes on, lines stand in the order in which they came; when it is done, in
+the order of the contexts. A last line without a line end was being written when the run died, and is ignored. The files
+of an evaluation made in several parts may be put one behind the other: its first line may stand again further down.
 """
 
 import hashlib
@@ -108,11 +108,10 @@ class DialogueFile(NamedTuple):
             if not _sound(entry, _DIALOGUE_KINDS):
                 raise RepliesFileError(f"{where}: no reply to a dialogue; take the line out, or name another file")
             if entry["run"] != digest:
-                seed = self.run["seed"]
-                other = (
-                    f"seed {entry['seed']}, now {seed}" if entry["seed"] != seed else "another model, data or sampling"
+                raise RepliesFileError(
+                    f"{where}: replies of another run ({self._difference(entry)}); name another file, or delete it to "
+                    "begin anew"
                 )
-                raise RepliesFileError(f"{where}: replies of another run ({other}); name another file, or delete it")
             index = entry["index"]
             context = self.contexts[index] if 0 <= index < len(self.contexts) else None
             if context is None or entry["turns"] != context.turns:
@@ -121,6 +120,21 @@ class DialogueFile(NamedTuple):
             where_from = {"context": index, "dialogue": context.dialogue, "turn": len(context.turns)}
             found[index] = Reply(**where_from, text=entry["reply"], truth=context.truth, **figures)
         return found
+
+    def _difference(self, entry: Mapping[str, Any]) -> str:
+        """What changed since a line of another run was written, as far as its digest tells."""
+        said, now = entry["run"].split("-"), digest_of(self.run).split("-")
+        if len(said) != len(now):
+            return "another model, data or settings"
+        changed = [name for name, one, other in zip(_DIGESTED, said, now, strict=True) if one != other]
+        seed = f"seed {entry['seed']}, now {self.run['seed']}"
+        told = {
+            "data": f"other dialogues, now {self.run['contexts']:,}",
+            "model": "another model",
+            "settings": seed if entry["seed"] != self.run["seed"] else "other settings",
+        }
+        same = [name for name in _DIGESTED if name not in changed]
+        return "; ".join([*map(told.__getitem__, changed), *([f"{' and '.join(same)} as before"] if same else [])])
 
     def _start(self, context: Context) -> bytes:
         return json.dumps({"turns": context.turns, "reply": ""}, ensure_ascii=False)[:-2].encode()
@@ -132,9 +146,15 @@ _DIALOGUE_KINDS = {"turns": list, "reply": str, "finished": bool, "tokens": int,
 _DIALOGUE_KINDS |= {"index": int, "seed": int, "run": str}
 
 
+_DIGESTED = ("data", "model", "settings")
+
+
 def digest_of(run: Mapping[str, Any]) -> str:
-    """What decides the replies, in a few characters."""
-    return hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode()).hexdigest()[:16]
+    """What decides the replies, in a few characters: of the data, the model and the settings, with hyphens between."""
+    parts = {name: {name: value} for name, value in run.items() if name in _DIGESTED}
+    parts["settings"] = {name: value for name, value in run.items() if name not in ("contexts", *parts)}
+    digests = (hashlib.sha256(json.dumps(parts[name], sort_keys=True).encode()) for name in _DIGESTED)
+    return "-".join(digest.hexdigest()[:8] for digest in digests)
 
 
 def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> dict[int, Reply]:

@@ -25,7 +25,7 @@ from dialogpt_jax.arguments import as_flag, as_path, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch, Batches, read_ahead
 from dialogpt_jax.data.examples import Example
-from dialogpt_jax.errors import naming
+from dialogpt_jax.errors import counted, naming
 from dialogpt_jax.int8 import check_trainable
 from dialogpt_jax.model import Params, check_params
 from dialogpt_jax.parallel.chips import peak_flops, training_flops
@@ -146,6 +146,7 @@ def fit(
             )
         run = _Run(
             step=functools.partial(program.step, taught=_on_each(teachers, options, mesh)),
+            compiled=program.compiled,
             batches=batches,
             sharding=batch_sharding(mesh),
             options=options,
@@ -174,6 +175,7 @@ class _Run:
     """Everything that the loop uses; `go` runs it."""
 
     step: Callable[..., Any]
+    compiled: set[tuple[int, int]]
     batches: Batches
     sharding: NamedSharding
     options: TrainOptions
@@ -198,9 +200,16 @@ class _Run:
         with Stopping() as stopping:
             for step, local in zip(range(first, options.steps), self._read(first), strict=True):
                 length, members_B = self.batches.planned(step)
+                shape = (len(members_B), length)
+                if shape not in self.compiled and pending is not None:
+                    self._settle(*pending, pace)  # what is compiled now shall not stand in its figures
+                    pending = None
                 batch = global_batch(functools.partial(_given, local), len(members_B), self.sharding)
-                state, metrics = self.step(state, batch)
-                pace.add(self.batches.tokens(step), training_flops(self.config, len(members_B), length))
+                if shape in self.compiled:
+                    state, metrics = self.step(state, batch)
+                    pace.add(self.batches.tokens(step), training_flops(self.config, len(members_B), length))
+                else:
+                    state, metrics = self._compile(shape, state, batch, pace)
                 if pending is not None:
                     self._settle(*pending, pace)  # of the step before: the device has its next one already
                 done, pending = step + 1, (step + 1, metrics, local)
@@ -226,6 +235,17 @@ class _Run:
                     self.journal.tell(f"stopped by {stopped} after step {done} of {options.steps}")
                     return state, stopped
         return state, ""
+
+    def _compile(self, shape: tuple[int, int], state: TrainState, batch: Batch, pace: Pace) -> tuple[TrainState, Any]:
+        """The first step with batches of a shape, which compiles it: that is told, and not counted as training."""
+        began = time.perf_counter()
+        self.journal.tell(f"compiling the step for {counted(shape[0], 'rows')} of {shape[1]} tokens …")
+        state, metrics = jax.block_until_ready(self.step(state, batch))
+        self.compiled.add(shape)
+        spent = time.perf_counter() - began
+        self.journal.tell(f"compiled and done once in {spent:.1f} s")
+        pace.skip(spent)
+        return state, metrics
 
     def _read(self, first: int) -> Iterator[Batch]:
         """This process's rows of every step, read ahead of it."""
@@ -272,6 +292,8 @@ class _Run:
         if self.sample is not None:
             lines = as_lines(self.sample(params))
             self.journal.note(done, {"samples": lines})
+            if self.evaluate is None:  # whose line has the number
+                self.journal.tell(f"step {done}, replies" if done else "before the first step, replies")
             for line in lines:
                 self.journal.tell(f"    {line}")
         pace.pause(time.perf_counter() - began)

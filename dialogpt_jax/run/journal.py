@@ -74,7 +74,7 @@ class Journal:
 
 
 class Pace:
-    """Tokens and arithmetic a second, and the time that is left, from the steps since it began."""
+    """Tokens and arithmetic a second, and the time that is left, from the steps since it began that count."""
 
     def __init__(self, step: int, steps: int):
         self._first, self._steps = step, steps
@@ -85,30 +85,45 @@ class Pace:
         """A step was done: its tokens, pads not counted, and its arithmetic, pads included."""
         self._tokens, self._flops = self._tokens + tokens, self._flops + flops
 
+    def skip(self, seconds: float) -> None:
+        """A step that does not count, as it was compiled; and what it took."""
+        self._first += 1
+        self.pause(seconds)
+
     def pause(self, seconds: float) -> None:
         """What was spent on something else than steps does not count."""
         self._told += seconds
         self._began += seconds
 
     def figures(self, step: int, peak: float | None) -> dict[str, float]:
-        """`tokens_per_second`, `flops_per_second`, `mfu` of `peak`, since the last call; `seconds_left` by all steps."""
+        """`tokens_per_second`, `flops_per_second`, `mfu` of `peak`, since the last call; `seconds_left` by all steps.
+
+        What no step has told yet is not among them.
+        """
         now = time.perf_counter()
         spent = max(now - self._told, 1e-9)
-        left = (now - self._began) / max(step - self._first, 1) * (self._steps - step)
-        rates = {"tokens_per_second": self._tokens / spent, "flops_per_second": self._flops / spent}
-        if peak is not None:
+        rates: dict[str, float] = {}
+        if step > self._first:
+            rates["seconds_left"] = (now - self._began) / (step - self._first) * (self._steps - step)
+        if self._tokens:
+            rates |= {"tokens_per_second": self._tokens / spent, "flops_per_second": self._flops / spent}
+        if "flops_per_second" in rates and peak is not None:
             rates["mfu"] = rates["flops_per_second"] / peak
         self._told, self._tokens, self._flops = now, 0, 0.0
-        return rates | {"seconds_left": left}
+        return rates
 
 
 def progress_line(step: int, steps: int, figures: dict[str, float]) -> str:
     """One step for a person: `step 20/200  loss 3.512  ppl 33.5  rate 1.0e-04  3,812 tokens/s  41 s left`."""
     parts = [f"step {step}/{steps}", f"loss {figures['loss']:.3f}", f"ppl {math.exp(min(figures['loss'], 700)):,.4g}"]
-    parts += [f"rate {figures['learning_rate']:.2e}", f"{figures['tokens_per_second']:,.0f} tokens/s"]
+    parts.append(f"rate {figures['learning_rate']:.2e}")
+    if "tokens_per_second" in figures:
+        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
     if "mfu" in figures:
         parts.append(f"MFU {figures['mfu']:.0%}")
-    return "  ".join([*parts, f"{duration(figures['seconds_left'])} left"])
+    if "seconds_left" in figures:
+        parts.append(f"{duration(figures['seconds_left'])} left")
+    return "  ".join(parts)
 
 
 def duration(seconds: float) -> str:

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 LONGEST_WARMUP = 1000
+LEAST_BETWEEN_LOOKS = 10  # steps: a short run would else evaluate, and show replies, after every step
 VALID_DIALOGUES = 500  # of a held-out file: enough for a steady perplexity, and soon done at every evaluation
 TOPOLOGY = "v5e:2x4"  # that a run is compiled for without a TPU, where none is named
 TOLD = ("log_every", "evaluate_every", "save_every", "keep")  # these do not change the trained weights
@@ -68,7 +69,8 @@ class TrainOptions:
       checkpoint_blocks: compute the inside of every block twice, and keep less.
       recipe: the paper's quirks and numbers; its optimiser and its batches replace those above.
       log_every: steps between two lines; 0 is never. The last step does all three.
-      evaluate_every, save_every: steps between two evaluations, or checkpoints; 0 is never (a tenth of the run).
+      evaluate_every, save_every: steps between two evaluations, or checkpoints; 0 is never (a tenth of the run; for
+        evaluations, at least 10).
       keep: newest checkpoints that stay; the best one stays too.
 
     Raises:
@@ -150,7 +152,7 @@ class TrainOptions:
         rises = str(found["schedule"] if self.schedule is None else self.schedule).startswith("noam")
         tenth = max(steps // 10, 1)
         found.setdefault("warmup", max(min(steps // 10, LONGEST_WARMUP), int(rises)))  # noam has no run without one
-        found.setdefault("evaluate_every", tenth)
+        found.setdefault("evaluate_every", max(tenth, LEAST_BETWEEN_LOOKS))
         found.setdefault("save_every", tenth)
         for name, value in found.items():
             if getattr(self, name) is None:

@@ -18,12 +18,16 @@ from dialogpt_jax.training.step import TrainState, init_state, train_step
 
 
 class TrainProgram(NamedTuple):
-    """The first state and the step, jitted; shape, dtype and sharding of every array of the state."""
+    """The first state and the step, jitted; shape, dtype and sharding of every array of the state.
+
+    `compiled` names the batches, (rows, tokens of a row), whose step `fit` has had compiled: the next is there at once.
+    """
 
     begin: jax.stages.Wrapped
     step: jax.stages.Wrapped
     layout: TrainState
     optimizer: optax.GradientTransformation
+    compiled: set[tuple[int, int]]
 
 
 def make_program(
@@ -80,6 +84,7 @@ def _make_program(
         step=jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere)),
         layout=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout),
         optimizer=optimizer,
+        compiled=set(),
     )
 
 

@@ -136,10 +136,18 @@ def test_a_file_gets_a_reply_a_line_and_goes_on_where_it_stopped(command, model,
         assert out.read_bytes() == whole
     status, _, err = command("reply", *flags[:-1], "4", "--out", str(out))
     assert status == 1
-    assert "line 1: replies of another run (seed 3, now 4)" in err
+    assert "line 1: replies of another run (seed 3, now 4; data and model as before)" in err
     status, _, err = command("reply", *flags, "--top-k", "5", "--out", str(out))
     assert status == 1
-    assert "line 1: replies of another run (another model, data or sampling)" in err
+    assert "line 1: replies of another run (other settings; data and model as before)" in err
+    data.write_text(data.read_text(encoding="utf-8") + '{"turns": ["why?"]}\n', encoding="utf-8")
+    status, _, err = command("reply", *flags, "--out", str(out))
+    assert status == 1
+    assert err.endswith(
+        "line 1: replies of another run (other dialogues, now 5; model and settings as before); name another file, or "
+        "delete it to begin anew\n"
+    )
+    data.write_text("".join(json.dumps({"turns": turns}) + "\n" for turns in dialogues), encoding="utf-8")
     assert out.read_bytes() == whole
     for other in (data.read_bytes(), data.read_bytes().splitlines()[0], b"something else"):
         out.write_bytes(other)

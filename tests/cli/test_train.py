@@ -186,7 +186,7 @@ def test_a_fine_tune_from_a_file_with_broken_lines(good, place, tmp_path):
     assert seen[0]["valid_loss"] == pytest.approx(evaluate(base.params)["valid_loss"], abs=TOLERANCE)
     assert seen[2]["valid_loss"] < seen[0]["valid_loss"] - 0.1
     assert "30 examples, 6 steps on 1 cpu device" in out
-    assert [line.split()[1] for line in out.splitlines() if "tokens/s  " in line] == [f"{n}/6" for n in range(1, 7)]
+    assert [line.split()[1] for line in out.splitlines() if "  loss " in line] == [f"{n}/6" for n in range(1, 7)]
 
     trained = dg.load(export)
     assert trained.config == base.config
@@ -289,6 +289,31 @@ def test_prompts_are_answered(place, capfd, tmp_path):
     assert said[:2] == [f"    Hello → Hello! {size:.3f}", f"    What is this → What is this! {size:.3f}"]
     assert len(said) == 6  # before the first step, at 3 and at 6
     assert len(set(said)) == 6
+    assert [line for line in out.splitlines() if line.endswith("replies")] == [
+        "before the first step, replies",
+        "step 3, replies",
+        "step 6, replies",
+    ]
+
+    # Without --export its last line says where the model is, and what makes a model directory of it.
+    folder = tmp_path / "run" / "model"
+    assert f"the trained model is a checkpoint in {tmp_path / 'run'}: the same command with " in out.splitlines()[-1]
+    assert f"`--resume --export {folder}`" in out
+    assert call(capfd, *words, "--resume", "--export", folder)[0] == 0
+    assert np.abs(dg.load(folder).params["ln_f"]["scale"]).sum() == pytest.approx(float(said[-1].split()[-1]), abs=1e-3)
+
+
+def test_a_teacher_and_what_the_loss_is_of_are_told(train, place, monkeypatch, tmp_path):
+    def begun(*args, **named):
+        raise ValueError("begun")
+
+    monkeypatch.setattr(run_fit, "fit", begun)
+    _, out, _, _ = train("--teacher", place / "model", "--teacher-share", "0.25", "--out", tmp_path / "run")
+    size = dg.load(place / "model").config.num_parameters
+    assert out.splitlines()[-1] == (
+        f"learning from {place / 'model'} ({size:,} parameters), 25% of the targets, and 75% from the data: loss and ppl "
+        "of a step are of both together, valid_loss of the data alone"
+    )
 
 
 def test_a_backward_model_is_evaluated_backwards(good, place):

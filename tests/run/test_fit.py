@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import types
 
 import fakes
 import jax
@@ -13,6 +14,7 @@ import pytest
 from dialogpt_jax.data.examples import Example, examples
 from dialogpt_jax.parallel.mesh import make_mesh
 from dialogpt_jax.run import fit as module
+from dialogpt_jax.run import journal
 from dialogpt_jax.run.fit import CHECKPOINTS, Fitted, TrainingError, fit
 from dialogpt_jax.run.journal import BOARD, METRICS
 from dialogpt_jax.run.options import TrainOptions
@@ -257,6 +259,38 @@ def test_figures_are_told_and_written(tmp_path):
     (board,) = (tmp_path / BOARD).iterdir()
     data = board.read_bytes()
     assert all(name in data for name in (b"loss", b"valid_loss", b"learning_rate", b"samples"))
+
+
+def test_what_is_compiled_is_told_and_is_no_part_of_the_rate_or_of_the_time_left(monkeypatch):
+    """By a clock on which the first step takes 1000 s, and every other one 10."""
+    clock, told = [0.0], []
+    clocks = types.SimpleNamespace(perf_counter=lambda: clock[0])
+    make_program = module.make_program
+
+    def make_slow(*args):
+        program = make_program(*args)
+
+        def step(*given, **named):
+            clock[0] += 10 if clock[0] else 1000
+            return program.step(*given, **named)
+
+        return program._replace(step=step, compiled=set())
+
+    monkeypatch.setattr(module, "make_program", make_slow)
+    monkeypatch.setattr(module, "time", clocks)
+    monkeypatch.setattr(journal, "time", clocks)
+    fitted = run(dataclasses.replace(OPTIONS, log_every=5), report=told.append, sample=lambda params: ["Hi! → Ho."])
+    assert told[:4] == [
+        "before the first step, replies",
+        "    Hi! → Ho.",
+        "compiling the step for 8 rows of 24 tokens …",
+        "compiled and done once in 1000.0 s",
+    ]
+    assert told[4].endswith("  60 s left")  # 6 more of 10 s
+    assert told[5:7] == ["step 5, replies", "    Hi! → Ho."]
+    assert sum(line.startswith("compil") for line in told) == 2
+    (first, second, _) = [entry["tokens_per_second"] for entry in fitted.history if "loss" in entry]
+    assert first == pytest.approx(second, rel=0.3)  # of 4 steps in 40 s, and of 5 in 50, with other texts
 
 
 def test_the_device_has_its_next_step_before_the_host_reads_the_last(monkeypatch):

@@ -127,7 +127,8 @@ def test_what_is_not_said_follows_the_steps():
     plain = options_of()
     assert plain == TrainOptions(steps=1000, warmup=100, evaluate_every=100, save_every=100)
     assert options_of("--steps 100000").warmup == 1000
-    assert options_of("--steps 1") == TrainOptions(steps=1, warmup=0, evaluate_every=1, save_every=1)
+    # A run of a few steps is looked at before and after it, not at each.
+    assert options_of("--steps 1") == TrainOptions(steps=1, warmup=0, evaluate_every=10, save_every=1)
     assert options_of("--steps 5 --schedule noam").warmup == 1  # it has no run without one
     for schedule in ("constant", "linear", "cosine", "noam", "noamwd", "trapezoid"):
         rate = options_of(f"--steps 1 --schedule {schedule}").rate(CONFIG)
