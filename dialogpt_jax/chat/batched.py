@@ -37,7 +37,7 @@ def batched_answers(
 ) -> list[Candidate]:
     """A reply to each dialogue, in their order; the arguments are those of `Bot.replies`."""
     checked = _as_dialogues(dialogues)
-    sampling = checked_sampling(sampling, len(checked))
+    sampling = model.with_ids(checked_sampling(sampling, len(checked)))
     longest_reply, seed = min(checked_length(max_new_tokens), model.config.n_positions), seed_or_drawn(seed)
     if batch_size is not None:
         batch_size = as_whole_number("batch_size", batch_size, least=1, most=MOST)

@@ -119,7 +119,8 @@ class Bot(LanguageModel):
         options = None if beams is None else BeamOptions(beams, length_penalty, early_stopping)
         if n is None:
             n = DEFAULT_CANDIDATES if options is None else options.beams
-        n, sampling = as_whole_number("n", n, least=1, most=MOST), checked_sampling(sampling_for(sampling, beams))
+        n = as_whole_number("n", n, least=1, most=MOST)
+        sampling = self.with_ids(checked_sampling(sampling_for(sampling, beams)))
         turns, length = as_turns(turns), min(checked_length(max_new_tokens), self.config.n_positions)
         context = self.encode(turns, max_new_tokens=length)
         tokens_BT, lengths_B = np.array([context], np.int32), np.array([len(context)], np.int32)

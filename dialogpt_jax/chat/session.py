@@ -286,7 +286,7 @@ class Chat:
             config,
             [context],
             [len(context)],
-            sampling=self.sampling,
+            sampling=self._model.with_ids(self.sampling),
             max_new_tokens=self.max_new_tokens,
             keys=keys_B,
             starts_B=[same],

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING
-from dialogpt_jax.decoding.logits import warp
+from dialogpt_jax.decoding.logits import warp, xtc_now
 from dialogpt_jax.decoding.loop import RowSettings, StepFn
 from dialogpt_jax.decoding.processors import ReplyState, process
 from dialogpt_jax.decoding.stops import Stops, said_a_stop
@@ -222,7 +222,14 @@ def _continuations(state: BeamState, logits_MV: jax.Array) -> tuple[jax.Array, j
         logprobs_MX = process(jax.nn.log_softmax(logits_MV, axis=-1), reply, **how)
     ids_MX = None
     if settings.sampling.temperature is not None:
-        logprobs_MX, ids_MX = warp(logprobs_MX, sampling=settings.sampling, bucket=state.bucket, least=2)
+        logprobs_MX, ids_MX = warp(
+            logprobs_MX,
+            sampling=settings.sampling,
+            bucket=state.bucket,
+            eos=state.eos,
+            xtc_now_M=xtc_now(settings.sampling, settings.keys_M, reply.counts_M),
+            least=2,
+        )
     scores_BX = (live.scores_BN[..., None] + logprobs_MX.reshape(rows, beams, -1)).reshape(rows, -1)
     # What is no number is a reply at once, so that whoever reads its log-probabilities sees it; NaN sorts to either end.
     scores_BX = jnp.where(jnp.isnan(scores_BX), jnp.inf, scores_BX)

@@ -1,11 +1,12 @@
 """Logits to a token: processors (`processors.py`), then warpers, each a pure function over rows, and the draw.
 
-    logits_MV ─processors→ ─temperature→ ─top-nσ→ ─top-k→ ─top-p→ ─min-p→ ─typical→ ─epsilon→ ─eta→ one uniform → token
+    logits_MV ─processors→ ─temperature→ ─top-nσ→ ─top-k→ ─top-p→ ─min-p→ ─typical→ ─epsilon→ ─eta→ ─XTC→
+              one uniform → token
 
-Order and rules are transformers' (`generation/logits_process.py`); top-nσ, which it has not, stands first, as it looks
-at all logits. Nothing here sorts the vocabulary, which would cost more than the model: top-k takes a static number of the
-best and cuts at its own k inside; nucleus (without top-k) and typical find their threshold by bisection; a draw is one
-uniform and an inverse CDF.
+Order and rules are transformers' (`generation/logits_process.py`); of those it has not, top-nσ stands first, as it looks
+at all logits, and XTC last, as in text-generation-webui. Nothing here sorts the vocabulary, which would cost more than the
+model: top-k takes a static number of the best and cuts at its own k inside; nucleus (without top-k) and typical find their
+threshold by bisection; a draw is one uniform and an inverse CDF.
 
 Letters: M rows (all candidates of all dialogues), V vocabulary (padded), K the best few of it, X either.
 """
@@ -20,7 +21,16 @@ import numpy as np
 
 from dialogpt_jax.arguments import shown
 from dialogpt_jax.decoding.processors import ReplyState, column, process
-from dialogpt_jax.decoding.sampling import LISTS, NUMBERS, STATIC, TOP_K_BUCKETS, Number, Sampling, is_number
+from dialogpt_jax.decoding.sampling import (
+    LISTS,
+    NUMBERS,
+    STATIC,
+    TOP_K_BUCKETS,
+    XTC_THRESHOLD,
+    Number,
+    Sampling,
+    is_number,
+)
 from dialogpt_jax.token_arrays import Array, array_library
 
 # Halvings of a log-probability interval 40 wide: the threshold is known to 4e-8, float32's own precision near 1.
@@ -29,6 +39,7 @@ _BISECTIONS = 30
 _ENOUGH = 3e-7
 # A colder temperature is taken for this: no logit over it is beyond float32, and a lead of 1e-6 decides.
 _COLDEST = 1e-8
+_XTC = 1  # what is folded into a token's key for the draw beside the token's own
 
 jax.tree_util.register_dataclass(Sampling, data_fields=NUMBERS, meta_fields=STATIC)
 
@@ -171,6 +182,38 @@ def keep_eta(logits_MX: jax.Array, epsilon: Number) -> jax.Array:
     )
 
 
+def exclude_top_choices(logits_MX: jax.Array, threshold: Number, now_M: jax.Array, end_MX: jax.Array) -> jax.Array:
+    """Where it is time: of the tokens at least so probable only the least probable (all, of equals); the others −inf.
+
+        probabilities [.5 .3 .15 .05], threshold .1 → [– – .15 .05]; threshold .4 → [.5 .3 .15 .05]
+
+    Source: llama.cpp's `llama_sample_xtc_apply`; nothing goes where the end of the reply were to go, as in
+    text-generation-webui's `XTCLogitsWarper`.
+
+    Args:
+      now_M: bool, whether it is this row's time.
+      end_MX: bool, where EOS stands.
+    """
+    probs_MX = jax.nn.softmax(logits_MX, axis=-1)
+    likely_MX = probs_MX >= column(threshold)
+    least_M1 = jnp.where(likely_MX, probs_MX, 2.0).min(axis=-1, keepdims=True)
+    gone_MX = likely_MX & (probs_MX > least_M1)
+    gone_MX &= (now_M & ~(gone_MX & end_MX).any(axis=-1))[:, None]
+    return jnp.where(gone_MX, -jnp.inf, logits_MX)
+
+
+def xtc_now(sampling: Sampling, keys_M: jax.Array, counts_M: jax.Array) -> jax.Array | None:
+    """Whether top choices are excluded at each row's next token, by its own key; `None` where they never are."""
+    if sampling.temperature is None or sampling.xtc_probability is None:
+        return None
+
+    def one(key: jax.Array, count: jax.Array) -> jax.Array:
+        # A key of its own: the token itself is drawn with fold_in(key, count).
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, count), _XTC))
+
+    return jax.vmap(one)(keys_M, counts_M) < column(sampling.xtc_probability)[:, 0]
+
+
 def entropy(logits_MX: jax.Array) -> jax.Array:
     """The expected surprise of a draw, in nats, (M, 1)."""
     logprobs_MX = jax.nn.log_softmax(logits_MX, axis=-1)
@@ -189,7 +232,13 @@ def draw(logits_MX: jax.Array, uniforms_M: jax.Array) -> jax.Array:
 
 
 def warp(
-    logits_MV: jax.Array, *, sampling: Sampling, bucket: int | None, least: int = 1
+    logits_MV: jax.Array,
+    *,
+    sampling: Sampling,
+    bucket: int | None,
+    eos: int,
+    xtc_now_M: jax.Array | None = None,
+    least: int = 1,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Logits to draw from, and their ids: those of the best few with a bucket; all, `None`, without.
 
@@ -197,6 +246,8 @@ def warp(
       logits_MV: processed; −inf is never drawn.
       sampling: its temperature is on.
       bucket: of `top_k_bucket`.
+      eos: the id that ends a reply.
+      xtc_now_M: of `xtc_now`.
       least: so many of the best stay in any case: with 2, one that goes on.
     """
     # The best is put at 0 first: divided by a tiny temperature, its rounding alone would overflow the softmax.
@@ -224,6 +275,10 @@ def warp(
     if least > 1:
         floor_M1 = jax.lax.top_k(all_MX, least)[0][:, -1:]
         logits_MX = jnp.where(all_MX >= floor_M1, all_MX, logits_MX)
+    if xtc_now_M is not None:
+        end_MX = (jnp.arange(logits_MX.shape[1])[None] if ids_MX is None else ids_MX) == eos
+        threshold = XTC_THRESHOLD if sampling.xtc_threshold is None else sampling.xtc_threshold
+        logits_MX = exclude_top_choices(logits_MX, threshold, xtc_now_M, end_MX)
     return logits_MX, ids_MX
 
 
@@ -235,6 +290,7 @@ def choose(
     sampling: Sampling,
     bucket: int | None,
     processors: Sequence[Any] = (),
+    xtc_now_M: jax.Array | None = None,
 ) -> jax.Array:
     """The next token of each row, int32.
 
@@ -245,10 +301,11 @@ def choose(
       sampling: numbers are traced.
       bucket: of `top_k_bucket`.
       processors: functions of the caller's.
+      xtc_now_M: of `xtc_now`.
     """
     logits_MV = process(logits_MV, state, sampling=sampling, processors=processors)
     if sampling.temperature is None:
         return logits_MV.argmax(axis=-1).astype(jnp.int32)
-    logits_MX, ids_MX = warp(logits_MV, sampling=sampling, bucket=bucket)
+    logits_MX, ids_MX = warp(logits_MV, sampling=sampling, bucket=bucket, eos=state.eos, xtc_now_M=xtc_now_M)
     drawn_M = draw(logits_MX, uniforms_M)
     return drawn_M if ids_MX is None else jnp.take_along_axis(ids_MX, drawn_M[:, None], axis=1)[:, 0].astype(jnp.int32)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dialogpt_jax.decoding.logits import choose
+from dialogpt_jax.decoding.logits import choose, xtc_now
 from dialogpt_jax.decoding.processors import ReplyState, TokenLists
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.stops import Stops, said_a_stop
@@ -172,6 +172,7 @@ def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
             sampling=settings.sampling,
             bucket=state.bucket,
             processors=state.processors,
+            xtc_now_M=xtc_now(settings.sampling, settings.keys_M, state.counts_M),
         )
         chosen_M = jnp.take_along_axis(logits_MV, drawn_M[:, None], axis=1)[:, 0]
         logprob_M = chosen_M - jax.nn.logsumexp(logits_MV, axis=-1)

@@ -3,6 +3,8 @@
 Letters: B rows of contexts, S columns, W words, L tokens of the longest word.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,45 @@ import numpy as np
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.processors import NO_TOKEN, TokenLists, Words
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.token_arrays import Array, array_library
+
+WITH_TEXTS = ("bad_words", "logit_bias", "dry_breakers")  # lists that may hold texts, too
+
+
+def texts_as_ids(sampling: Sampling, tokenizer: Tokenizer) -> Sampling:
+    """A sampling whose texts are token ids: a word stands for its tokens as written and behind a space, each once; one
+    that breaks repeats for all tokens that hold it.
+
+    Raises:
+      ValueError: no token holds a text of `dry_breakers`.
+    """
+    if not any(isinstance(word[0], str) for word in sampling.logit_bias) and not any(
+        isinstance(word, str) for word in (*sampling.bad_words, *sampling.dry_breakers)
+    ):
+        return sampling
+
+    def both(word: Any) -> list[tuple[int, ...]]:
+        return [tuple(tokenizer.encode(text)) for text in (word, f" {word}")] if isinstance(word, str) else [word]
+
+    breakers: list[int] = []
+    for word in sampling.dry_breakers:
+        breakers += _tokens_with(tokenizer, word) if isinstance(word, str) else [word]
+    biases: Any = sampling.logit_bias
+    return dataclasses.replace(
+        sampling,
+        logit_bias=[(ids, bias) for word, bias in biases for ids in both(word)],
+        bad_words=[ids for word in sampling.bad_words for ids in both(word)],
+        dry_breakers=breakers,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _tokens_with(tokenizer: Tokenizer, text: str) -> list[int]:
+    found = [i for i in range(tokenizer.vocab_size) if text.encode() in tokenizer.token_bytes(i)]
+    if not found:
+        raise ValueError(f"dry_breakers: no token holds {text!r}; give a shorter text, or a token id")
+    return found
 
 
 def token_lists(sampling: Sampling, rows: int, config: GPT2Config) -> TokenLists:
@@ -20,9 +60,12 @@ def token_lists(sampling: Sampling, rows: int, config: GPT2Config) -> TokenLists
     Raises:
       ValueError: an id outside the vocabulary.
     """
-    for name in ("bad_words", "logit_bias", "suppress_tokens", "begin_suppress_tokens", "forced_tokens"):
+    for name in (*WITH_TEXTS, "suppress_tokens", "begin_suppress_tokens", "forced_tokens"):
         for item in getattr(sampling, name):
-            ids = item[0] if name == "logit_bias" else item if isinstance(item, tuple) else (item,)
+            ids = item[0] if name == "logit_bias" else item
+            if isinstance(ids, str):
+                raise ValueError(f"{name} holds a text, and there is no tokenizer here; ask a Bot, or give token ids")
+            ids = ids if isinstance(ids, tuple) else (ids,)
             if max(ids) >= config.vocab_size:
                 raise ValueError(f"{name}: token id {max(ids)} is outside the vocabulary of {config.vocab_size}")
 
@@ -46,12 +89,20 @@ def token_lists(sampling: Sampling, rows: int, config: GPT2Config) -> TokenLists
         return packed([(i,) for i in ids], few=4)[..., 0] if ids else None
 
     bad_words: Any = sampling.bad_words  # each a tuple by now
+    biases: Any = sampling.logit_bias
+    breaks_MV: Any = None
+    if sampling.dry_multiplier is not None and sampling.dry_breakers:
+        ids: Any = list(sampling.dry_breakers)
+        breaks_V = np.zeros(config.padded_vocab_size, bool)
+        breaks_V[ids] = True
+        breaks_MV = np.broadcast_to(breaks_V, (rows, len(breaks_V)))
     return TokenLists(
-        biases=with_values([ids for ids, _ in sampling.logit_bias], [bias for _, bias in sampling.logit_bias]),
+        biases=with_values([ids for ids, _ in biases], [bias for _, bias in biases]),
         bad_words=with_values(bad_words, [-np.inf] * len(bad_words)),
         suppressed_MW=plain(sampling.suppress_tokens),
         begin_MW=plain(sampling.begin_suppress_tokens),
         forced_MJ=plain(sampling.forced_tokens),
+        breaks_MV=breaks_MV,
     )
 
 
@@ -69,6 +120,8 @@ def scopes_of(sampling: Sampling) -> set[str]:
         found.add(sampling.penalty_scope)
     if sampling.no_repeat_ngram is not None:
         found.add(sampling.ngram_scope)
+    if sampling.dry_multiplier is not None:
+        found.add(sampling.dry_scope)
     return found - {"reply"}
 
 

@@ -1,11 +1,11 @@
 """What a reply must, may and may not say: logits and the reply so far in, logits out; each a pure function over rows.
 
-    ─logit bias→ ─repetition, presence, frequency→ ─no repeated n-gram→ ─bad words→ ─no EOS yet→ ─forced→ ─length decay→
-    ─suppressed→ ─functions of the caller's→         then temperature and the rest, in `logits.py`
+    ─logit bias→ ─repetition, presence, frequency, DRY→ ─no repeated n-gram→ ─bad words→ ─no EOS yet→ ─forced→
+    ─length decay→ ─suppressed→ ─functions of the caller's→         then temperature and the rest, in `logits.py`
 
-The order is transformers' (`generation/utils.py`, `_get_logits_processor`), presence and frequency, which it has not, with
-their kin. What is off is absent from the program. Nothing but the reply so far is carried from step to step: so a beam, a
-drafted token or a row that comes and goes needs nothing of a processor.
+The order is transformers' (`generation/utils.py`, `_get_logits_processor`), presence, frequency and DRY, which it has not,
+with their kin. What is off is absent from the program. Nothing but the reply so far is carried from step to step: so a
+beam, a drafted token or a row that comes and goes needs nothing of a processor.
 
 Letters: M rows (all candidates of all dialogues), V vocabulary (padded), R reply slots, T context tokens, S = T + R or R,
 W words, L tokens of the longest word, J forced tokens.
@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from dialogpt_jax.arguments import shown
-from dialogpt_jax.decoding.sampling import Number, Sampling, Scope
+from dialogpt_jax.decoding.sampling import DRY_ALLOWED_LENGTH, DRY_BASE, Number, Sampling, Scope
 
 NO_TOKEN = -1  # stands where a list, a turn or a reply has no token
+_LONGEST_REPEAT = 50  # to which DRY counts, as text-generation-webui does
 
 
 @struct.dataclass
@@ -41,6 +42,7 @@ class TokenLists:
       bad_words: the same, −inf.
       suppressed_MW, begin_MW: ids that never come, or not first.
       forced_MJ: ids that the reply begins with.
+      breaks_MV: bool, the ids across which no repeat goes, for DRY.
     """
 
     biases: Words | None = None
@@ -48,6 +50,7 @@ class TokenLists:
     suppressed_MW: jax.Array | None = None
     begin_MW: jax.Array | None = None
     forced_MJ: jax.Array | None = None
+    breaks_MV: jax.Array | None = None
 
 
 @struct.dataclass
@@ -95,6 +98,8 @@ def process(
             logits_MV = lower_seen(logits_MV, seen_MS, sampling.presence_penalty)
         if sampling.frequency_penalty is not None:
             logits_MV = lower_each_time(logits_MV, seen_MS, sampling.frequency_penalty)
+    if sampling.dry_multiplier is not None:
+        logits_MV = lower_repeats(logits_MV, state, sampling)
     if sampling.no_repeat_ngram is not None:
         logits_MV = forbid_repeated(logits_MV, *said(state, sampling.ngram_scope), sampling.no_repeat_ngram)
     if lists.bad_words is not None:
@@ -179,6 +184,43 @@ def forbid_repeated(logits_MV: jax.Array, said_MS: jax.Array, ends_M: jax.Array,
     longest = jnp.minimum(size_M1.max(), said_MS.shape[1] + 1).astype(jnp.int32)
     _, fits_MS = jax.lax.fori_loop(1, longest, compare, (said_MS, said_MS != NO_TOKEN))
     return _put(logits_MV, jnp.where(fits_MS, said_MS, NO_TOKEN), -jnp.inf)
+
+
+def lower_repeats(logits_MV: jax.Array, state: ReplyState, sampling: Sampling) -> jax.Array:
+    """Lowers each token that would carry on a repeat, by multiplier · base^(n − allowed length) of the longest one, n.
+
+        said [a b c c b c y a b c]:   c follows "a b c", n 3; y follows "b c", n 2; b follows "c", n 1
+
+    Source: text-generation-webui's `DRYLogitsProcessor` and llama.cpp's `llama_sampler_dry_apply`. Loops over the length of
+    the longest repeat, not over what was said.
+    """
+    base = DRY_BASE if sampling.dry_base is None else sampling.dry_base
+    allowed = DRY_ALLOWED_LENGTH if sampling.dry_allowed_length is None else sampling.dry_allowed_length
+    said_MS, ends_M = said(state, sampling.dry_scope)
+    breaks_MS = (said_MS == NO_TOKEN) | (said_MS == state.eos)
+    if state.lists.breaks_MV is not None:
+        breaks_MS |= jnp.take_along_axis(state.lists.breaks_MV, jnp.maximum(said_MS, 0), axis=1)
+    if sampling.dry_range is not None:
+        breaks_MS |= jnp.arange(said_MS.shape[1])[None] < ends_M[:, None] - column(sampling.dry_range)
+    words_MS = jnp.where(breaks_MS, NO_TOKEN, said_MS)
+    none_M1 = jnp.full((said_MS.shape[0], 1), NO_TOKEN, said_MS.dtype)
+    Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+    def compare(carry: Carry) -> Carry:
+        back, before_MS, fits_MS, lengths_MS = carry  # before each, the token so far back; whether all nearer ones fit
+        before_MS = jnp.concatenate([none_M1, before_MS[:, :-1]], axis=1)
+        place_M1 = (ends_M - back)[:, None]
+        last_M1 = jnp.take_along_axis(words_MS, jnp.maximum(place_M1, 0), axis=1)
+        fits_MS &= (before_MS == last_M1) & (last_M1 != NO_TOKEN) & (place_M1 >= 0)
+        return back + 1, before_MS, fits_MS, lengths_MS + fits_MS
+
+    start = (jnp.int32(1), words_MS, words_MS != NO_TOKEN, jnp.zeros_like(words_MS))
+    more = jax.lax.while_loop(lambda carry: (carry[0] <= _LONGEST_REPEAT) & carry[2].any(), compare, start)
+    over_MS = more[3] - column(allowed)
+    # So that no multiplier makes an infinity of it.
+    penalty_MS = column(sampling.dry_multiplier) * jnp.exp(jnp.minimum(over_MS * jnp.log(column(base)), 60.0))
+    lower_MS = _logits_of(logits_MV, said_MS) - penalty_MS
+    return _at(logits_MV, jnp.where(over_MS >= 0, words_MS, NO_TOKEN)).min(lower_MS, mode="drop")
 
 
 def forbid_early_end(logits_MV: jax.Array, counts_M: jax.Array, minimum: Number, eos: int) -> jax.Array:

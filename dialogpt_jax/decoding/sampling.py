@@ -12,8 +12,11 @@ import numpy as np
 from dialogpt_jax.arguments import as_flag, as_number, as_plain, as_whole_number, shown
 
 TOP_K_BUCKETS = (16, 64, 256, 1024)
+# What stands where only the number that turns a step on is given: as in llama.cpp and text-generation-webui.
+XTC_THRESHOLD, DRY_BASE, DRY_ALLOWED_LENGTH = 0.1, 1.75, 2
 # What a penalty or a block looks at: the reply, the bot's own earlier turns too, or the whole context.
 Scope = Literal["reply", "own", "context"]
+Word = tuple[int, ...] | str  # some tokens in a row, or a text that a tokenizer makes some of
 
 if TYPE_CHECKING:
     import jax
@@ -28,7 +31,7 @@ class Sampling:
     """How a token is chosen. A pytree: numbers are leaves, so another number compiles nothing; `None` leaves a step out.
 
     Steps come in the order of `decoding/processors.py`, which is transformers'. Greedy has all but those from temperature
-    to eta_cutoff.
+    to xtc_threshold.
 
     Attributes:
       temperature: divides the logits; `None` (or 0, made `None`) takes the best token: greedy.
@@ -42,6 +45,9 @@ class Sampling:
         over 0 to 1 (Meister et al. 2022).
       epsilon_cutoff: only tokens at least this probable, and the best, from 0 to below 1 (Hewitt et al. 2022).
       eta_cutoff: as epsilon_cutoff, but lower where the distribution is flat, from 0 to below 1 (Hewitt et al. 2022).
+      xtc_probability, xtc_threshold: so often, 0 to 1, the tokens at least as probable as the threshold (0.1), over 0 to 1,
+        are left out but for the least probable of them, unless EOS were among those that go: "exclude top choices", as in
+        llama.cpp and, for EOS, text-generation-webui. The row's own key decides at each token.
       repetition_penalty: logits of seen tokens are divided by it where positive, else multiplied (Keskar et al. 2019);
         over 0, 1 changes nothing.
       presence_penalty: is taken from the logit of a token that was seen.
@@ -50,18 +56,26 @@ class Sampling:
         their ends; or the whole "context" and the reply, as transformers has it: the ends of turns count there.
       no_repeat_ngram: so many tokens in a row that were said do not come again (Paulus et al. 2017), from 1.
       ngram_scope: static; where they were said, as for `penalty_scope`.
+      dry_multiplier, dry_base, dry_allowed_length: a token that would carry on a repeat of n tokens, n being at least the
+        allowed length (2), loses multiplier · base^(n − allowed length); the base is 1.75, at least 1, and n counts to 50:
+        "don't repeat yourself", as in llama.cpp and text-generation-webui.
+      dry_range: repeats are looked for in so many of the last tokens of context and reply, from 1; in all by default.
+      dry_scope: static; where they were said, as for `penalty_scope`, but by default in the whole "context".
+      dry_breakers: static; no repeat goes across one of these, and none is lowered: token ids, or texts, which stand for
+        each token that holds them. EOS, the end of a turn, always is one.
       min_new_tokens: the reply's length before its EOS is at least this; 1 by default: a reply is not empty.
       decay_start, decay_factor: from the token of this number on, from 0, the end grows more likely: the size of its
         logit, times factor^n − 1, is added, n counting from 1. Both or neither.
       logit_bias: static ids; what is added to a logit: {id: number}, or {(id, …, id): number} for the last of several
-        tokens where the reply has just said the others.
-      bad_words: static ids; what the reply never holds: an id, or a list of ids, each.
+        tokens where the reply has just said the others, or {text: number}.
+      bad_words: static; what the reply never says: an id, a list of ids or a text, each. A text stands for its tokens, as
+        written and behind a space (so `"ass"` leaves "class" alone); a `Bot` knows them, `generate` takes ids.
       suppress_tokens, begin_suppress_tokens: static ids; which never come, or not as the reply's first token.
       forced_tokens: static ids; the reply begins with them.
       forced_end: static; where a reply is cut by `max_new_tokens`, the last of its tokens is EOS.
       stop_strings: static; a reply ends where it holds one of these texts, which is its last words.
       processors: static; functions of yours, (logits_MV, `ReplyState`) → logits_MV, which run in the compiled loop after
-        all the above but temperature to eta_cutoff. One function is one program: define it once. Numbers that change go
+        all the above but temperature to xtc_threshold. One function is one program: define it once. Numbers that change go
         into a `jax.tree_util.Partial`.
 
     Numbers may be scalars or arrays with one value a row. Lists are the same for all rows; other ids compile nothing.
@@ -86,17 +100,25 @@ class Sampling:
     typical_p: Number = None
     epsilon_cutoff: Number = None
     eta_cutoff: Number = None
+    xtc_probability: Number = None
+    xtc_threshold: Number = None
     repetition_penalty: Number = None
     presence_penalty: Number = None
     frequency_penalty: Number = None
     penalty_scope: Scope = "reply"
     no_repeat_ngram: Number = None
     ngram_scope: Scope = "reply"
+    dry_multiplier: Number = None
+    dry_base: Number = None
+    dry_allowed_length: Number = None
+    dry_range: Number = None
+    dry_scope: Scope = "context"
+    dry_breakers: Sequence[int | str] = ()
     min_new_tokens: Number = 1
     decay_start: Number = None
     decay_factor: Number = None
     logit_bias: Mapping[Any, float] | Sequence[tuple[Sequence[int], float]] = ()
-    bad_words: Sequence[int | Sequence[int]] = ()
+    bad_words: Sequence[int | str | Sequence[int]] = ()
     suppress_tokens: Sequence[int] = ()
     begin_suppress_tokens: Sequence[int] = ()
     forced_tokens: Sequence[int] = ()
@@ -115,17 +137,26 @@ class Sampling:
         _check("typical_p", self.typical_p, low=0.0, high=1.0, open_low=True)
         _check("epsilon_cutoff", self.epsilon_cutoff, low=0.0, high=1 - 1e-6)
         _check("eta_cutoff", self.eta_cutoff, low=0.0, high=1 - 1e-6)
+        _check("xtc_probability", self.xtc_probability, low=0.0, high=1.0)
+        _check("xtc_threshold", self.xtc_threshold, low=0.0, high=1.0, open_low=True)
         _check("repetition_penalty", self.repetition_penalty, low=0.0, high=1e4, open_low=True)
         _check("presence_penalty", self.presence_penalty, low=-1e4, high=1e4)
         _check("frequency_penalty", self.frequency_penalty, low=-1e4, high=1e4)
         _check("no_repeat_ngram", self.no_repeat_ngram, low=1, high=2**20, whole=True)
+        _check("dry_multiplier", self.dry_multiplier, low=0.0, high=1e4)
+        _check("dry_base", self.dry_base, low=1.0, high=1e4)
+        _check("dry_allowed_length", self.dry_allowed_length, low=1, high=2**20, whole=True)
+        _check("dry_range", self.dry_range, low=1, high=2**31 - 1, whole=True)
         _check("min_new_tokens", self.min_new_tokens, low=0, high=2**31 - 1, whole=True)
         _check("decay_start", self.decay_start, low=0, high=2**31 - 1, whole=True)
         _check("decay_factor", self.decay_factor, low=0.0, high=1e4, open_low=True)
         if (self.decay_start is None) != (self.decay_factor is None):
             raise ValueError("decay_start and decay_factor go together; give both or neither")
+        for name, leader in _FOLLOWERS.items():
+            if getattr(self, leader) is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with {leader}; give both, or leave {name} out")
         as_flag("forced_end", self.forced_end)
-        for name in ("penalty_scope", "ngram_scope"):
+        for name in SCOPES:
             scope = getattr(self, name)
             if not isinstance(scope, str) or scope not in get_args(Scope):
                 raise ValueError(f"{name} is {shown(scope)}; it must be one of {', '.join(get_args(Scope))}")
@@ -139,22 +170,35 @@ def _as_ids(name: str, value: Any) -> tuple[int, ...]:
     return tuple(as_whole_number(f"a token of {name}", as_plain(i), least=0, most=2**31 - 1) for i in value)
 
 
-def _as_words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+def _as_words(name: str, value: Any) -> tuple[Word, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise ValueError(f"{name} is {shown(value)}; give a list of token ids and of lists of them")
+        raise ValueError(f"{name} is {shown(value)}; give a list of token ids, of lists of them and of texts")
     return tuple(_as_word(name, as_plain(word)) for word in value)
 
 
-def _as_word(name: str, word: Any) -> tuple[int, ...]:
+def _as_word(name: str, word: Any) -> Word:
+    if isinstance(word, str) and word:
+        return word
+    if isinstance(word, str):
+        raise ValueError(f"{name} holds a text of nothing; leave it out")
     found = _as_ids(name, word) if isinstance(word, Sequence) else _as_ids(name, (word,))
     if not found:
         raise ValueError(f"{name} holds a list of no tokens; leave it out, or give its token ids")
     return found
 
 
-def _as_biases(name: str, value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
+def _as_breakers(name: str, value: Any) -> tuple[int | str, ...]:
+    words = _as_words(name, value)
+    if any(not isinstance(word, str) and len(word) != 1 for word in words):
+        raise ValueError(f"{name} is {shown(value)}; give a list of token ids and of texts")
+    return tuple(word if isinstance(word, str) else word[0] for word in words)
+
+
+def _as_biases(name: str, value: Any) -> tuple[tuple[Word, float], ...]:
     pairs = list(value.items()) if isinstance(value, Mapping) else value
-    if not isinstance(pairs, Sequence) or any(not isinstance(p, Sequence) or len(p) != 2 for p in pairs):
+    if not isinstance(pairs, Sequence) or any(
+        not isinstance(p, Sequence) or isinstance(p, str) or len(p) != 2 for p in pairs
+    ):
         raise ValueError(f"{name} is {shown(value)}; give a number for each token id, such as {{50: -2.0}}")
     found = {}
     for ids, bias in pairs:
@@ -182,6 +226,7 @@ def _as_functions(name: str, value: Any) -> tuple[Callable[..., Any], ...]:
 _LISTS: Mapping[str, Callable[[str, Any], Any]] = {
     "logit_bias": _as_biases,
     "bad_words": _as_words,
+    "dry_breakers": _as_breakers,
     "suppress_tokens": _as_ids,
     "begin_suppress_tokens": _as_ids,
     "forced_tokens": _as_ids,
@@ -189,7 +234,12 @@ _LISTS: Mapping[str, Callable[[str, Any], Any]] = {
     "processors": _as_functions,
 }
 LISTS = tuple(_LISTS)
-STATIC = ("penalty_scope", "ngram_scope", "forced_end", *LISTS)
+SCOPES = ("penalty_scope", "ngram_scope", "dry_scope")
+STATIC = (*SCOPES, "forced_end", *LISTS)
+_FOLLOWERS = {
+    "xtc_threshold": "xtc_probability",
+    **dict.fromkeys(("dry_base", "dry_allowed_length", "dry_range"), "dry_multiplier"),
+}
 NUMBERS = tuple(field.name for field in dataclasses.fields(Sampling) if field.name not in STATIC)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 
 from dialogpt_jax.arguments import shown
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.decoding.processor_arrays import texts_as_ids
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.stops import Stops, stops_of
 from dialogpt_jax.int8 import dtype_name
@@ -53,6 +54,10 @@ class LanguageModel:
     def stops(self, sampling: Sampling) -> Stops | None:
         """The texts that end a reply, as the decoding takes them."""
         return stops_of(self.tokenizer, sampling.stop_strings, self.config.padded_vocab_size)
+
+    def with_ids(self, sampling: Sampling) -> Sampling:
+        """The sampling with token ids for the texts of its lists, as the decoding takes it."""
+        return texts_as_ids(sampling, self.tokenizer)
 
     def encode(self, turns: Turns, *, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> list[int]:
         """The context of a reply to `turns`: their ids, each turn ended by EOS, the oldest left out if they do not fit.

@@ -48,6 +48,26 @@ def said_by_hand(context, reply, scope):
     return [token for turn in own for token in [*turn[:-1], None]] + reply
 
 
+def carried_on(context, reply, s):
+    """How many tokens in a row each token would carry on, counted back from each place where it was said."""
+    kept = range(len(context) + len(reply))
+    if s.get("dry_scope", "context") != "context":
+        turn = np.cumsum([0, *[token == EOS for token in context]])
+        first = {"reply": turn[-1], "own": 0}[s["dry_scope"]]
+        kept = [i for i in kept if i >= len(context) or (turn[i] >= first and (turn[-1] - turn[i]) % 2 == 0)]
+    whole, start = context + reply, len(context) + len(reply) - s.get("dry_range", 10**6)
+    breaks = {EOS, *s.get("dry_breakers", [])}
+    said = [t if i in kept and i >= start and t not in breaks else None for i, t in enumerate(whole)]
+    found = {}
+    for i, token in enumerate(said):
+        length = 0
+        while length < 50 and i - length > 0 and said[i - length - 1] == said[-1 - length] is not None:
+            length += 1
+        if token is not None:
+            found[token] = max(length, found.get(token, 0))
+    return found
+
+
 def by_hand(logits_V, context, reply, limit, s):
     """The logits after the settings `s`, in transformers' order."""
     x_V, count = np.asarray(logits_V, np.float64).copy(), len(reply)
@@ -64,6 +84,10 @@ def by_hand(logits_V, context, reply, limit, s):
         factor = s.get("repetition_penalty", 1.0)
         x_V[token] = x_V[token] / factor if x_V[token] > 0 else x_V[token] * factor
         x_V[token] -= s.get("presence_penalty", 0.0) + seen.count(token) * s.get("frequency_penalty", 0.0)
+    if "dry_multiplier" in s:
+        for token, length in carried_on(context, reply, s).items():
+            over = length - s.get("dry_allowed_length", 2)
+            x_V[token] -= s["dry_multiplier"] * s.get("dry_base", 1.75) ** over if over >= 0 else 0.0
     if (size := s.get("no_repeat_ngram")) is not None:
         told = said_by_hand(context, reply, s.get("ngram_scope", "reply"))
         last = told[len(told) - size + 1 :] if size > 1 else []
@@ -120,12 +144,17 @@ ALL = {
     **WORDS, **BAD, "repetition_penalty": 1.4, "presence_penalty": 0.7, "frequency_penalty": 0.3, "penalty_scope": "own",
     "no_repeat_ngram": 2, "ngram_scope": "context", "min_new_tokens": 1, "forced_tokens": [8], "forced_end": True,
     "decay_start": 1, "decay_factor": 1.2, "suppress_tokens": [20, 21], "begin_suppress_tokens": [22],
+    "dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 1, "dry_range": 9, "dry_breakers": [9],
 }  # fmt: skip
+DRY = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 1, "dry_range": 99}
 CASES = [
     WORDS, BAD, ALL,
     *[{name: 1.7, "penalty_scope": scope} for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
       for scope in ("reply", "own", "context")],
     *[{"no_repeat_ngram": size, "ngram_scope": scope} for size in (1, 2, 3, 4, 9) for scope in ("reply", "own", "context")],
+    *[{**DRY, "dry_scope": scope, **more} for scope in ("reply", "own", "context")
+      for more in ({}, {"dry_allowed_length": 2}, {"dry_range": 6}, {"dry_range": 1, "dry_multiplier": 0.0})],
+    {"dry_multiplier": 2.0, "dry_breakers": [9, 6]},
     {"repetition_penalty": 0.6}, {"presence_penalty": -2.0, "frequency_penalty": -0.5},
     {"min_new_tokens": 3}, {"forced_tokens": [8, 2, 9]}, {"forced_end": True},
     {"decay_start": 0, "decay_factor": 1.5}, {"decay_start": 3, "decay_factor": 0.5},
@@ -138,7 +167,7 @@ def test_a_processor_is_its_reference(settings):
     expected_MV = [by_hand(*row, settings) for row in zip(LOGITS, CONTEXTS, REPLIES, LIMITS, strict=True)]
     got_MV = processed(settings)
     np.testing.assert_allclose(got_MV[:, :VOCAB], expected_MV, rtol=TOLERANCE, atol=TOLERANCE)
-    if settings.get("no_repeat_ngram") not in (4, 9):  # which nobody has said
+    if settings.get("no_repeat_ngram") not in (4, 9) and settings.get("dry_range") != 1:  # which nobody has said
         assert (got_MV != LOGITS).any()
     np.testing.assert_array_equal(processed(settings, pad=5), got_MV)
     np.testing.assert_array_equal(processed(settings, pad=-7), got_MV)
@@ -152,6 +181,13 @@ def test_a_worked_example_of_the_block():
     assert np.flatnonzero(np.isinf(processed({"no_repeat_ngram": 3})[2])).tolist() == [4]  # 9 5 4 5 9 5
     # The reply's first token, where its context's end counts: 5 EOS was said, and what follows 3 EOS is 4.
     assert np.isinf(processed({"no_repeat_ngram": 2, "ngram_scope": "context"})[1]).sum() == 0
+
+
+def test_worked_examples_of_dry():
+    """Row 2: after "9 5" came 4, so that carries on two tokens; after "5" came 9 and 7, one. EOS is never lowered."""
+    lowered_MV = LOGITS - processed(DRY)
+    lowered = [{int(v): round(float(row_V[v]), 4) for v in np.flatnonzero(row_V)} for row_V in lowered_MV]
+    assert lowered == [{6: 2.0}, {}, {4: 2.0, 7: 1.0, 9: 1.0}, {3: 2.0, 5: 1.0}]
 
 
 def test_own_turns_are_every_second_one_from_the_end():
@@ -298,7 +334,27 @@ def test_a_function_with_a_number_is_one_program():
         ({"suppress_tokens": 5}, "suppress_tokens is 5; give a list of token ids"),
         ({"suppress_tokens": "word"}, "suppress_tokens is 'word'; give a list of token ids"),
         ({"bad_words": [[]]}, "bad_words holds a list of no tokens"),
-        ({"bad_words": ["damn"]}, "bad_words is 'damn'; give a list of token ids"),
+        ({"bad_words": "damn"}, "bad_words is 'damn'; give a list of token ids, of lists of them and of texts"),
+        (
+            {"bad_words": ["damn"]},
+            "bad_words holds a text, and there is no tokenizer here; ask a Bot, or give token ids",
+        ),
+        ({"bad_words": [""]}, "bad_words holds a text of nothing"),
+        ({"logit_bias": {"damn": -2.0}}, "logit_bias holds a text, and there is no tokenizer here"),
+        ({"dry_multiplier": 1, "dry_breakers": ["."]}, "dry_breakers holds a text, and there is no tokenizer here"),
+        (
+            {"dry_multiplier": 1, "dry_breakers": [[1, 2]]},
+            "dry_breakers is [[1, 2]]; give a list of token ids and of texts",
+        ),
+        ({"dry_multiplier": 1, "dry_breakers": [61]}, "dry_breakers: token id 61 is outside the vocabulary"),
+        ({"dry_multiplier": -1}, "dry_multiplier is -1; it must be a number from 0"),
+        ({"dry_multiplier": 1, "dry_base": 0.5}, "dry_base is 0.5; it must be a number from 1"),
+        ({"dry_base": 2}, "dry_base goes with dry_multiplier; give both, or leave dry_base out"),
+        ({"dry_multiplier": 1, "dry_allowed_length": 0}, "dry_allowed_length is 0; it must be a whole number from 1"),
+        ({"dry_multiplier": 1, "dry_range": 0}, "dry_range is 0; it must be a whole number from 1"),
+        ({"xtc_threshold": 0.2}, "xtc_threshold goes with xtc_probability"),
+        ({"xtc_probability": 1.5}, "xtc_probability is 1.5; it must be a number from 0 to 1"),
+        ({"xtc_probability": 1, "xtc_threshold": 0}, "xtc_threshold is 0; it must be a number over 0"),
         ({"bad_words": [[1, [2]]]}, "a token of bad_words is [2]"),
         ({"logit_bias": [1, 2]}, "logit_bias is [1, 2]; give a number for each token id"),
         ({"logit_bias": {4: float("nan")}}, "a number of logit_bias is nan"),
