@@ -21,7 +21,7 @@ import numpy as np
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert.infer import GPT2_HEAD_DIM, RELEASED, infer_config
 from dialogpt_jax.convert.int8_names import take_apart
-from dialogpt_jax.convert.mapping import to_params
+from dialogpt_jax.convert.mapping import SCORE, to_params, to_ranker_params
 from dialogpt_jax.convert.names import (
     EMBEDDING,
     HEAD,
@@ -55,7 +55,6 @@ MISLABELLED = {  # (in the file's name, variant by its shapes) → what is known
     ("small_reverse", "medium"): "Microsoft's 345M reverse model is known to be published as small_reverse.pkl",
     ("large", "GPT-2 XL"): "one of Microsoft's configs for large had the sizes of the 1542M model",
 }
-SCORE = "score.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Findings:
       layers, width, heads, mlp, positions, vocabulary: the sizes.
       heads_known: `heads` is from a config.json; otherwise a head is taken to have GPT-2's 64 dimensions, and `heads`
         is `None` where 64 does not divide the width.
-      head: "tied", "separate" or "separate, equal to the token embedding".
+      head: "tied", "separate" or "separate, equal to the token embedding"; of a ranker, "a scoring row".
       zero_rows: zero rows at the end of the token embedding: a padded vocabulary.
       changes: renames and drops on the way to Hugging Face's names, alike ones together.
       nonfinite: number of NaN and infinite weights.
@@ -148,7 +147,6 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
         found, renamed, dropped = normalise(weights)
         if scaling and config is not None and config.tie_word_embeddings:
             del found[HEAD]  # of an int8 model, which has one always
-        score = found.pop(SCORE, None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WeightsWarning)  # the findings say the same
             guess = infer_config(found, n_head=_heads(found, config))
@@ -156,12 +154,12 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
         return dataclasses.replace(plain, warnings=(str(error),))
     variant = RELEASED.get((guess.n_layer, guess.n_embd), "other")
     nonfinite, misfits = _hold_to_config(tensors if scaling else found, guess if config is None else config)
-    embedding = found[EMBEDDING]
+    embedding, ranker = found[EMBEDDING], SCORE in found
     findings = dataclasses.replace(
         plain,
-        kind="GPT-2 language model" if score is None else "DialogRPT ranker",
+        kind="DialogRPT ranker" if ranker else "GPT-2 language model",
         variant=variant,
-        parameters=guess.num_parameters,
+        parameters=guess.num_parameters + (guess.n_embd if ranker else 0),
         layers=guess.n_layer,
         width=guess.n_embd,
         heads=None if config is None and guess.n_embd % GPT2_HEAD_DIM else guess.n_head,
@@ -169,7 +167,7 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
         positions=guess.n_positions,
         vocabulary=guess.vocab_size,
         heads_known=config is not None,
-        head=_head(found),
+        head="a scoring row" if ranker else _head(found),
         zero_rows=_zero_rows(embedding),
         changes=tuple(
             by_kind([f"renamed  {a} -> {b}" for a, b in renamed] + [f"dropped  {a} ({why})" for a, why in dropped])
@@ -193,7 +191,7 @@ def _hold_to_config(found: Tensors, config: GPT2Config) -> tuple[int, str | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WeightsWarning)  # the findings have them
         try:
-            _, report = to_params(found, config)
+            _, report = (to_ranker_params if SCORE in found else to_params)(found, config)
         except MappingError as error:
             return sum(_count_nonfinite(array) for array in found.values()), str(error)
     return sum(count for _, count in report.nonfinite), None
@@ -243,7 +241,7 @@ def _warnings(findings: Findings, misfits: str | None, untied: str | None) -> li
     if misfits:
         out.append(misfits)
     if findings.kind == "DialogRPT ranker":
-        out.append("it scores replies and writes none: it has a score row and is no chat model")
+        out.append("it scores replies and writes none: it has a scoring row and is no chat model")
     if findings.head == "separate" and findings.kind == "GPT-2 language model":
         how = f" {untied}" if untied else ""
         out.append(f"the head differs from the token embedding{how}; it is kept as a separate one")
@@ -296,7 +294,8 @@ def describe_findings(findings: Findings) -> str:
         lines.append(("text", f"{findings.positions} positions, {findings.vocabulary:,} token ids"))
         lines.append(("parameters", f"{findings.parameters:,}"))
         lines.append(("head", str(findings.head)))
-        lines.append(("direction", "not told by the file: a model and its backward (MMI) one have the same shapes"))
+        if findings.kind == "GPT-2 language model":
+            lines.append(("direction", "not told by the file: a model and its backward (MMI) one have the same shapes"))
     if findings.zero_rows:
         lines.append(("padding", f"{findings.zero_rows} zero rows at the end of the token embedding"))
     lines += [("name", escape_controls(change, keep="")) for change in findings.changes]

@@ -2,16 +2,18 @@
 
     names of any origin ─normalise→ Hugging Face's names ─TABLE→ params        `to_params`
     params ─TABLE→ Hugging Face's names                                        `from_params`
+    a ranker's names ─normalise, TABLE→ params with a scoring row              `to_ranker_params`
 
 Only this file and `model.py` know our layout. A row of the table reads like an einops pattern: `D (3 H K) -> 3 H K D`
 says that their array has two axes, the second holding 3·H·K, and ours four, in that order.
 
-Letters: L layers, D model, H heads, K head dim, F mlp, V vocabulary (ours padded with zero rows), P positions.
+Letters: L layers, D model, H heads, K head dim, F mlp, V vocabulary (ours padded with zero rows), P positions. A digit is a
+size.
 
 Sources: transformers' `modeling_gpt2.py` (`Conv1D` keeps its weight as (in, out), the transpose of torch's Linear);
 `modeling_flax_gpt2.py`, where `FlaxConv1D` declares `kernel` as (features, in) and transposes it at use, so that a Flax
 kernel is the transpose of torch's here too, the square `attn.c_proj` included; Microsoft's
-`gpt2_training/train_utils.py` for `module.` and `lm_head.decoder.weight`.
+`gpt2_training/train_utils.py` for `module.` and `lm_head.decoder.weight`; golsun/DialogRPT's `src/model.py` for `score`.
 """
 
 import dataclasses
@@ -59,7 +61,9 @@ TABLE = (
     ("transformer.ln_f.weight", "ln_f.scale", "D -> D"),
     ("transformer.ln_f.bias", "ln_f.bias", "D -> D"),
     ("lm_head.weight", "lm_head.kernel", "V D -> V D"),
+    ("score.weight", "score.kernel", "1 D -> 1 D"),  # of a ranker, which has no head
 )
+SCORE = "score.weight"
 
 _TENSORS_A_LAYER = sum("{i}" in name for name, *_ in TABLE)
 MOST_LINES = 1000  # of a difference that an error shows; GPT-2 XL has 581 tensors
@@ -135,14 +139,25 @@ class MappingReport:
 def rows(config: GPT2Config) -> list[Row]:
     """The table written out, in the order of the network: a row per tensor, `lm_head` only where it is separate."""
     sizes = {"V": config.vocab_size, "P": config.n_positions, "D": config.n_embd, "F": config.mlp_dim}
-    sizes |= {"3": 3, "H": config.n_head, "K": config.head_dim}
+    sizes |= {"1": 1, "3": 3, "H": config.n_head, "K": config.head_dim}
     block = [index for index, (name, *_) in enumerate(TABLE) if "{i}" in name]
-    before, after = TABLE[: block[0]], TABLE[block[-1] + 1 :]
-    if config.tie_word_embeddings:
-        after = tuple(row for row in after if row[0] != HEAD)
+    absent = {SCORE, HEAD} if config.tie_word_embeddings else {SCORE}
+    before = TABLE[: block[0]]
+    after = [row for row in TABLE[block[-1] + 1 :] if row[0] not in absent]
     out = [_row(row, 0, sizes) for row in before]
     out += [_row(TABLE[index], layer, sizes) for layer in range(config.n_layer) for index in block]
     return out + [_row(row, 0, sizes) for row in after]
+
+
+def ranker_rows(config: GPT2Config) -> list[Row]:
+    """The table of a ranker: no head, and the scoring row."""
+    score = next(row for row in TABLE if row[0] == SCORE)
+    return [*rows(dataclasses.replace(config, tie_word_embeddings=True)), _row(score, 0, {"1": 1, "D": config.n_embd})]
+
+
+def is_ranker(tensors: Tensors) -> bool:
+    """Whether a file has a scoring row, whatever wrapped its names."""
+    return SCORE in normalise({name: array for name, array in tensors.items() if name.endswith(SCORE)}).tensors
 
 
 def _row(row: tuple[str, str, str], layer: int, sizes: Mapping[str, int]) -> Row:
@@ -185,14 +200,9 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
             del found[HEAD]
         else:
             config, untied = dataclasses.replace(config, tie_word_embeddings=False), True
-    if config.n_layer * _TENSORS_A_LAYER > 2 * len(found):  # before anything of that size is laid out
-        raise MappingError(
-            f"the config has n_layer {config.n_layer}, and the file has {count_layers(found)} layers ({len(found)} "
-            "tensors): the config is another model's, or damaged"
-        )
+    _check_layers(found, config)
     table = _rows_of(config, bool(scaling))
-    expected = {row.name: f"{row.shape}" for row in table}
-    _compare(expected, {name: _described(array, name in scaling) for name, array in found.items()}, config)
+    _check_tensors(found, scaling, table, config)
     if untied:
         warnings.warn(
             f"{HEAD} differs from the token embedding in {count_differences(found[HEAD], found[EMBEDDING])} of "
@@ -202,6 +212,52 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
             stacklevel=2,
         )
 
+    params, nonfinite = _apply(table, found, scaling, config)
+    return params, MappingReport(config, renamed, dropped, _transposed(table), nonfinite, untied)
+
+
+def to_ranker_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], MappingReport]:
+    """`to_params` of a ranker's file: the parameters of a GPT-2 without a head, and beside them the scoring row.
+
+        {"wte": …, "h_0": …, "ln_f": …, "score": {"kernel": (1, D)}}
+
+    A head of a language model that is in the file is dropped, and the report says so.
+
+    Warns:
+      NonFiniteWeights: NaN or infinity in a tensor.
+
+    Raises:
+      MappingError: as `to_params`, where there is no scoring row, or one of several classes, too.
+    """
+    config = dataclasses.replace(config, tie_word_embeddings=True)
+    found, renamed, dropped = normalise(tensors)
+    if found.pop(HEAD, None) is not None:
+        dropped = (*dropped, (HEAD, "a ranker scores, and has no head"))
+    _check_layers(found, config)
+    table = ranker_rows(config)
+    _check_tensors(found, {}, table, config)
+    params, nonfinite = _apply(table, found, {}, config)
+    return params, MappingReport(config, renamed, dropped, _transposed(table), nonfinite)
+
+
+def _check_layers(found: Tensors, config: GPT2Config) -> None:
+    """Before anything of that size is laid out."""
+    if config.n_layer * _TENSORS_A_LAYER > 2 * len(found):
+        raise MappingError(
+            f"the config has n_layer {config.n_layer}, and the file has {count_layers(found)} layers ({len(found)} "
+            "tensors): the config is another model's, or damaged"
+        )
+
+
+def _check_tensors(found: Tensors, scaling: Mapping[str, Scaling], table: list[Row], config: GPT2Config) -> None:
+    expected = {row.name: f"{row.shape}" for row in table}
+    _compare(expected, {name: _described(array, name in scaling) for name, array in found.items()}, config)
+
+
+def _apply(
+    table: list[Row], found: Tensors, scaling: Mapping[str, Scaling], config: GPT2Config
+) -> tuple[dict[str, Any], tuple[tuple[str, int], ...]]:
+    """Parameters of tensors that fit the table, and how many values of which are not finite."""
     params: dict[str, Any] = {}
     nonfinite = []
     for row in table:
@@ -218,20 +274,24 @@ def to_params(tensors: Tensors, config: GPT2Config) -> tuple[dict[str, Any], Map
     if nonfinite:
         names = ", ".join(name for name, _ in nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
         count = sum(count for _, count in nonfinite)
-        warnings.warn(f"{count} weights are NaN or infinite, in {names}", NonFiniteWeights, stacklevel=2)
-    transposed = tuple(row.name for row in table if row.order != tuple(range(len(row.order))))
-    return params, MappingReport(config, renamed, dropped, transposed, tuple(nonfinite), untied)
+        warnings.warn(f"{count} weights are NaN or infinite, in {names}", NonFiniteWeights, stacklevel=3)
+    return params, tuple(nonfinite)
+
+
+def _transposed(table: list[Row]) -> tuple[str, ...]:
+    return tuple(row.name for row in table if row.order != tuple(range(len(row.order))))
 
 
 def from_params(params: Mapping[str, Any], config: GPT2Config) -> dict[str, np.ndarray]:
     """Our parameters → contiguous NumPy arrays under Hugging Face's names, the vocabulary's pad gone; int8 ones under ours.
 
-    The inverse of `to_params`, bit for bit. The head is written where it is separate.
+    The inverse of `to_params` and `to_ranker_params`, bit for bit. The head is written where it is separate, the scoring
+    row where there is one.
 
     Raises:
       MappingError: parameters that are not this config's.
     """
-    table = _rows_of(config, is_int8(params))
+    table = ranker_rows(config) if "score" in params else _rows_of(config, is_int8(params))
     leaves = {".".join(path): leaf for path, leaf in _flatten(params)}
     weights = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Int8Weight)}
     ours = {name: np.asarray(weights[name].values if name in weights else leaf) for name, leaf in leaves.items()}

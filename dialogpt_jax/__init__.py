@@ -48,6 +48,10 @@ __all__ = [
     "contrastive_search",
     "score",
     "Scores",
+    # What people would make of a reply
+    "Ranker",
+    "load_ranker",
+    "ensemble_score",
     # Text, and model directories
     "Tokenizer",
     "load_params",

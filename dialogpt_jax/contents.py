@@ -32,6 +32,9 @@ from dialogpt_jax.model import forward as forward
 from dialogpt_jax.model import init_params as init_params
 from dialogpt_jax.quantization import dequantize as dequantize
 from dialogpt_jax.quantization import quantize as quantize
+from dialogpt_jax.ranking.dialogrpt import Ranker as Ranker
+from dialogpt_jax.ranking.dialogrpt import ensemble_score as ensemble_score
+from dialogpt_jax.ranking.dialogrpt import load_ranker as load_ranker
 from dialogpt_jax.replies.candidates import Candidate as Candidate
 from dialogpt_jax.run.checkpoints import CheckpointError as CheckpointError
 from dialogpt_jax.run.checkpoints import CheckpointMismatch as CheckpointMismatch

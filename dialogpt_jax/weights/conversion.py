@@ -66,6 +66,10 @@ def convert(
         raise ConvertError(
             f"int8 weights go into a model directory alone; for {to}, --dtype float16 or float32 makes float ones of them"
         )
+    if "score" in found.params and (to != "directory" or dtype == "int8"):
+        raise ConvertError(
+            f"{source} is a ranker, which goes into a model directory in floating point; leave out --to and --dtype int8"
+        )
     dtype = dtype or ("float16" if to == "pkl" else "keep")
     params = (
         found.params if dtype == "keep" else in_dtype(found.params, found.config, parse_dtype(dtype), to=np.asarray)
@@ -77,5 +81,6 @@ def convert(
         write_gguf(target, from_params(params, found.config), found.config, text, chat_template=CHAT_TEMPLATE)
     else:
         write_torch(target, to_microsoft(from_params(params, found.config), found.config))
-    wrote = f"wrote {target}: {found.config.num_parameters:,} parameters, {dtype_name(params)}"
+    what = ", a ranker" if "score" in params else ""
+    wrote = f"wrote {target}: {found.config.num_parameters:,} parameters, {dtype_name(params)}{what}"
     return [*found.origin, *found.report.lines(), wrote]

@@ -20,7 +20,15 @@ from safetensors.numpy import save_file
 from dialogpt_jax.arguments import as_path, as_whole_number, shown
 from dialogpt_jax.config import CONFIG_FILE, ConfigError, GPT2Config
 from dialogpt_jax.convert.int8_names import QUANTIZATION, take_apart
-from dialogpt_jax.convert.mapping import MappingError, MappingReport, from_params, to_params
+from dialogpt_jax.convert.mapping import (
+    SCORE,
+    MappingError,
+    MappingReport,
+    from_params,
+    is_ranker,
+    to_params,
+    to_ranker_params,
+)
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.errors import escape_controls
 from dialogpt_jax.int8 import is_int8
@@ -54,6 +62,7 @@ REPLACED_FILES += (
     "flax_model*.msgpack*",
     "tf_model.h5",
 )
+ONE_CLASS = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 MAX_SHARD_BYTES = 5_000_000_000  # transformers' own limit for a long time; larger files trouble some stores
 
 
@@ -89,10 +98,35 @@ def load_params(
     """
     wanted = None if dtype is None else parse_dtype(dtype)
     as_path("path", path)
-    folder = hub.resolve(path, revision=revision)
-    params, report = read_directory(folder)
+    params, report = read_directory(hub.resolve(path, revision=revision))
     if wanted is None:
         wanted = np.dtype("int8" if is_int8(params) else "float32")
+    return in_dtype(params, report.config, wanted), report.config
+
+
+def load_ranker_params(
+    path: str | os.PathLike[str], dtype: Any = None, revision: str | None = None
+) -> tuple[dict[str, Any], GPT2Config]:
+    """`load_params` of a ranker: the parameters of a GPT-2, and beside them its scoring row, `params["score"]`.
+
+    Raises:
+      ValueError: as `load_params`; a directory of a language model, which has no scoring row; int8.
+    """
+    wanted = parse_dtype("float32" if dtype is None else dtype)
+    if wanted == np.int8:
+        raise ValueError("dtype is int8, which a ranker has none of; take float32 or bfloat16")
+    as_path("path", path)
+    folder = hub.resolve(path, revision=revision)
+    config, weights, tensors = _read(folder)
+    if not is_ranker(tensors):
+        raise ModelDirectoryError(
+            f"{folder}: a language model and no ranker, for it has no {SCORE}; `dialogpt train --pairs FILE --init "
+            f"{folder}` trains a ranker from it"
+        )
+    try:
+        params, report = to_ranker_params(tensors, config)
+    except MappingError as error:
+        raise MappingError(f"{weights}: {error}") from None
     return in_dtype(params, report.config, wanted), report.config
 
 
@@ -102,7 +136,19 @@ def read_directory(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Mapp
     Raises:
       ValueError: see `load_params`.
     """
-    folder = Path(folder)
+    config, weights, tensors = _read(Path(folder))
+    if is_ranker(tensors):
+        raise ModelDirectoryError(
+            f"{folder}: a ranker, for it has {SCORE}: it scores replies and writes none; load it by `load_ranker`"
+        )
+    try:
+        return to_params(tensors, config)
+    except MappingError as error:
+        raise MappingError(f"{weights}: {error}") from None
+
+
+def _read(folder: Path) -> tuple[GPT2Config, Path, Mapping[str, np.ndarray]]:
+    """The config of a model directory, its weight file, and what is in it."""
     if folder.is_file():
         raise ModelDirectoryError(
             f"{folder}: a file, where a model directory is wanted; `dialogpt convert {folder} DIR` makes one"
@@ -110,10 +156,7 @@ def read_directory(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Mapp
     if not folder.is_dir():
         raise ModelDirectoryError(f"{folder}: no such directory")
     config, weights = read_config(folder), find_weights(folder)
-    try:
-        return to_params(read(weights).tensors, config)
-    except MappingError as error:
-        raise MappingError(f"{weights}: {error}") from None
+    return config, weights, read(weights).tensors
 
 
 def read_config(folder: str | os.PathLike[str]) -> GPT2Config:
@@ -263,6 +306,10 @@ def _write_files(
     dtype = tensors["transformer.wte.weight"].dtype.name
     # transformers 5 reads `dtype`, earlier ones `torch_dtype`.
     fields = config.to_hf() | {"dtype": dtype, "torch_dtype": dtype}
+    if SCORE in tensors:
+        # One class: where nothing is said, transformers takes two. It has no `pad_token_id`: by one that is EOS older
+        # transformers look for a row's end, and find that of its first turn.
+        fields |= {"architectures": ["GPT2ForSequenceClassification"], **ONE_CLASS}
     if take_apart(tensors)[1]:
         fields["quantization_config"] = QUANTIZATION  # which no other program knows: it refuses the directory
     _write_json(folder / CONFIG_FILE, fields)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dialogpt_jax.config import CONFIG_FILE, GPT2Config
 from dialogpt_jax.convert.doctor import Findings, inspect
 from dialogpt_jax.convert.infer import GPT2_HEAD_DIM, infer_config
-from dialogpt_jax.convert.mapping import MappingReport, to_params
+from dialogpt_jax.convert.mapping import MappingReport, is_ranker, to_params, to_ranker_params
 from dialogpt_jax.convert.names import MappingError, Tensors
 from dialogpt_jax.convert.read import read
 from dialogpt_jax.text.tokenizer import JSON_FILE, MERGES_FILE, VOCAB_FILE, Tokenizer, TokenizerError
@@ -32,7 +32,7 @@ class Source(NamedTuple):
     """A model as it was found.
 
     Attributes:
-      params: NumPy arrays in our layout, in the file's dtypes.
+      params: NumPy arrays in our layout, in the file's dtypes; with a scoring row, `score`, where it is a ranker.
       config: the one that fits the tensors.
       tokenizer: `None` where there is none and none was given.
       report: what the mapping did.
@@ -85,7 +85,8 @@ def open_source(
             chosen, told = _read_config(given, heads), f"config from {given}"
         else:
             chosen, told = _fit_config(found.tensors, heads, text, text_folder)
-        params, report = to_params(found.tensors, chosen)
+        to_ours = to_ranker_params if is_ranker(found.tensors) else to_params
+        params, report = to_ours(found.tensors, chosen)
     except MappingError as error:
         raise MappingError(f"{weights}: {error}") from None
     if text is not None and text.vocab_size > report.config.vocab_size:
