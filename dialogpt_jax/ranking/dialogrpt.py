@@ -240,7 +240,7 @@ def ensemble_score(scores: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"the rankers scored different replies: {shapes}; score the same list by each")
 
     def mean(weights: Mapping[str, float]) -> np.ndarray:
-        return sum(weight * arrays[name] for name, weight in weights.items()) / sum(weights.values())
+        return np.sum([weight * arrays[name] for name, weight in weights.items()], axis=0) / sum(weights.values())
 
     return (mean(PRIOR) * mean(CONDITION)).astype(np.float32)
 
