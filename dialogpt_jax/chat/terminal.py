@@ -33,7 +33,7 @@ HELP = """\
 /save FILE         write the chat
 /load FILE         go on with a chat that /save wrote
 /settings          show how replies are drawn
-/settings top_k 5  set one of them; `none` turns it off
+/settings top_k 5  set one of them, also top_k=5; `none` turns it off
 /help              this list
 /quit              leave, as Ctrl-D does
 Ctrl-C             stop a reply"""
@@ -138,7 +138,7 @@ class Terminal:
                     self.chat = Chat.load(rest, self._bot)
                 self._show_turns(rest)
             case "settings":
-                self._set(rest.split())
+                self._set(rest.replace("=", " ", 1).split())
                 shown = f"{describe_sampling(self.chat.sampling)}, max_new_tokens {self.chat.max_new_tokens}"
                 self._say(f"{shown}, seed {self.chat.seed}; the last context had {self.chat.context_tokens} tokens")
             case _:
@@ -156,7 +156,7 @@ class Terminal:
         if not words:
             return
         if len(words) != 2 or words[0] not in SETTABLE:
-            raise ValueError(f"/settings NAME VALUE, with one of {', '.join(SETTABLE)}")
+            raise ValueError(f"/settings NAME VALUE or NAME=VALUE, with one of {', '.join(SETTABLE)}")
         name, text = words
         value: Any
         try:

@@ -207,10 +207,11 @@ def options_of(how: HowFlags, when: WhenFlags, recipe: RecipeFlags) -> TrainOpti
 def _compile_only(inputs: TrainInputs, where: WhereFlags, options: TrainOptions) -> int:
     from dialogpt_jax.chat.loading import bundled_directory
     from dialogpt_jax.parallel.mesh import parse_mesh
-    from dialogpt_jax.run.dry_run import dry_run, render
+    from dialogpt_jax.run.dry_run import dry_run, render, topology_devices
     from dialogpt_jax.weights.directory import read_config
     from dialogpt_jax.weights.hub import resolve
 
+    topology_devices(where.topology)  # without its compiler all else is in vain
     if inputs.config is None:
         begin = bundled_directory() if inputs.init is None else resolve(inputs.init, revision=inputs.revision)
         config = read_config(begin)

@@ -33,7 +33,7 @@ from dialogpt_jax.run.dry_run_report import CompiledProgram, DryRunReport, rende
 from dialogpt_jax.run.options import TOPOLOGY, TrainOptions
 from dialogpt_jax.run.program import lower_step
 
-__all__ = ["DryRunError", "dry_run", "render"]
+__all__ = ["DryRunError", "dry_run", "render", "topology_devices"]
 
 TOPOLOGIES = "v5e:2x4, v6e:4x4, v5p:2x2x2, v4:2x2x4"
 

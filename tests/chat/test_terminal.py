@@ -148,7 +148,7 @@ def test_help_and_settings_are_no_part_of_the_conversation(talk):
 
 
 def test_settings_change_the_replies(talk, bot):
-    out, _, chat = talk("/settings temperature 0\n/settings max_new_tokens 5\n/settings seed 9\nHello\n")
+    out, _, chat = talk("/settings temperature=0\n/settings max_new_tokens 5\n/settings seed = 9\nHello\n")
     assert (chat.seed, chat.max_new_tokens, chat.sampling.temperature) == (9, 5, None)
     assert out == [one_line(bot.reply("Hello", sampling=dg.Sampling(temperature=0), max_new_tokens=5))]
 
@@ -168,8 +168,8 @@ def test_settings_change_the_replies(talk, bot):
         (b"/save /", "/: "),
         (b"/save /no/such/file", "/no/such/file: No such file or directory"),
         (b"/save .", ".: "),
-        (b"/settings temperature", "/settings NAME VALUE, with one of temperature, "),
-        (b"/settings heat 3", "/settings NAME VALUE, with one of temperature, "),
+        (b"/settings temperature=", "/settings NAME VALUE or NAME=VALUE, with one of temperature, "),
+        (b"/settings heat 3", "/settings NAME VALUE or NAME=VALUE, with one of temperature, "),
         (b"/settings temperature hot", "temperature: 'hot' is not a number"),
         (b"/settings temperature -1", "temperature is -1"),
         (b"/settings temperature nan", "temperature is nan"),

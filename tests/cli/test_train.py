@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import gzip
+import importlib.util
 import itertools
 import json
 import os
@@ -412,6 +413,15 @@ def test_what_a_user_can_put_right_is_one_line_and_status_1(place, capfd, tmp_pa
 @pytest.mark.parametrize("words", [["--steps", "x"], ["--dtype", "int8"], ["--optimizer", "sgd"], ["--nonsense"]])
 def test_bad_arguments_are_status_2(capfd, words):
     assert call(capfd, *words)[:2] == (2, "")
+
+
+def test_without_the_tpu_compiler_nobody_says_that_it_compiles(capfd, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    status, out, err, _ = call(capfd, "--config", "small", "--compile-only", "--topology", "v5e:2x4")
+    assert (status, out) == (1, "")
+    assert err == (
+        "dialogpt train: a dry run needs the TPU compiler: pip install 'dialogpt-jax[tpu]', in an environment of its own\n"
+    )
 
 
 def test_help_teaches(capfd):
