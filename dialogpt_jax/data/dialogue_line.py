@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dialogpt_jax.data.dialogue_value import ASSISTANT, MAX_WEIGHT, USER, DataError, Dialogue, Dropped
-from dialogpt_jax.text.dialogue import DialogueError, join_parts, why_not_a_turn
+from dialogpt_jax.data.dialogue_value import MAX_WEIGHT, DataError, Dialogue, Dropped
+from dialogpt_jax.text.dialogue import DialogueError, join_parts, speaker_of, why_not_a_turn
 
 # What `dialogpt data check --help` shows, and in short what an error says.
 FORMS = """\
@@ -31,7 +31,6 @@ FORMS_IN_SHORT = (
 MAX_TURN_CHARACTERS = 100_000  # far beyond every model's context; such a turn is a pasted file
 # What a pair of turns is called, the first before the second.
 PROMPTS, RESPONSES = ("prompt", "question", "input", "source"), ("response", "completion", "answer", "output", "target")
-_SHAREGPT = {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bing": ASSISTANT, "bard": ASSISTANT}
 
 
 class Form(NamedTuple):
@@ -203,9 +202,12 @@ def _parse_turn(number: int, turn: Any) -> tuple[str, str | None, float | None]:
         return turn, None, None
     fields: Mapping[str, Any] = turn if isinstance(turn, dict) else {}
     role = fields.get("role", fields.get("from"))
-    if refusal := why_not_a_turn(role):
-        raise _Refused(f"message {number}: {refusal}", f"a {str(role).strip()} message")
-    speaker = fields.get("speaker", role)
+    try:
+        said_by = speaker_of(number, role)
+    except DialogueError as error:
+        kind = f"a {str(role).strip()} message" if why_not_a_turn(role) else "an unknown role"
+        raise _Refused(str(error), kind) from None
+    speaker = fields.get("speaker", said_by)
     text = fields.get("text", fields.get("content", fields.get("value")))
     if isinstance(text, list):
         try:
@@ -214,8 +216,6 @@ def _parse_turn(number: int, turn: Any) -> tuple[str, str | None, float | None]:
             raise _Refused(str(error), "a part of a message is no text") from None
     if not isinstance(text, str):
         raise _Refused(f"turn {number} has no text", "a turn has no text")
-    if speaker is role and "role" not in fields and isinstance(speaker, str):
-        speaker = _SHAREGPT.get(speaker.lower(), speaker)
     weight = fields.get("weight", fields.get("loss"))
     if isinstance(weight, bool) and "weight" not in fields:  # `"loss": false` is said like this elsewhere
         weight = float(weight)

@@ -10,7 +10,6 @@ from dialogpt_jax.arguments import as_plain, shown
 from dialogpt_jax.text.dialogue import DialogueError, said_by, why_not_a_turn
 
 MAX_WEIGHT = 3.4e38  # float32's end
-ASSISTANT, USER = "assistant", "user"
 
 
 class DataError(ValueError):

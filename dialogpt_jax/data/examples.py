@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogpt_jax.arguments import shown
-from dialogpt_jax.data.dialogue_value import ASSISTANT, MAX_WEIGHT, DataError, Dialogue
+from dialogpt_jax.data.dialogue_value import MAX_WEIGHT, DataError, Dialogue
+from dialogpt_jax.text.dialogue import ASSISTANT
 from dialogpt_jax.text.tokenizer import MOST_ID
 
 REPLIES, ALL, LAST = "replies", "all", "last"

@@ -28,8 +28,9 @@ from dialogpt_jax.data.dialogue_line import (
     parse_line,
     split_tsv,
 )
-from dialogpt_jax.data.dialogue_value import ASSISTANT, DataError, Dialogue, Dropped
+from dialogpt_jax.data.dialogue_value import DataError, Dialogue, Dropped
 from dialogpt_jax.errors import counted
+from dialogpt_jax.text.dialogue import ASSISTANT
 
 __all__ = [
     "DataError",

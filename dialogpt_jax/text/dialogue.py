@@ -12,9 +12,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from dialogpt_jax.arguments import as_plain
+from dialogpt_jax.arguments import as_plain, shown
 from dialogpt_jax.text.tokenizer import Tokenizer
 
+# Roles of chat messages that are turns, and the one of the first two that each means; the others are ShareGPT's.
+USER, ASSISTANT = "user", "assistant"
+ROLES = {USER: USER, ASSISTANT: ASSISTANT, "human": USER}
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), ASSISTANT)
 # Roles of chat messages that nobody in the dialogue said.
 UNSAID = ("system", "developer", "tool", "function")
 # Types of a content's parts that are text.
@@ -67,10 +71,10 @@ def texts_of(dialogue: Turns) -> list[str]:
 
 
 def said_by(dialogue: Turns) -> list[tuple[str, str | None]]:
-    """Each turn's text and who said it: the role of a message, `None` of a plain text.
+    """Each turn's text and who said it: "user" or "assistant" by the role of a message, `None` of a plain text.
 
     Raises:
-      DialogueError: a turn that is not text, or a message that nobody said, such as a system message.
+      DialogueError: a turn that is not text, a message that nobody said, such as a system message, or an unknown role.
     """
     plain = as_plain(dialogue)
     if isinstance(plain, str):
@@ -82,18 +86,34 @@ def said_by(dialogue: Turns) -> list[tuple[str, str | None]]:
     turns = []
     for number, turn in enumerate(plain, start=1):
         message = turn if isinstance(turn, Mapping) else {"content": turn}
-        text, role = as_plain(message.get("content")), message.get("role")
-        if refusal := why_not_a_turn(role):
-            raise DialogueError(f"message {number}: {refusal}")
+        text, speaker = as_plain(message.get("content")), speaker_of(number, message.get("role"))
         if message is turn and isinstance(text, list):
             text = join_parts(number, text)
         if not isinstance(text, str):
             what = f"content of message {number}" if message is turn else f"turn {number}"
             raise DialogueError(f"{what} is {type(text).__name__}; expected text")
-        if role is not None and not isinstance(role, str):
-            raise DialogueError(f"role of message {number} is {type(role).__name__}; expected text")
-        turns.append((str(text), role))
+        turns.append((str(text), speaker))
     return turns
+
+
+def speaker_of(number: int, role: object) -> str | None:
+    """Who says message `number`, by its role: "user" or "assistant"; `None` where it has none.
+
+    Raises:
+      DialogueError: it is no text, nobody's, such as a system message's, or unknown.
+    """
+    if role is None:
+        return None
+    if not isinstance(role, str):
+        raise DialogueError(f"role of message {number} is {type(role).__name__}; expected text")
+    if refusal := why_not_a_turn(role):
+        raise DialogueError(f"message {number}: {refusal}")
+    if role.strip().lower() not in ROLES:
+        raise DialogueError(
+            f"message {number}: {shown(role)} is no role; known are {', '.join(ROLES)} (in a file of dialogues a name "
+            "stands as `speaker`)"
+        )
+    return ROLES[role.strip().lower()]
 
 
 def join_parts(number: int, parts: Sequence[Any]) -> str:

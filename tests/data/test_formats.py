@@ -36,7 +36,7 @@ def read(tmp_path, *lines, name="talk.jsonl"):
 @pytest.mark.parametrize("name", ["talk.jsonl", "talk.jsonl.gz", "talk.json"])
 def test_each_form_of_json_in_one_file(tmp_path, name):
     as_turns = [{"text": t, "speaker": s, "weight": w} for t, s, w in zip(TURNS, SPEAKERS, WEIGHTS, strict=True)]
-    as_messages = [{"role": s, "content": t, "weight": w} for t, s, w in zip(TURNS, SPEAKERS, WEIGHTS, strict=True)]
+    as_messages = [{"speaker": s, "content": t, "weight": w} for t, s, w in zip(TURNS, SPEAKERS, WEIGHTS, strict=True)]
     found = read(
         tmp_path,
         b"\xef\xbb\xbf" + json.dumps({"turns": TURNS}).encode(),  # a byte order mark
@@ -240,6 +240,8 @@ BROKEN = [
         "a system message",
     ),
     ([*MESSAGES, {"role": "tool", "content": "x"}], "message 3: a tool message is no turn", "a tool message"),
+    ([*MESSAGES, {"role": "x", "content": "x"}], "message 3: 'x' is no role; known are user, ", "an unknown role"),
+    ({"conversations": [{"from": "Ann", "value": "x"}]}, "message 1: 'Ann' is no role; known are", "an unknown role"),
     ({"turns": "ab"}, "`turns` is no list", "`turns` is no list"),
     ({"messages": {"a": 1}}, "`messages` is no list", "`messages` is no list"),
     ({"turns": []}, "no turn; a dialogue has at least two", "fewer than two turns"),

@@ -64,6 +64,10 @@ def test_a_text_texts_and_messages_are_turns():
         ({"Hi"}, "got set"),
         (["Hi", float("nan")], "turn 2 is float; expected text"),
         ([{"role": 1, "content": "Hi"}], "role of message 1 is int; expected text"),
+        (
+            ["Hi", {"role": "x", "content": "Ho"}],
+            "message 2: 'x' is no role; known are user, assistant, human, gpt, chat",
+        ),
     ],
 )
 def test_what_is_no_dialogue_is_one_line(dialogue, message):
@@ -83,6 +87,12 @@ def test_a_message_that_nobody_said_is_one_line_that_says_what_to_do(role):
         ):
             as_turns(dialogue)
     assert why_not_a_turn("user") is why_not_a_turn("Ann") is why_not_a_turn(None) is None
+
+
+def test_roles_of_other_programs_are_the_user_s_and_the_assistant_s():
+    roles = ("Human", "gpt", "user", "Assistant ", "human", "bard")
+    said = said_by([{"role": role, "content": "Hi"} for role in roles])
+    assert [speaker for _, speaker in said] == ["user", "assistant"] * 3
 
 
 def test_numpy_and_pandas_values_are_turns_as_pythons_are():
