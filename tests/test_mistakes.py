@@ -55,6 +55,34 @@ NOT_DIALOGUES = {
         if wrong[:3] != "{'r"
     },
 }
+NOT_REPLIES = {
+    "'Hello'": r"replies is 'Hello'; give a list of texts, \[text, …\]",
+    "3": "replies is 3; give a list of texts",
+    "None": "replies is None; give a list of texts",
+    "{'Hello'}": "replies is {'Hello'}; give a list of texts",
+    "{'text': 'Hello'}": "replies is {'text': 'Hello'}; give a list",
+    "pandas.DataFrame({'text': ['Hello']})": "replies is .*; give a list of texts",
+    "[3]": r"replies\[0\] is 3; give a text, or a Candidate",
+    "['Hello', None]": r"replies\[1\] is None; give a text",
+    "pandas.Series(['Hello', None])": r"replies\[1\] is (None|nan); give a text",
+    "[['Hello']]": r"replies\[0\] is \['Hello'\]; give a text",
+    "[{'role': 'assistant', 'content': 'Hello'}]": r"replies\[0\] is {.*}; give a text",
+    "['Hello', '']": r"replies\[1\] is empty; write something, or leave it out",
+    "[' ']": r"replies\[0\] is empty; write something",
+    "['z' * 100]": r"replies\[0\] has 101 tokens and its context \d+, 96 together at most; shorten it, or give a larger",
+}
+NOT_REPLIES_TO_EACH = {
+    "'Hello'": "replies is 'Hello'; give one reply, or one list of replies, for each dialogue",
+    "3": "replies is 3; give one reply, or one list",
+    "{'a': 'b', 'c': 'd'}": "replies is {.*}; give one reply, or one list",
+    "['Hello']": "there are 2 dialogues and 1 replies; give one reply, or one list",
+    "['Hello', ['Hello']]": r"replies\[0\] is 'Hello'; give a list of texts",
+    "['Hello', 3]": r"replies\[0\] is 'Hello'; give a list of texts",
+    "['Hello', '']": r"replies\[1\] is empty; write something",
+    "[['Hello'], ['Hello', '']]": r"replies\[1\]\[1\] is empty; write something",
+    "[['Hello'], [3]]": r"replies\[1\]\[0\] is 3; give a text",
+    "['Hello', 'z' * 100]": r"replies\[1\](\[0\])? has 101 tokens and its context",
+}
 NOT_WHOLE = {
     wrong: re.escape(f"is {eval(wrong)!r}; it must be a whole number")
     for wrong in ("-1", "1.5", "1.0", "True", "'4'", "[4]", "np.float64(4)", "np.int64(-1)")
@@ -79,6 +107,8 @@ MISTAKES = {
     "turns": (ValueError, NOT_TURNS),
     "turns to reply to": (ValueError, NOT_TURNS | NO_REPLY_TO),
     "dialogues": (ValueError, NOT_DIALOGUES),
+    "replies": (ValueError, NOT_REPLIES),
+    "replies to each": (ValueError, NOT_REPLIES_TO_EACH),
     "a whole number": (ValueError, NOT_WHOLE),
     "a whole number over 0": (ValueError, NOT_WHOLE | {"0": "is 0; it must be a whole number(, at least| from) "}),
     "a sampling": (TypeError, NOT_SAMPLING),
@@ -96,6 +126,12 @@ HOLES = {
     "bot.encode({})": "turns",
     "dg.Chat(bot, turns={})": "turns",
     "dg.Dialogue({})": "turns",
+    "bot.score({}, ['Hello'])": "turns to reply to",
+    "bot.score('Hi', {})": "replies",
+    "bot.score('Hi', ['Hello'], max_new_tokens={})": "a whole number over 0",
+    "bot.scores([['Hi'], ['Hi']], {})": "replies to each",
+    "bot.scores({}, ['Hello'])": "dialogues",
+    "bot.scores([], [], max_new_tokens={})": "a whole number over 0",
     "bot.replies({})": "dialogues",
     "bot.answers({})": "dialogues",
     "dg.make_examples({}, tokenizer)": "dialogues",
@@ -164,6 +200,7 @@ ODD = [
     ),
     ("dg.Chat('bot')", TypeError, "a chat is with a Bot; got 'bot'; `load` gives one"),
     ("bot.replies([['Hi']], progress=True)", TypeError, r"progress is True; give a function of \(done, all\)"),
+    ("bot.score('Hi', ['Hello'], progress=True)", TypeError, r"progress is True; give a function of \(done, all\)"),
     (
         "dg.load(revision='main')",
         ValueError,

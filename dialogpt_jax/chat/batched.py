@@ -36,13 +36,12 @@ def batched_answers(
     progress: Callable[[int, int], None] | None,
 ) -> list[Candidate]:
     """A reply to each dialogue, in their order; the arguments are those of `Bot.replies`."""
-    checked = _as_dialogues(dialogues)
+    checked = as_dialogues(dialogues)
     sampling = model.with_ids(checked_sampling(sampling, len(checked)))
     longest_reply, seed = min(checked_length(max_new_tokens), model.config.n_positions), seed_or_drawn(seed)
     if batch_size is not None:
         batch_size = as_whole_number("batch_size", batch_size, least=1, most=MOST)
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
+    progress = checked_progress(progress)
     contexts = [model.encode(turns, max_new_tokens=longest_reply) for turns in checked]
     rows = batch_size or _rows_that_fit(model, len(contexts), max(map(len, contexts), default=1), longest_reply)
     # A batch is of one bucket, so there is one program for each bucket, however many dialogues there are.
@@ -75,6 +74,13 @@ def batched_answers(
     return Candidates(found[i] for i in range(len(contexts)))
 
 
+def checked_progress(progress: Callable[[int, int], None] | None) -> Callable[[int, int], None] | None:
+    """A function of (done, all), or none."""
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
+    return progress
+
+
 def _rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: int) -> int:
     config = model.config
     slots = few_buckets(context, config.n_positions, SHORTEST_BATCH) + bucket_of(reply, config.n_positions)
@@ -87,18 +93,19 @@ def _rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: in
     return rows
 
 
-def _as_dialogues(dialogues: Iterable[TurnList]) -> list[list[str]]:
+def as_dialogues(dialogues: Iterable[TurnList], *, many: str = "replies", one: str = "reply") -> list[list[str]]:
+    """The turns of each dialogue, found sound; `many` and `one` are the functions of which an error speaks.
+
+    Raises:
+      DialogueError: these are no dialogues; the message says which.
+    """
+    wanted = f"{many} takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use {one}"
     plain = as_plain(dialogues)
     if isinstance(plain, str | bytes | Mapping) or not isinstance(plain, Iterable):
-        raise DialogueError(
-            "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply; got "
-            f"{type(dialogues).__name__}"
-        )
+        raise DialogueError(f"{wanted}; got {type(dialogues).__name__}")
     dialogues = list(plain)
     if any(isinstance(d, str | Mapping) for d in dialogues):
-        raise DialogueError(
-            "replies takes a list of dialogues, each a list of turns: [[text, …], …]; for one dialogue use reply"
-        )
+        raise DialogueError(wanted)
     checked = []
     for number, dialogue in enumerate(dialogues):
         try:

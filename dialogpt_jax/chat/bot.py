@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from dialogpt_jax.arguments import MOST, as_path, as_whole_number
-from dialogpt_jax.chat.batched import batched_answers
+from dialogpt_jax.chat.batched import as_dialogues, batched_answers, checked_progress
+from dialogpt_jax.chat.scoring import as_replies, as_replies_to_each, scored
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.beam_search import beam_search
@@ -195,6 +196,81 @@ class Bot(LanguageModel):
             batch_size=batch_size,
             progress=progress,
         )
+
+    def score(
+        self,
+        turns: Turns,
+        replies: Iterable[str | Candidate],
+        *,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Candidates:
+        """How probable each of some replies to a dialogue is, in their order; `pandas.DataFrame` makes a row of each.
+
+        A turn ends with EOS, so the reply's EOS is scored too. The replies share the context's computation; there may be
+        thousands, and the memory for them is bounded.
+
+        Args:
+          turns: a text, a list of texts or messages.
+          replies: texts; of a `Candidate`, whose tokens are known, those are scored, and it may be a cut one.
+          max_new_tokens: the context is what it would be for a reply of this length.
+          progress: called with (done, all) after each batch.
+
+        Raises:
+          DialogueError: a reply is empty, no text, or does not fit behind the context.
+          NonFiniteLogits: the weights are damaged, or too large for their dtype.
+
+        Example:
+          >>> near, far = bot.score("Any plans for today?", ["No, not yet.", "The moon is a cheese."])
+          >>> near.logprob > far.logprob
+          True
+          >>> abs(near.mean - near.logprobs.mean()) < 1e-4  # near.perplexity is exp(-near.mean)
+          True
+        """
+        return scored(
+            self,
+            [as_turns(turns)],
+            [as_replies("replies", replies)],
+            max_new_tokens=max_new_tokens,
+            progress=checked_progress(progress),
+            names=["replies"],
+        )[0]
+
+    def scores(
+        self,
+        dialogues: Iterable[TurnList],
+        replies: Iterable[str | Candidate] | Iterable[Iterable[str | Candidate]],
+        *,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Candidates | list[Candidates]:
+        """`score` of many dialogues, in compiled batches of similar length.
+
+        What else is scored changes a value by rounding alone: in float32 by less than 1e-4 of a token's log-probability.
+
+        Args:
+          dialogues: each a list of texts or of messages.
+          replies: one for each dialogue, and then a list with one for each comes back; or a list of them for each.
+          max_new_tokens, progress: as in `score`.
+
+        Example:
+          >>> dialogues = [["Hi!"], ["Hi!", "Hello.", "Any plans?"]]
+          >>> [len(c.tokens) == len(c.logprobs) for c in bot.scores(dialogues, ["Hello.", "No, not yet."])]
+          [True, True]
+          >>> [len(own) for own in bot.scores(dialogues, [["Hello.", "Bye."], ["No."]])]
+          [2, 1]
+        """
+        checked = as_dialogues(dialogues, many="scores", one="score")
+        given, one_each = as_replies_to_each(replies, len(checked))
+        found = scored(
+            self,
+            checked,
+            given,
+            max_new_tokens=max_new_tokens,
+            progress=checked_progress(progress),
+            names=[f"replies[{i}]" for i in range(len(checked))],
+        )
+        return Candidates(candidate for own in found for candidate in own) if one_each else found
 
     def stream(
         self,

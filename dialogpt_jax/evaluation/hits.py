@@ -1,6 +1,6 @@
 """Does a model prefer the true next turn? Contexts in, how many turns of other dialogues it likes better out.
 
-Letters: B contexts, T tokens, N candidates, R tokens of a candidate.
+Letters: B contexts, N candidates.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dialogpt_jax.data.batches import fill_up, pad_right
-from dialogpt_jax.decoding.request import bucket_of
-from dialogpt_jax.decoding.score import score_candidates
+from dialogpt_jax.decoding.score_batches import score_replies
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.replies.language_model import LanguageModel
 
@@ -31,9 +29,7 @@ class Ranks(NamedTuple):
     by_information: np.ndarray
 
 
-def ranks(
-    lm: LanguageModel, contexts: Sequence[Context], *, candidates: int = CANDIDATES, seed: int = 0, rows: int = 8
-) -> Ranks:
+def ranks(lm: LanguageModel, contexts: Sequence[Context], *, candidates: int = CANDIDATES, seed: int = 0) -> Ranks:
     """Where the true next turn stands among turns of other dialogues; chance is k / candidates.
 
     Where another turn scores the same as the true one, it counts as better.
@@ -43,7 +39,6 @@ def ranks(
       contexts: with their true next turns, from which the others are drawn too: of another dialogue, and another text.
       candidates: the truth and this many less one others.
       seed: of the draw; with it, a context's number decides its others.
-      rows: contexts scored together.
 
     Raises:
       ValueError: there are not enough other turns.
@@ -60,22 +55,10 @@ def ranks(
                 f"hits@k needs {candidates - 1} turns of other dialogues for each context; context {i} has {len(others)}"
             )
         sets_BN[i] = [i, *np.random.default_rng((seed, i)).choice(others, candidates - 1, replace=False)]
-    found = Ranks(np.empty(len(contexts), np.int64), np.empty(len(contexts), np.int64))
-    nothing_BT, ones_B = np.full((rows, 1), eos, np.int32), np.ones(rows, np.int32)
-    order = sorted(range(len(contexts)), key=lambda i: len(prompts[i]))
-    for begin in range(0, len(order), rows):
-        chosen = order[begin : begin + rows]
-        filled = fill_up(chosen, rows)
-        longest_prompt = max(len(prompts[i]) for i in filled)
-        context_BT, lengths_B = pad_right(
-            [prompts[i] for i in filled], bucket_of(longest_prompt, lm.config.n_positions)
-        )
-        replies = [truths[j] for i in filled for j in sets_BN[i]]
-        replies_MR, counts_M = pad_right(replies, bucket_of(max(map(len, replies)), longest))
-        replies_BNR, counts_BN = replies_MR.reshape(rows, candidates, -1), counts_M.reshape(rows, candidates)
-        scores = score_candidates(lm.params, lm.config, context_BT, lengths_B, replies_BNR, counts_BN)
-        alone = score_candidates(lm.params, lm.config, nothing_BT, ones_B, replies_BNR, counts_BN)
-        for ranks_B, scores_BN in zip(found, (scores.mean, np.asarray(scores.total) - alone.total), strict=True):
-            scores_BN = np.asarray(scores_BN)[: len(chosen)]
-            ranks_B[chosen] = (scores_BN[:, 1:] >= scores_BN[:, :1]).sum(axis=1)
-    return found
+    # P(turn) is the same behind any context, so each turn is scored once.
+    alone = score_replies(lm.params, lm.config, [[eos]], [truths])[0]
+    within = score_replies(lm.params, lm.config, prompts, [[truths[j] for j in set_N] for set_N in sets_BN])
+    total_BN = np.array([[logprobs.sum() for logprobs in own] for own in within])
+    mean_BN = np.array([[logprobs.mean() for logprobs in own] for own in within])
+    alone_BN = np.array([logprobs.sum() for logprobs in alone])[sets_BN]
+    return Ranks(*((x_BN[:, 1:] >= x_BN[:, :1]).sum(axis=1) for x_BN in (mean_BN, total_BN - alone_BN)))

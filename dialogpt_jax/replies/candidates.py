@@ -1,7 +1,11 @@
-"""Replies with what is known of each, as values that show themselves: on one line, in a list, as a table in a notebook."""
+"""Replies with what is known of each, as values that show themselves: on one line, in a list, as a table in a notebook.
+
+A reply that was drawn and one that was given and scored are the same kind of value. `pandas.DataFrame` makes a row of each.
+"""
 
 import dataclasses
 import html
+import math
 import reprlib
 
 import numpy as np
@@ -15,14 +19,18 @@ _MOST = 16  # candidates that are shown
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Candidate:
-    """One of several replies.
+    """A reply, drawn by a model or scored by it.
 
     Attributes:
       text: the reply.
       tokens: int32, its ids, EOS included where it ended.
       logprobs: float32, the model's own log-probability of each.
-      logprob: their sum.
+      logprob: their sum, log P(reply | context).
       finished: it ended by itself.
+      pmi: of a scored reply, what the context adds: log P(reply | context) − log P(reply), where P(reply) is after a lone
+        EOS (Li et al. 2016). `None` of a drawn one.
+      mean: of the log-probabilities, a token.
+      perplexity: exp(−mean).
 
     Example:
       >>> one, other = bot.candidates("Any plans for today?", n=2)
@@ -37,10 +45,20 @@ class Candidate:
     logprobs: np.ndarray
     logprob: float
     finished: bool
+    pmi: float | None = None
+    mean: float = dataclasses.field(init=False)  # fields, so that a table of pandas has them as columns
+    perplexity: float = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        mean = self.logprob / len(self.tokens) if len(self.tokens) else math.nan
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "perplexity", float(np.exp(-mean)))
 
     def __repr__(self) -> str:
+        pmi = "" if self.pmi is None else f"pmi {self.pmi:.2f}, "
         cut = "" if self.finished else ", cut"
-        return f"Candidate({on_one_line(self.text)}, logprob {self.logprob:.2f}, {len(self.tokens)} tokens{cut})"
+        text = on_one_line(self.text)
+        return f"Candidate({text}, logprob {self.logprob:.2f}, {pmi}{len(self.tokens)} tokens{cut})"
 
 
 class Candidates(list[Candidate]):
@@ -51,9 +69,11 @@ class Candidates(list[Candidate]):
         return "[" + ",\n ".join([*map(repr, self[:_MOST]), *more]) + "]"
 
     def _repr_html_(self) -> str:
-        head = "<tr><th></th><th>reply</th><th>log P</th><th>tokens</th><th>ended</th></tr>"
+        scored = any(c.pmi is not None for c in self[:_MOST])
+        head = f"<tr><th></th><th>reply</th><th>log P</th>{'<th>PMI</th>' * scored}<th>tokens</th><th>ended</th></tr>"
         rows = (
             f"<tr><td>{i}</td><td style='text-align:left'>{html.escape(c.text)}</td><td>{c.logprob:.2f}</td>"
+            f"{('<td></td>' if c.pmi is None else f'<td>{c.pmi:.2f}</td>') * scored}"
             f"<td>{len(c.tokens)}</td><td>{'yes' if c.finished else 'cut'}</td></tr>"
             for i, c in enumerate(self[:_MOST])
         )

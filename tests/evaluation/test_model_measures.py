@@ -43,11 +43,11 @@ def log_probability(bot, context, reply):
 def test_ranks_are_those_of_scores_one_by_one(bot, monkeypatch):
     contexts = cut(DIALOGUES)
     monkeypatch.setattr(hits, "LONGEST_REPLY", 16)
-    found, gains = hits.ranks(bot, contexts, candidates=4, seed=5, rows=5)
+    found, gains = hits.ranks(bot, contexts, candidates=4, seed=5)
     assert set(found) == set(gains) == {0, 1, 2, 3}
     assert (found != gains).any()
-    assert (found == hits.ranks(bot, contexts, candidates=4, seed=5, rows=5).by_mean).all()
-    assert (found != hits.ranks(bot, contexts, candidates=4, seed=6, rows=5).by_mean).any()
+    assert (found == hits.ranks(bot, contexts, candidates=4, seed=5).by_mean).all()
+    assert (found != hits.ranks(bot, contexts, candidates=4, seed=6).by_mean).any()
     eos = bot.config.eos_token_id
     for i in range(len(contexts)):
         others = [
