@@ -32,6 +32,8 @@ __all__ = [
     "Bot",
     "Candidate",
     "Chat",
+    "self_chat",
+    "Conversation",
     # How a reply is drawn
     "Sampling",
     "GREEDY",

@@ -2,6 +2,8 @@
 
 from dialogpt_jax.chat.bot import Bot as Bot
 from dialogpt_jax.chat.loading import load as load
+from dialogpt_jax.chat.selfchat import Conversation as Conversation
+from dialogpt_jax.chat.selfchat import self_chat as self_chat
 from dialogpt_jax.chat.session import Chat as Chat
 from dialogpt_jax.chat.session import ChatError as ChatError
 from dialogpt_jax.config import ConfigError as ConfigError

@@ -4,7 +4,7 @@ Letters: B rows, T prompt tokens.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 
@@ -34,8 +34,12 @@ def batched_answers(
     max_new_tokens: int,
     batch_size: int | None,
     progress: Callable[[int, int], None] | None,
+    places: Sequence[int] | None = None,
 ) -> list[Candidate]:
-    """A reply to each dialogue, in their order; the arguments are those of `Bot.replies`."""
+    """A reply to each dialogue, in their order; the arguments are those of `Bot.replies`.
+
+    `places` are those that decide the rows' keys, where the list is a part of another.
+    """
     checked = as_dialogues(dialogues)
     sampling = model.with_ids(checked_sampling(sampling, len(checked)))
     longest_reply, seed = min(checked_length(max_new_tokens), model.config.n_positions), seed_or_drawn(seed)
@@ -43,6 +47,7 @@ def batched_answers(
         batch_size = as_whole_number("batch_size", batch_size, least=1, most=MOST)
     progress = checked_progress(progress)
     contexts = [model.encode(turns, max_new_tokens=longest_reply) for turns in checked]
+    places = range(len(checked)) if places is None else places
     rows = batch_size or _rows_that_fit(model, len(contexts), max(map(len, contexts), default=1), longest_reply)
     # A batch is of one bucket, so there is one program for each bucket, however many dialogues there are.
     buckets = [few_buckets(len(context), model.config.n_positions, SHORTEST_BATCH) for context in contexts]
@@ -58,7 +63,7 @@ def batched_answers(
             lengths_B,
             sampling=rows_of_sampling(sampling, filled),
             max_new_tokens=longest_reply,
-            keys=row_keys(seed, filled, [len(checked[i]) for i in filled]),
+            keys=row_keys(seed, [places[i] for i in filled], [len(checked[i]) for i in filled]),
             stops=model.stops(sampling),
         )
         out = jax.device_get(out)

@@ -22,6 +22,7 @@ from dialogpt_jax.errors import one_line
 COMMANDS = {
     "chat": "Talk with a model.",
     "reply": "Reply to a dialogue, for scripts.",
+    "selfchat": "Let two bots talk to each other, and see what becomes of it.",
     "inspect": "Say what a weight file or model directory is.",
     "convert": "Turn weights of any form into a model directory, Microsoft's own file or GGUF.",
     "data": "Look at dialogues for training, and prepare them.",
