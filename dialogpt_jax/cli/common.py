@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from dialogpt_jax.cli.flags import BEAMS, MODEL, REPLY, SAMPLING, WHOLE, UsageError, flags_of, said
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
 from dialogpt_jax.decoding.beam_options import BeamOptions
-from dialogpt_jax.decoding.sampling import LISTS, Sampling, Scope
+from dialogpt_jax.decoding.sampling import LISTS, SCOPES, Sampling, Scope
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.weights.dtypes import DTypeName
 
@@ -35,7 +35,7 @@ SAMPLING_HELP = {
     "decay_factor": "so fast",
     "forced_end": "a reply that is cut ends all the same",
 }
-SAMPLING_TYPES = {"penalty_scope": Scope, "ngram_scope": Scope}
+SAMPLING_TYPES = dict.fromkeys(SCOPES, Scope)
 BEAM_HELP = {
     "beams": "the best reply that a search with N beams finds; greedy, unless a sampling is said",
     "length_penalty": "with --beams: over 0 favours long replies",

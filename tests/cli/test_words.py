@@ -21,7 +21,7 @@ from dialogpt_jax.run.options import TrainOptions
     ("words", "usage", "said"),
     [
         (["rply", "Hi"], "Usage: dialogpt COMMAND", "dialogpt: no command is called 'rply'; did you mean reply?"),
-        (["zzz"], "Usage: dialogpt COMMAND", "dialogpt: no command is called 'zzz'; there are chat, reply, inspect"),
+        (["zzz"], "Usage: dialogpt COMMAND", "dialogpt: no command is called 'zzz'; there are chat, reply, selfchat"),
         (
             ["reply", "--temprature", "1", "Hi"],
             "Usage: dialogpt reply [OPTIONS] TEXT...",
