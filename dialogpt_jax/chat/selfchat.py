@@ -23,6 +23,7 @@ from dialogpt_jax.replies.settings import (
     DEFAULT_SAMPLING,
     DEFAULT_SEED,
     checked_length,
+    checked_progress,
     checked_sampling,
     rows_of_sampling,
     seed_or_drawn,
@@ -166,8 +167,7 @@ def grow_conversations(
     for name, model in (("bot", bot), ("other", other)):
         if not isinstance(model, LanguageModel):
             raise TypeError(f"{name} is {shown(model)}; give a bot, such as `dg.load()`")
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
+    progress = checked_progress(progress)
     speakers = [
         (model, checked_sampling(chosen, len(begun)))
         for model, chosen in ((bot, sampling), (other, sampling if other_sampling is None else other_sampling))
