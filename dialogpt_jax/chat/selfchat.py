@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dialogpt_jax.arguments import MOST, as_plain, as_whole_number, shown
-from dialogpt_jax.chat.batched import batched_answers
+from dialogpt_jax.chat.batched import batched_answers, checked_progress
 from dialogpt_jax.chat.openings import OPENINGS, TURNS
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.replies.candidates import Candidate, on_one_line
@@ -23,7 +23,6 @@ from dialogpt_jax.replies.settings import (
     DEFAULT_SAMPLING,
     DEFAULT_SEED,
     checked_length,
-    checked_progress,
     checked_sampling,
     rows_of_sampling,
     seed_or_drawn,
