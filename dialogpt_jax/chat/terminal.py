@@ -18,8 +18,9 @@ from rich.console import Console
 
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat, ChatError
+from dialogpt_jax.chat.setting_words import SETTABLE, SETTINGS, settings_of
 from dialogpt_jax.chat.wrapping import WordWrap
-from dialogpt_jax.decoding.sampling import NUMBERS, describe_sampling
+from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.errors import escape_controls, one_line
 from dialogpt_jax.replies.settings import checked_length, seed_or_drawn
 from dialogpt_jax.text.dialogue import TruncationWarning
@@ -34,14 +35,13 @@ HELP = """\
 /load FILE         go on with a chat that /save wrote
 /settings          show how replies are drawn
 /settings top_k 5  set one of them, also top_k=5; `none` turns it off
+/settings bad_words one "or another"  all of a list
 /help              this list
 /quit              leave, as Ctrl-D does
 Ctrl-C             stop a reply"""
 
 _ONE_LINE = str.maketrans("\r\n", "  ")
 
-SETTINGS = (*NUMBERS, "penalty_scope", "ngram_scope")  # of a sampling, those that are one word
-SETTABLE = (*SETTINGS, "max_new_tokens", "seed")
 SHOWN_TURNS = 4  # of a chat that is gone on with
 
 
@@ -138,7 +138,7 @@ class Terminal:
                     self.chat = Chat.load(rest, self._bot)
                 self._show_turns(rest)
             case "settings":
-                self._set(rest.replace("=", " ", 1).split())
+                self._set(rest)
                 shown = f"{describe_sampling(self.chat.sampling)}, max_new_tokens {self.chat.max_new_tokens}"
                 self._say(f"{shown}, seed {self.chat.seed}; the last context had {self.chat.context_tokens} tokens")
             case _:
@@ -152,26 +152,13 @@ class Terminal:
             except ChatError:
                 raise ValueError(f"{path} is there, and is no chat; name another file") from None
 
-    def _set(self, words: list[str]) -> None:
-        if not words:
-            return
-        if len(words) != 2 or words[0] not in SETTABLE:
-            raise ValueError(f"/settings NAME VALUE or NAME=VALUE, with one of {', '.join(SETTABLE)}")
-        name, text = words
-        value: Any
-        try:
-            if name in NUMBERS:
-                value = None if text == "none" else float(text)
-            else:
-                value = text if name in SETTINGS else int(text)
-        except ValueError:
-            raise ValueError(f"{name}: {text!r} is not a {'number' if name in NUMBERS else 'whole number'}") from None
-        if name in SETTINGS:
-            self.chat.sampling = dataclasses.replace(self.chat.sampling, **{name: value})
-        elif name == "seed":
-            self.chat.seed = seed_or_drawn(value)
-        else:
-            self.chat.max_new_tokens = checked_length(value)
+    def _set(self, words: str) -> None:
+        changes = settings_of(words)
+        sampling = {name: value for name, value in changes.items() if name in SETTINGS}
+        changed = dataclasses.replace(self.chat.sampling, **sampling)
+        length = checked_length(changes.get("max_new_tokens", self.chat.max_new_tokens))
+        seed = seed_or_drawn(changes.get("seed", self.chat.seed))  # all is sound before anything is set
+        self.chat.sampling, self.chat.max_new_tokens, self.chat.seed = changed, length, seed
 
     def _show(self, pieces: Iterator[str]) -> None:
         """Prints a reply as it comes; Ctrl-C ends it between two steps, and what was said stays said."""

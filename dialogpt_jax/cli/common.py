@@ -5,10 +5,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from dialogpt_jax.cli.flags import BEAMS, MODEL, REPLY, SAMPLING, WHOLE, UsageError, flags_of, said
+from dialogpt_jax.chat.setting_words import biases_of
+from dialogpt_jax.cli.flags import (
+    AGAIN,
+    BEAMS,
+    HYPHEN,
+    MODEL,
+    REPLY,
+    SAMPLING,
+    WHOLE,
+    WORDING,
+    UsageError,
+    flags_of,
+    said,
+)
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
 from dialogpt_jax.decoding.beam_options import BeamOptions
-from dialogpt_jax.decoding.sampling import LISTS, SCOPES, Sampling, Scope
+from dialogpt_jax.decoding.sampling import SCOPES, Sampling, Scope
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.weights.dtypes import DTypeName
 
@@ -20,22 +33,44 @@ SAMPLING_HELP = {
     "top_k": "draw among the K best tokens; 0: among all",
     "top_p": "draw among the best that hold P; 1: among all",
     "min_p": "only tokens P times as probable as the best",
-    "repetition_penalty": "over 1: say a word less often again",
     "top_n_sigma": "only tokens whose logit is N deviations or less below the best",
     "typical_p": "draw among the P whose surprise is usual",
     "epsilon_cutoff": "only tokens at least this probable",
     "eta_cutoff": "the same, lower where much is possible",
+    "xtc_probability": "so often, 0 to 1, leave out the likely tokens but for the least likely of them",
+    "xtc_threshold": "which are those at least this probable (0.1)",
+}
+AGAIN_HELP = {
+    "no_repeat_ngram": "no N tokens in a row twice; 0: any",
+    "ngram_scope": "where they were said: in the `reply`, the bot's `own` turns too, or the whole `context`",
+    "repetition_penalty": "over 1: say a word less often again",
     "presence_penalty": "over 0: say what was said less often again",
     "frequency_penalty": "the same for each time that it was said",
     "penalty_scope": "what the penalties look at: the `reply`, the bot's `own` turns too, or the whole `context`",
-    "no_repeat_ngram": "no N tokens in a row twice; 0: any",
-    "ngram_scope": "where they were said: in the `reply`, the bot's `own` turns too, or the whole `context`",
-    "min_new_tokens": "the shortest reply, in tokens",
-    "decay_start": "after so many tokens the end grows more likely",
-    "decay_factor": "so fast",
-    "forced_end": "a reply that is cut ends all the same",
+    "dry_multiplier": "over 0: carry on less often what was said before, the longer the less",
+    "dry_base": "how much more for each token more (1.75)",
+    "dry_allowed_length": "from so many tokens in a row on (2)",
+    "dry_range": "among so many of the last tokens (all)",
+    "dry_scope": "where it was said, as for --ngram-scope",
+    "dry_breakers": "no repeat goes across a token that holds this; repeatable",
 }
-SAMPLING_TYPES = dict.fromkeys(SCOPES, Scope)
+WORDING_HELP = {
+    "stop_strings": "the reply ends where it holds this; repeatable",
+    "bad_words": "the reply never says this word; repeatable",
+    "logit_bias": "TEXT=N: add N to the logit of the word; repeatable",
+    "min_new_tokens": "the shortest reply, in tokens",
+    "decay_start": "after so many tokens the end grows more likely; with --decay-factor",
+    "decay_factor": "so fast; over 1",
+    "forced_end": "a reply that is cut ends all the same",
+    "suppress_tokens": "a token id that never comes; repeatable",
+    "begin_suppress_tokens": "the same, as the reply's first token",
+    "forced_tokens": "a token id that the reply begins with; repeatable, in this order",
+}
+SAMPLING_TYPES = {
+    **dict.fromkeys(SCOPES, Scope),
+    **dict.fromkeys(("stop_strings", "bad_words", "logit_bias", "dry_breakers"), list[str]),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "forced_tokens"), list[int]),
+}
 BEAM_HELP = {
     "beams": "the best reply that a search with N beams finds; greedy, unless a sampling is said",
     "length_penalty": "with --beams: over 0 favours long replies",
@@ -52,7 +87,13 @@ if TYPE_CHECKING:
     class SamplingChanges(Any): ...
 else:
     BeamFlags = flags_of(BeamOptions, BEAMS, types={"early_stopping": Literal[*STOPPING]}, help=BEAM_HELP)
-    _how = {"without": LISTS, "types": SAMPLING_TYPES, "help": SAMPLING_HELP}
+    _how = {
+        "without": ("processors",),  # functions, which no word of a command line is
+        "types": SAMPLING_TYPES,
+        "help": SAMPLING_HELP | AGAIN_HELP | WORDING_HELP,
+        "groups": dict.fromkeys(AGAIN_HELP, AGAIN) | dict.fromkeys(WORDING_HELP, WORDING),
+        "names": {"stop_strings": "--stop"},
+    }
     SamplingChanges = flags_of(Sampling, SAMPLING, defaults=Sampling(None, min_new_tokens=None), **_how)
     SamplingFlags = flags_of(Sampling, SAMPLING, defaults=DEFAULT_SAMPLING, **_how)
 CompilationCache = Annotated[
@@ -116,6 +157,11 @@ def load_bot(flags: ModelFlags) -> "Bot":
 def sampling_of(flags: Any, base: Sampling = DEFAULT_SAMPLING) -> Sampling:
     """A sampling with what the flags change."""
     changes = said(flags)
+    for name in ("stop_strings", "bad_words", "logit_bias", "dry_breakers"):
+        if name in changes:
+            changes[name] = [text.replace(HYPHEN, "-") for text in changes[name]]
+    if "logit_bias" in changes:
+        changes["logit_bias"] = biases_of(changes["logit_bias"])
     for name, all_of_them in (("top_k", 0), ("top_p", 1), ("no_repeat_ngram", 0)):
         if changes.get(name) == all_of_them:
             changes[name] = None

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.common import ModelFlags, beams_of, load_bot
-from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE, said
+from dialogpt_jax.cli.common import ModelFlags, beams_of, load_bot, sampling_of
+from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.formats import held_out
 from dialogpt_jax.errors import counted
@@ -86,7 +86,7 @@ def run_model(
 
     if ask.part and not ask.out:
         raise ValueError("--part needs --out")
-    drawn = dataclasses.replace(settings.DECODINGS[ask.decode], **said(sampling))
+    drawn = sampling_of(sampling, settings.DECODINGS[ask.decode])
     asked = settings.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size, beams_of(beams))
     dialogues, dropped = held_out(str(ask.data))
     if dropped:

@@ -19,8 +19,9 @@ _ATTRIBUTES = re.compile(r"^  (\w+(?:, \w+)*): (.*(?:\n {3,}\S.*)*)", re.MULTILI
 
 # The panels of the help, in this order.
 OPTIONS, WHAT, HOW, WHERE = map(Group.create_ordered, ("Options", "What", "How", "Where and when"))
-FILES, ASK, REPLY, SAMPLING, BEAMS = map(
-    Group.create_ordered, ("From files", "From a model", "Reply", "Sampling", "Beams")
+FILES, ASK, REPLY, SAMPLING, AGAIN, WORDING, BEAMS = map(
+    Group.create_ordered,
+    ("From files", "From a model", "Reply", "Sampling", "Saying it again", "What is said", "Beams"),
 )
 MODEL, RESULTS, EXAMPLES_READ = map(Group.create_ordered, ("Model", "Results", "Examples"))
 
@@ -46,6 +47,11 @@ def whole(_: Any, tokens: Sequence[Token]) -> int:
     if not re.fullmatch(r"[+-]?\d+", word, re.ASCII):
         raise ValueError(f"{word.replace(HYPHEN, '-')!r} is no whole number")
     return int(word)
+
+
+def wholes(_: Any, tokens: Sequence[Token]) -> list[int]:
+    """Whole numbers, one for each time that the flag stands there."""
+    return [whole(_, [token]) for token in tokens]
 
 
 def number(_: Any, tokens: Sequence[Token]) -> float:
@@ -74,6 +80,8 @@ def flags_of(
     without: Collection[str] = (),
     types: Mapping[str, Any] | None = None,
     help: Mapping[str, str] | None = None,
+    groups: Mapping[str, Group] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> type:
     """A dataclass with a field, `None` by default, for each field of a dataclass of options.
 
@@ -84,6 +92,8 @@ def flags_of(
       only, without: names of fields.
       types: of fields, where a word of the command line has another than the field.
       help: of fields, where the class speaks to programmers.
+      groups: of fields that stand in another panel than `group`.
+      names: of flags that are not called as their fields are.
     """
     hints, said = typing.get_type_hints(options), described(options) | dict(help or {})
     fields = []
@@ -95,13 +105,23 @@ def flags_of(
         text = said[field.name]
         if isinstance(default, str | int | float) and default is not False and not text.endswith(")"):
             text = f"{text} ({default})"
-        kind, converter = (types or {}).get(field.name), None
+        kind: Any = (types or {}).get(field.name)
+        converter: Callable[..., Any] | None = None
         if kind is None and float in kinds:
             kind, converter = float, number if int in kinds else None
         elif kind is None:
             kind = next(k for k in kinds if k is not type(None))
             converter = whole if kind is int else None
-        shown = Parameter(help=text, converter=converter, metavar="N" if kind in (int, float) else "NAME")
+        metavar = "N" if kind in (int, float, list[int]) else "TEXT" if kind == list[str] else "NAME"
+        if kind == list[int]:
+            converter = wholes
+        shown = Parameter(
+            name=(names or {}).get(field.name),
+            help=text,
+            converter=converter,
+            metavar=metavar,
+            group=(groups or {}).get(field.name, group),
+        )
         annotation: Any = Annotated[kind | None, shown]  # type: ignore[valid-type]
         fields.append((field.name, annotation, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(f"{options.__name__}Flags", fields, frozen=True)

@@ -92,9 +92,8 @@ def token_lists(sampling: Sampling, rows: int, config: GPT2Config) -> TokenLists
     biases: Any = sampling.logit_bias
     breaks_MV: Any = None
     if sampling.dry_multiplier is not None and sampling.dry_breakers:
-        ids: Any = list(sampling.dry_breakers)
         breaks_V = np.zeros(config.padded_vocab_size, bool)
-        breaks_V[ids] = True
+        breaks_V[np.array(sampling.dry_breakers)] = True
         breaks_MV = np.broadcast_to(breaks_V, (rows, len(breaks_V)))
     return TokenLists(
         biases=with_values([ids for ids, _ in biases], [bias for _, bias in biases]),

@@ -152,7 +152,7 @@ class Sampling:
         _check("decay_factor", self.decay_factor, low=0.0, high=1e4, open_low=True)
         if (self.decay_start is None) != (self.decay_factor is None):
             raise ValueError("decay_start and decay_factor go together; give both or neither")
-        for name, leader in _FOLLOWERS.items():
+        for name, leader in FOLLOWERS.items():
             if getattr(self, leader) is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} goes with {leader}; give both, or leave {name} out")
         as_flag("forced_end", self.forced_end)
@@ -236,7 +236,8 @@ _LISTS: Mapping[str, Callable[[str, Any], Any]] = {
 LISTS = tuple(_LISTS)
 SCOPES = ("penalty_scope", "ngram_scope", "dry_scope")
 STATIC = (*SCOPES, "forced_end", *LISTS)
-_FOLLOWERS = {
+# Numbers that say more of a step which another number turns on.
+FOLLOWERS = {
     "xtc_threshold": "xtc_probability",
     **dict.fromkeys(("dry_base", "dry_allowed_length", "dry_range"), "dry_multiplier"),
 }

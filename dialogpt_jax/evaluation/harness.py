@@ -152,7 +152,7 @@ def generate_batches(
         tokens_BT, lengths_B = pad_right([prompts[i] for i in places], bucket_of(longest, config.n_positions))
         keys = row_keys(settings.seed, places, [len(contexts[i].turns) for i in places])
         how: dict[str, Any] = {
-            "sampling": settings.sampling,
+            "sampling": lm.with_ids(settings.sampling),
             "max_new_tokens": min(settings.max_new_tokens, config.n_positions),
             "keys": jax.device_put(keys, NamedSharding(mesh, PartitionSpec("rows"))),
             "stops": lm.stops(settings.sampling),

@@ -1,6 +1,7 @@
 """The words of the command line: what is misspelt, what is asked for help, and where a flag's default comes from."""
 
 import dataclasses
+import importlib
 import inspect
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Literal
 import pytest
 
 import dialogpt_jax as dg
+from dialogpt_jax.chat.setting_words import SETTINGS, settings_of
 from dialogpt_jax.cli import common, flags
 from dialogpt_jax.cli.main import COMMANDS, main, make_dialogpt
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
@@ -138,6 +140,70 @@ def test_a_flag_that_is_not_said_changes_nothing():
     changed = common.sampling_of(common.SamplingFlags(temperature=0.5, top_k=0, top_p=1, no_repeat_ngram=0))
     off = {"top_k": None, "top_p": None, "no_repeat_ngram": None}
     assert changed == dataclasses.replace(DEFAULT_SAMPLING, temperature=0.5, **off)
+
+
+ALL_FLAGS = """
+    --temperature 0.5 --top-k 5 --top-p 0.6 --min-p 0.1 --top-n-sigma 2 --typical-p 0.7 --epsilon-cutoff 0.01
+    --eta-cutoff 0.02 --xtc-probability 0.5 --xtc-threshold 0.2 --repetition-penalty 1.2 --presence-penalty 0.3
+    --frequency-penalty 0.4 --penalty-scope own --no-repeat-ngram 4 --ngram-scope context --dry-multiplier 0.8 --dry-base 2
+    --dry-allowed-length 3 --dry-range 64 --dry-scope reply --dry-breakers . --dry-breakers , --min-new-tokens 2
+    --decay-start 5 --decay-factor 1.1 --logit-bias well=-2.5 --logit-bias a=b=1 --bad-words ass --bad-words -
+    --suppress-tokens 3 --suppress-tokens 4 --begin-suppress-tokens 5 --forced-tokens 6 --forced-tokens 7 --forced-end
+    --stop bye
+""".split()  # noqa: SIM905
+ALL_SAID = dg.Sampling(
+    temperature=0.5, top_k=5, top_p=0.6, min_p=0.1, top_n_sigma=2, typical_p=0.7, epsilon_cutoff=0.01, eta_cutoff=0.02,
+    xtc_probability=0.5, xtc_threshold=0.2, repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=0.4,
+    penalty_scope="own", no_repeat_ngram=4, ngram_scope="context", dry_multiplier=0.8, dry_base=2, dry_allowed_length=3,
+    dry_range=64, dry_scope="reply", dry_breakers=[".", ","], min_new_tokens=2, decay_start=5, decay_factor=1.1,
+    logit_bias={"well": -2.5, "a=b": 1}, bad_words=["ass", "-"], suppress_tokens=[3, 4], begin_suppress_tokens=[5],
+    forced_tokens=[6, 7], forced_end=True, stop_strings=["bye", "see you"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["reply", "chat", "eval"])
+def test_every_field_of_a_sampling_is_a_flag_and_a_setting_but_functions(command):
+    app = importlib.import_module(f"dialogpt_jax.cli.{command}").app
+    words = [flags.HYPHEN if word == "-" else word for word in [*ALL_FLAGS, "--stop", "see you"]]
+    _, bound, _ = app.parse_args(words, exit_on_error=False)
+    assert common.sampling_of(bound.arguments["sampling"]) == ALL_SAID
+    fields = {field.name for field in dataclasses.fields(dg.Sampling)} - {"processors"}
+    assert fields == {field.name for field in dataclasses.fields(type(bound.arguments["sampling"]))} == set(SETTINGS)
+    unset = [name for name in fields if getattr(ALL_SAID, name) == getattr(DEFAULT_SAMPLING, name)]
+    assert unset == []
+
+
+def test_settings_of_a_chat_are_words():
+    said = """temperature 0.5 decay_start 5 decay_factor 1.1 forced_end yes dry_scope own"""
+    values = {"temperature": 0.5, "decay_start": 5.0, "decay_factor": 1.1, "forced_end": True}
+    assert settings_of(said) == {**values, "dry_scope": "own"}
+    assert settings_of("xtc_probability none decay_start none") == dict.fromkeys(
+        ("xtc_probability", "xtc_threshold", "decay_start", "decay_factor")
+    )
+    assert settings_of('top_k=4 stop_strings "see you" bye') == {"top_k": 4.0, "stop_strings": ["see you", "bye"]}
+    assert settings_of("suppress_tokens 3 4") == {"suppress_tokens": [3, 4]}
+    assert settings_of("logit_bias well=-2 a=b=1") == {"logit_bias": {"well": -2.0, "a=b": 1.0}}
+    assert settings_of("bad_words none") == {"bad_words": []}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("bad_words", "/settings NAME VALUE or NAME=VALUE, with one of temperature, "),
+        ("forced_end maybe", "forced_end: 'maybe' is not `yes` or `no`"),
+        ("suppress_tokens 3 x", "suppress_tokens: 'x' is not a whole number"),
+        ("logit_bias well", "logit_bias is 'well'; give TEXT=N, such as well=-2"),
+        ("logit_bias =3", "logit_bias is '=3'; give TEXT=N"),
+        (
+            "stop_strings don't",
+            "stop_strings don't: a quotation has no end; a text with an apostrophe stands in double",
+        ),
+        ("processors f", "/settings NAME VALUE or NAME=VALUE, with one of temperature, "),
+    ],
+)
+def test_a_setting_that_is_none_is_one_line(words, said):
+    with pytest.raises(ValueError, match="^" + re.escape(said)):
+        settings_of(words)
 
 
 def test_every_field_of_the_training_options_is_a_flag(capsys):
