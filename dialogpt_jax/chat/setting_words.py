@@ -36,8 +36,9 @@ def settings_of(words: str) -> dict[str, Any]:
         ) from None
     changes: dict[str, Any] = {}
     while left:
-        name, equals, value = left[0].partition("=")
-        left = [value, *left[1:]] if equals else left[1:]
+        name, _, value = left[0].partition("=")
+        left = ([value] if value else []) + left[1:]
+        left = left[1:] if left[:1] == ["="] else left
         if name not in SETTABLE or not left:
             raise ValueError(f"/settings NAME VALUE or NAME=VALUE, with one of {', '.join(SETTABLE)}")
         if name in LISTS:

@@ -34,7 +34,7 @@ HELP = """\
 /save FILE         write the chat
 /load FILE         go on with a chat that /save wrote
 /settings          show how replies are drawn
-/settings top_k 5  set one of them, also top_k=5; `none` turns it off
+/settings top_k 5  set one of them (or top_k=5); `none`: off
 /settings bad_words one "or another"  all of a list
 /help              this list
 /quit              leave, as Ctrl-D does
