@@ -84,7 +84,7 @@ def run(
     others = drawn if other_sampling is None else _changed(drawn, other_sampling)
     seed = seed_or_drawn(seed_of(reply.seed))
     _check_new(out, plot)
-    begun = _openings(openings, data, conversations)
+    begun = openings_of(openings, data, conversations)
     bot = load_bot(model)
     second = bot if other is None else _load_other(other, model)
     names = (model.model or "the bundled model", other or model.model or "the bundled model")
@@ -147,7 +147,7 @@ def _report(
             save_plot(measured, Path(plot), title=title, names=bots[:1] if bots[0] == bots[1] else bots)
 
 
-def _openings(texts: Sequence[str], data: str | None, conversations: int | None) -> list[list[str]]:
+def openings_of(texts: Sequence[str], data: str | None, conversations: int | None) -> list[list[str]]:
     """The turns that each conversation begins with."""
     if data is not None:
         from dialogpt_jax.data.formats import dialogues_to_reply_to

@@ -8,6 +8,7 @@ import pytest
 import dialogpt_jax as dg
 from dialogpt_jax.chat import selfchat
 from dialogpt_jax.cli.main import main
+from dialogpt_jax.cli.selfchat import openings_of
 from dialogpt_jax.data.formats import held_out
 
 LENGTH = ("--max-new-tokens", "6")
@@ -72,6 +73,7 @@ def test_openings_of_a_file_come_again_with_other_draws(command, model, tmp_path
     talks = [json.loads(line)["turns"] for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     openings = [["Hello", "no"]] * 2
     assert talks == [talk.turns for talk in expected(model, openings, turns=1)]
+    assert openings_of(["a", "b"], None, 5) == [["a"], ["b"], ["a"], ["b"], ["a"]]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
