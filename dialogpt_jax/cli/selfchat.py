@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from dialogpt_jax.chat.openings import OPENINGS, TURNS
+from dialogpt_jax.chat.setting_words import settings_of
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
 from dialogpt_jax.cli.flags import FROM_1, UsageError, make_app
-from dialogpt_jax.decoding.sampling import NUMBERS, Sampling, describe_sampling
+from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
 from dialogpt_jax.errors import counted, naming
 from dialogpt_jax.replies.settings import seed_or_drawn
 
@@ -29,7 +30,7 @@ Examples:
   dialogpt selfchat "Hi!" "I lost my keys." --turns 12 --show 2
   dialogpt selfchat --data openings.jsonl --out talks.jsonl --plot talks.png
   dialogpt selfchat --other microsoft/DialoGPT-small
-  dialogpt selfchat --temperature 0 --other-sampling temperature=1,top_k=10
+  dialogpt selfchat --temperature 0 --other-sampling "temperature=1 top_k=10"
   dialogpt data check talks.jsonl               --out is data for training
 """
 app = make_app("selfchat", "dialogpt selfchat [OPTIONS] [TEXT...]", help_epilogue=EXAMPLES)
@@ -57,8 +58,8 @@ def run(
     other_sampling: Annotated[
         str | None,
         Parameter(
-            metavar="NAME=VALUE,…",
-            help="what is different in the second bot's sampling, such as `temperature=1,top_k=10`; `none` turns one off",
+            metavar="'NAME=VALUE …'",
+            help="what the second bot's sampling has otherwise: 'temperature=1 top_k=none', as /settings takes it",
         ),
     ] = None,
     show: Annotated[int, FROM_1, Parameter(metavar="N", help="print so many of the conversations")] = 1,
@@ -162,17 +163,13 @@ def openings_of(texts: Sequence[str], data: str | None, conversations: int | Non
 
 
 def _changed(sampling: Sampling, words: str) -> Sampling:
-    """A sampling with what `temperature=1,top_k=10` says."""
-    changes: dict[str, Any] = {}
-    for word in words.split(","):
-        name, equals, value = (part.strip() for part in word.partition("="))
-        name = name.replace("-", "_")
-        if not equals or name not in (*NUMBERS, "penalty_scope", "ngram_scope"):
-            raise UsageError(f"--other-sampling: {word!r} is not NAME=VALUE, with one of {', '.join(NUMBERS)}")
-        try:
-            changes[name] = value if name not in NUMBERS else None if value == "none" else float(value)
-        except ValueError:
-            raise UsageError(f"--other-sampling: {name} is {value!r}, and no number; give one, or `none`") from None
+    """A sampling with what `temperature=1 top_k=10` says."""
+    try:
+        changes = settings_of(words)
+    except ValueError as error:
+        raise UsageError(f"--other-sampling: {str(error).replace('/settings', 'give')}") from None
+    for name in {"seed", "max_new_tokens"} & set(changes):
+        raise UsageError(f"--other-sampling: {name} is that of both bots; give --{name.replace('_', '-')}")
     return dataclasses.replace(sampling, **changes)
 
 

@@ -64,7 +64,7 @@ def test_openings_of_a_file_come_again_with_other_draws(command, model, tmp_path
     (tmp_path / "in.jsonl").write_text('{"turns": ["Hello", "no"]}\n')
     words = ("--data", "in.jsonl", "--conversations", "2", "--turns", "1", "--json", "--plot", "a.png")
     pytest.importorskip("matplotlib")
-    status, out, _ = command(*words, "--out", "out.jsonl", "--other-sampling", "temperature=2,top-k=7")
+    status, out, _ = command(*words, "--out", "out.jsonl", "--other-sampling", "temperature=2 top_k=7")
     assert status == 0
     found = json.loads(out)
     assert [one["replies"] for one in found["turns"]] == [2]
@@ -103,8 +103,8 @@ def test_ctrl_c_keeps_the_turns_that_were_done(command, model, tmp_path, monkeyp
     [
         (("Hi", "--data", "x"), 2, "give TEXT or --data FILE, not both"),
         (("Hi", " "), 2, "opening 2 is empty; write something"),
-        (("Hi", "--other-sampling", "temp=1"), 2, "'temp=1' is not NAME=VALUE, with one of temperature, top_k"),
-        (("Hi", "--other-sampling", "top_k=x"), 2, "top_k is 'x', and no number"),
+        (("Hi", "--other-sampling", "temp=1"), 2, "give NAME VALUE or NAME=VALUE, with one of temperature, top_k"),
+        (("Hi", "--other-sampling", "top_k=x"), 2, "top_k: 'x' is not a number"),
         (("Hi", "--other-sampling", "top_k=-1"), 1, "top_k is -1.0; it must be a whole number from 1 to 1024"),
         (("Hi", "--out", "there"), 1, "there is there already; name another file, or delete it"),
         (("Hi", "--out", "no/such"), 1, "no: no such folder"),
@@ -112,7 +112,7 @@ def test_ctrl_c_keeps_the_turns_that_were_done(command, model, tmp_path, monkeyp
         (("--data", "none.jsonl"), 1, "none.jsonl: No such file or directory"),
         (("Hi", "--other", "none/such/model"), 1, "none/such/model"),
         (("Hi", "--turns", "0"), 2, "--turns"),
-        (("Hi", "--other-sampling", "temperature=none,top_k"), 2, "'top_k' is not NAME=VALUE"),
+        (("Hi", "--other-sampling", "seed=3"), 2, "--other-sampling: seed is that of both bots; give --seed"),
     ],
 )
 def test_mistakes_are_one_line(command, tmp_path, words, status, said):
