@@ -1,0 +1,129 @@
+"""Which of several replies is given, and why the others are not: what is known of each in, one order out.
+
+A reply that a guard flags stands behind all that are not, whatever its score; among equals the score decides.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dialogpt_jax.ranking.guards import DUPLICATE, NOT_FINITE, gravity
+from dialogpt_jax.ranking.rank_options import Rank
+
+
+class Evidence(NamedTuple):
+    """What is known of the hypotheses of one dialogue, a number for each.
+
+    Attributes:
+      forward: log P(reply | context).
+      mean: the same a token.
+      backward: log P(source | reply).
+      information: log P(reply | context) − log P(reply).
+      own: what the caller's function says.
+    """
+
+    forward: Sequence[float]
+    mean: Sequence[float]
+    backward: Sequence[float] | None = None
+    information: Sequence[float] | None = None
+    own: Sequence[float] | None = None
+
+
+class Verdict(NamedTuple):
+    """Of one hypothesis: its number among the proposed, its score, its flags, and the words that say why."""
+
+    number: int
+    score: float
+    flags: tuple[str, ...]
+    why: str
+
+
+def scores_by(options: Rank, evidence: Evidence) -> list[float]:
+    """Each hypothesis's score by the rule, the higher the better.
+
+    "mmi" with λ 0.5, forward −8 and −12, backward −30 and −20:   −19 and −16, so the second
+    """
+    if options.by == "mmi":
+        weight = options.backward_weight
+        backward = evidence.backward
+        assert backward is not None
+        return [_mixed(weight, b) + _mixed(1 - weight, f) for b, f in zip(backward, evidence.forward, strict=True)]
+    found = {"pmi": evidence.information, "likelihood": evidence.mean}.get(str(options.by), evidence.own)
+    assert found is not None
+    return list(found)
+
+
+def choose(
+    options: Rank, evidence: Evidence, flags: Sequence[tuple[str, ...]], draw: np.random.Generator
+) -> list[Verdict]:
+    """The hypotheses in the order in which they would be given, the first the one that is.
+
+    Args:
+      options: the rule.
+      evidence: of each.
+      flags: of each, by `guards.flags_of`; a score that is no number adds its own.
+      draw: what a tempered choice is drawn with; one number of it, if the temperature is over 0.
+    """
+    scores = scores_by(options, evidence)
+    flagged = [f if math.isfinite(s) else (*f, NOT_FINITE) for f, s in zip(flags, scores, strict=True)]
+    order = sorted(range(len(scores)), key=lambda i: (gravity(flagged[i]), -scores[i] if math.isfinite(scores[i]) else 0.0))
+    if options.temperature > 0:
+        best = [i for i in order if gravity(flagged[i]) == gravity(flagged[order[0]])]
+        first = best[_drawn([scores[i] for i in best], options.temperature, float(draw.random()))]
+        order = [first, *(i for i in order if i != first)]
+    return [
+        Verdict(i, scores[i], flagged[i], _why(options, evidence, scores, flagged, i, order[0], order[1:2]))
+        for i in order
+    ]
+
+
+def _drawn(scores: Sequence[float], temperature: float, uniform: float) -> int:
+    """The place that a uniform number falls on in softmax(scores / temperature)."""
+    tempered = np.asarray(scores) / temperature
+    if not np.isfinite(tempered).all():
+        return 0
+    weights = np.exp(tempered - tempered.max())
+    return int(min(np.searchsorted(np.cumsum(weights) / weights.sum(), uniform, side="right"), len(scores) - 1))
+
+
+def _mixed(weight: float, value: float) -> float:
+    """weight · value, where a weight of 0 leaves even an infinite value out."""
+    return weight * value if weight else 0.0
+
+
+def _why(
+    options: Rank,
+    evidence: Evidence,
+    scores: Sequence[float],
+    flags: Sequence[tuple[str, ...]],
+    i: int,
+    winner: int,
+    second: Sequence[int],
+) -> str:
+    """One line on hypothesis i: why it is given, or why it is not."""
+    if i == winner:
+        if flags[i]:
+            return f"given, though it is flagged ({', '.join(flags[i])}): so is every other one"
+        drawn = f"drawn at temperature {options.temperature:g} with" if options.temperature else "given for"
+        behind = f", the next has {scores[second[0]]:.2f}" if second and not options.temperature else ""
+        return f"{drawn} a score of {scores[i]:.2f}{behind}"
+    if gravity(flags[i]) > gravity(flags[winner]):
+        return "says what another one says" if DUPLICATE in flags[i] else f"out: {', '.join(flags[i])}"
+    if scores[i] >= scores[winner]:
+        return f"a score of {scores[i]:.2f}, and not drawn"
+    if options.by == "mmi":
+        backward = evidence.backward
+        assert backward is not None
+        weight = options.backward_weight
+        lost_b = _mixed(weight, backward[winner] - backward[i])
+        lost_f = _mixed(1 - weight, evidence.forward[winner] - evidence.forward[i])
+        if lost_b >= lost_f:
+            return f"what was said is harder to guess from it: {backward[i]:.1f} against {backward[winner]:.1f}"
+        return f"less likely to be said: {evidence.forward[i]:.1f} against {evidence.forward[winner]:.1f}"
+    if options.by == "pmi":
+        return f"owes less to what was said: {scores[i]:.1f} against {scores[winner]:.1f}"
+    if options.by == "likelihood":
+        return f"less likely a token: {scores[i]:.2f} against {scores[winner]:.2f}"
+    return f"{options.rule}: {scores[i]:.3g} against {scores[winner]:.3g}"

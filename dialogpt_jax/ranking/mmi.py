@@ -1,0 +1,73 @@
+"""How probable what was said is, given a reply: hypotheses and a source in, log P(source | hypothesis) out.
+
+The maximum mutual information of Zhang et al. 2019, section 3.2: a backward model, trained on dialogues whose last turn
+comes first (`data.examples.order_and_weigh` with `reverse`), punishes what could be said to anything.
+
+    hypothesis [x y EOS], source [a b EOS]:   the row   x y EOS a b EOS     of which a, b and the last EOS are scored
+
+Letters: M hypotheses, T tokens of a hypothesis and its source.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dialogpt_jax.chat.language_model import LanguageModel
+from dialogpt_jax.data.batches import fill_up, pad_right
+from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.score import score
+from dialogpt_jax.ranking.rank_options import ALL
+
+ROWS = 64  # hypotheses in a batch, at most
+
+
+def source_of(backward: LanguageModel, turns: Sequence[str], source: str, *, room: int) -> list[int]:
+    """The ids of what a backward model is asked for: the last turn, or all of them, the last one first, each with EOS.
+
+    What does not fit into `room` tokens is left out by whole turns, and of the last turn from its end.
+    """
+    eos, chosen = backward.config.eos_token_id, list(reversed(turns)) if source == ALL else [turns[-1]]
+    first, *others = backward.tokenizer.encode_batch(chosen)
+    ids = [*first[: room - 1], eos]
+    for turn in others:
+        if len(ids) + len(turn) + 1 > room:
+            break
+        ids += [*turn, eos]
+    return ids
+
+
+def backward_scores(
+    backward: LanguageModel, hypotheses: Sequence[Sequence[int]], dialogues: Sequence[Sequence[str]], source: str
+) -> list[float]:
+    """log P(source | hypothesis), the sum over the source's tokens, EOS included, in nats.
+
+    Args:
+      backward: the backward model.
+      hypotheses: ids of each, its EOS included where it has one; without it, it gets one all the same.
+      dialogues: the turns that each replies to.
+      source: "last", the last turn, or "all" of them.
+
+    Raises:
+      ValueError: a hypothesis leaves no room for a source.
+    """
+    config = backward.config
+    rows, starts = [], []
+    for ids, turns in zip(hypotheses, dialogues, strict=True):
+        said = [*ids, *([] if ids and ids[-1] == config.eos_token_id else [config.eos_token_id])]
+        room = config.n_positions - len(said)
+        if room < 2:
+            most = f"the backward model has {config.n_positions} positions"
+            raise ValueError(f"a hypothesis has {len(said)} tokens and {most}; give a smaller max_new_tokens")
+        rows.append([*said, *source_of(backward, turns, source, room=room)])
+        starts.append(len(said))
+    totals = np.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda m: len(rows[m]))
+    size = min(ROWS, bucket_of(len(rows)))
+    for begin in range(0, len(order), size):
+        chosen = order[begin : begin + size]
+        filled = fill_up(chosen, size)
+        width = bucket_of(max(len(rows[m]) for m in filled), config.n_positions)
+        tokens_MT, lengths_M = pad_right([rows[m] for m in filled], width)
+        found = score(backward.params, config, tokens_MT, np.array([starts[m] for m in filled]), lengths_M)
+        totals[chosen] = np.asarray(found.total)[: len(chosen)]
+    return totals.tolist()

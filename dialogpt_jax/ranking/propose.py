@@ -1,0 +1,140 @@
+"""Dialogues in, for each several hypotheses with what is known of them, ordered by a rule; the first is the reply.
+
+    contexts ─generate_candidates→ hypotheses ─scores→ Evidence ─guards, choose→ Ranking
+
+A dialogue is prefilled once, and its hypotheses share that. The host looks at them between the two compiled calls, since
+guards read texts; and then the scoring is only as wide as the longest hypothesis.
+
+Letters: B dialogues, T context tokens, N hypotheses of each.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dialogpt_jax.chat.candidates import Candidate, candidate_of
+from dialogpt_jax.chat.keys import row_keys
+from dialogpt_jax.chat.language_model import LanguageModel
+from dialogpt_jax.chat.settings import few_buckets, rows_of_sampling
+from dialogpt_jax.data.batches import fill_up, pad_right
+from dialogpt_jax.decoding.generate import generate_candidates
+from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.ranking.choose import Evidence, choose
+from dialogpt_jax.ranking.guards import flags_of, repetition, words_of
+from dialogpt_jax.ranking.mmi import backward_scores
+from dialogpt_jax.ranking.rank_options import Rank
+from dialogpt_jax.ranking.report import Ranked, Ranking
+
+ROWS_AT_ONCE = 128  # hypotheses of all dialogues that are made together
+SHORTEST_CONTEXT = 64
+
+
+def rank_replies(
+    model: LanguageModel,
+    dialogues: Sequence[list[str]],
+    options: Rank,
+    *,
+    backward: LanguageModel | None,
+    sampling: Sampling,
+    seed: int,
+    max_new_tokens: int,
+    everything: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Ranking]:
+    """The ranked hypotheses of each dialogue, in their order.
+
+    Args:
+      model: proposes.
+      dialogues: texts, the newest last.
+      options: the rule.
+      backward: the backward model; needed by "mmi", and asked for the report where it is given.
+      sampling, seed, max_new_tokens: as for `Bot.replies`.
+      everything: for a report: what the rule does not need is computed as well.
+      progress: called with (done, all) after each batch.
+    """
+    contexts = [model.encode(turns, max_new_tokens=max_new_tokens) for turns in dialogues]
+    buckets = [few_buckets(len(context), model.config.n_positions, SHORTEST_CONTEXT) for context in contexts]
+    most = max(ROWS_AT_ONCE // options.hypotheses, 1)
+    rows = min(most, 1 << (max(len(contexts), 1) - 1).bit_length())
+    groups = [[i for i, of_i in enumerate(buckets) if of_i == bucket] for bucket in sorted(set(buckets))]
+    found: dict[int, Ranking] = {}
+    for chosen in (group[begin : begin + rows] for group in groups for begin in range(0, len(group), rows)):
+        filled = fill_up(chosen, rows)
+        tokens_BT, lengths_B = pad_right([contexts[i] for i in filled], buckets[chosen[0]])
+        out = generate_candidates(
+            model.params,
+            model.config,
+            tokens_BT,
+            lengths_B,
+            candidates=options.hypotheses,
+            sampling=rows_of_sampling(sampling, filled),
+            max_new_tokens=max_new_tokens,
+            keys=row_keys(seed, filled, [len(dialogues[i]) for i in filled]),
+            stops=model.stops(sampling),
+        )
+        proposed = [_proposed(model, row, options.hypotheses, jax.device_get(out)) for row in range(len(chosen))]
+        turns = [dialogues[i] for i in chosen]
+        draws = [np.random.default_rng((seed, i, len(dialogues[i]))) for i in chosen]
+        found |= zip(chosen, order(model, backward, turns, proposed, options, draws, everything=everything), strict=True)
+        if progress is not None:
+            progress(len(found), len(contexts))
+    return [found[i] for i in range(len(contexts))]
+
+
+def order(
+    model: LanguageModel,
+    backward: LanguageModel | None,
+    dialogues: Sequence[list[str]],
+    proposed: Sequence[Sequence[Candidate]],
+    options: Rank,
+    draws: Sequence[np.random.Generator],
+    *,
+    everything: bool = False,
+) -> list[Ranking]:
+    """The hypotheses of each dialogue in order, however they were made; arguments as in `rank_replies`."""
+    sizes = [len(own) for own in proposed]
+    flat = [hypothesis for own in proposed for hypothesis in own]
+    columns: dict[str, list[list[float]]] = {}
+    if options.by == "mmi" or (everything and backward is not None):
+        assert backward is not None
+        repeated = [turns for turns, size in zip(dialogues, sizes, strict=True) for _ in range(size)]
+        ids = [hypothesis.tokens.tolist() for hypothesis in flat]
+        columns["backward"] = _split(backward_scores(backward, ids, repeated, options.source), sizes)
+    if options.by == "pmi" or everything:
+        columns["information"] = _split(information(model, flat), sizes)
+    rankings = []
+    for d, (turns, own) in enumerate(zip(dialogues, proposed, strict=True)):
+        texts = [hypothesis.text for hypothesis in own]
+        known: dict[str, Any] = {name: values[d] for name, values in columns.items()}
+        if callable(options.by):
+            known["own"] = _asked(options, turns, texts)
+        forward = [hypothesis.logprob for hypothesis in own]
+        means = [h.logprob / max(len(h.tokens), 1) for h in own]
+        evidence = Evidence(forward, means, **known)
+        flags = flags_of(texts, turns, finished=[hypothesis.finished for hypothesis in own])
+        ranked = [
+            Ranked(
+                **{name: getattr(own[v.number], name) for name in ("text", "tokens", "logprobs", "logprob", "finished")},
+                backward=evidence.backward[v.number] if evidence.backward else None,
+                information=evidence.information[v.number] if evidence.information else None,
+                repetition=repetition(words_of(texts[v.number])),
+                flags=v.flags,
+                score=v.score,
+                why=v.why,
+            )
+            for v in choose(options, evidence, flags, draws[d])
+        ]
+        rankings.append(Ranking(ranked, list(turns), options.rule))
+    return rankings
+
+
+def _proposed(model: LanguageModel, row: int, number: int, out: Any) -> list[Candidate]:
+    fields = (out.tokens, out.logprobs, out.lengths, out.finished)
+    return [candidate_of(model.tokenizer, *(x[row, n] for x in fields)) for n in range(number)]
+
+
+def _split(values: Sequence[float], sizes: Sequence[int]) -> list[list[float]]:
+    rest = iter(values)
+    return [[next(rest) for _ in range(size)] for size in sizes]

@@ -1,0 +1,66 @@
+"""How one of several replies is chosen, as a caller says it: a rule and numbers in, checked options out.
+
+Nothing here imports jax, for the help of a command shows the defaults.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from dialogpt_jax.arguments import MOST, as_number, as_whole_number, shown
+
+RULES = ("mmi", "pmi", "likelihood")
+LAST, ALL = SOURCES = ("last", "all")
+
+# turns, texts of the candidates → a number each, the higher the better
+RankFunction = Callable[[list[str], list[str]], Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """How one of several hypotheses is chosen.
+
+    Attributes:
+      by: "mmi", what a backward model makes of them (Zhang et al. 2019, section 3.2); "pmi", what the context adds to the
+        probability of each (Li et al. 2016); "likelihood", log-probability a token; or a function of (turns, texts) that
+        gives a number for each text, the higher the better.
+      hypotheses: how many are proposed; 16 in the paper.
+      backward_weight: λ of "mmi", 0 to 1: λ · log P(source | reply) + (1 − λ) · log P(reply | context). 1 is the paper's.
+      source: what the backward model is asked for: the "last" turn, or "all" of them.
+      temperature: 0 takes the best; over 0 draws by softmax(score / temperature).
+
+    Raises:
+      ValueError: one of them is something else.
+
+    Example:
+      >>> dg.Rank("mmi", backward_weight=0.5).hypotheses
+      16
+    """
+
+    by: str | RankFunction = "mmi"
+    hypotheses: int = 16
+    backward_weight: float = 1.0
+    source: str = LAST
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.by) and (not isinstance(self.by, str) or self.by not in RULES):
+            raise ValueError(f"rank is by {shown(self.by)}; give {', '.join(RULES)}, or a function of (turns, texts)")
+        as_whole_number("hypotheses", self.hypotheses, least=1, most=MOST)
+        as_number("backward_weight", self.backward_weight, most=1.0)
+        as_number("temperature", self.temperature)
+        if not isinstance(self.source, str) or self.source not in SOURCES:
+            raise ValueError(f"source is {shown(self.source)}; give 'last' or 'all'")
+
+    @property
+    def rule(self) -> str:
+        """The rule's name; of a function, its own."""
+        return self.by if isinstance(self.by, str) else getattr(self.by, "__name__", "function")
+
+
+def as_rank(rank: "str | RankFunction | Rank") -> Rank:
+    """The options that a caller means by a rule's name, a function, or options.
+
+    Raises:
+      ValueError: it is none of them.
+    """
+    return rank if isinstance(rank, Rank) else Rank(rank)

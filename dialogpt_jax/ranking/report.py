@@ -1,0 +1,128 @@
+"""Replies with the reasons for their order, as values that show themselves: on lines, as a table, as JSON, as a plot."""
+
+import dataclasses
+import html
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from dialogpt_jax.arguments import as_path
+from dialogpt_jax.chat.candidates import Candidate, on_one_line
+
+_COLUMNS = ("score", "forward", "backward", "information")
+_MOST = 32  # replies that are shown
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Ranked(Candidate):
+    """A candidate with what is known of it.
+
+    Attributes:
+      backward: log P(source | reply) by the backward model; `None` where there is none.
+      information: log P(reply | context) − log P(reply), in nats; `None` where it was not asked.
+      repetition: the share of its pairs of words that came before in it.
+      flags: what a guard has against it.
+      score: by the rule, the higher the better.
+      why: in a few words, why it is given, or why not.
+    """
+
+    backward: float | None
+    information: float | None
+    repetition: float
+    flags: tuple[str, ...]
+    score: float
+    why: str
+
+    def __repr__(self) -> str:
+        return f"Ranked({self.score:.2f} {on_one_line(self.text)}: {self.why})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON takes it; a number that is none is `None`."""
+        found = dataclasses.asdict(self)
+        found |= {"tokens": self.tokens.tolist(), "logprobs": self.logprobs.tolist(), "flags": list(self.flags)}
+        return {name: _finite(value) for name, value in found.items()}
+
+
+class Ranking(list[Ranked]):
+    """The hypotheses of one dialogue, the one that is given first.
+
+    Attributes:
+      turns: the dialogue.
+      rule: by which they are ordered.
+
+    Example:
+      >>> ranking = bot.rank("Any plans for today?", "mmi", seed=1)
+      >>> ranking[0].text == bot.reply("Any plans for today?", rank="mmi", seed=1)
+      True
+      >>> ranking[0].why
+      '...'
+    """
+
+    def __init__(self, hypotheses: Iterable[Ranked], turns: list[str], rule: str):
+        super().__init__(hypotheses)
+        self.turns, self.rule = turns, rule
+
+    def __repr__(self) -> str:
+        more = [f"… {len(self) - _MOST} more"] if len(self) > _MOST else []
+        lines = [f"{h.score:9.2f}  {on_one_line(h.text)}: {h.why}" for h in self[:_MOST]]
+        return "\n".join([f"Ranking({len(self)} hypotheses by {self.rule})", *lines, *more])
+
+    def _repr_html_(self) -> str:
+        shown = [name for name in _COLUMNS if any(_column(h, name) is not None for h in self)]
+        head = "".join(f"<th>{name}</th>" for name in ["", "reply", *shown, "tokens", "why"])
+        rows = "".join(
+            f"<tr><td>{place}</td><td style='text-align:left'>{html.escape(h.text)}</td>"
+            + "".join(f"<td>{_figure(_column(h, name))}</td>" for name in shown)
+            + f"<td>{len(h.tokens)}</td><td style='text-align:left'>{html.escape(h.why)}</td></tr>"
+            for place, h in enumerate(self[:_MOST], start=1)
+        )
+        return f"<table><tr>{head}</tr>{rows}</table>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        return {"turns": self.turns, "rule": self.rule, "hypotheses": [h.to_dict() for h in self]}
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Forward against backward log-probability, or against information: the winner, the flagged and the others.
+
+        Args:
+          path: writes the picture there; without it, the matplotlib figure is returned.
+        """
+        from matplotlib.figure import Figure
+
+        name = "backward" if any(h.backward is not None for h in self) else "information"
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        axes = figure.subplots()
+        groups = [
+            ("given", [h for h in self[:1]], "tab:green", "*", 180),
+            ("not flagged", [h for h in self[1:] if not h.flags], "tab:blue", "o", 40),
+            ("flagged", [h for h in self[1:] if h.flags], "tab:gray", "x", 40),
+        ]
+        for label, members, color, marker, size in groups:
+            points = [(h.logprob, _column(h, name), h.text) for h in members if _column(h, name) is not None]
+            axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=size, c=color, marker=marker, label=label)
+            for x, y, text in points:
+                axes.annotate(on_one_line(text)[1:31], (x, y), fontsize=7, xytext=(4, 2), textcoords="offset points")
+        axes.set_xlabel("log P(reply | context)")
+        axes.set_ylabel("log P(source | reply)" if name == "backward" else "log P(reply | context) − log P(reply)")
+        axes.set_title(f"{len(self)} hypotheses by {self.rule}")
+        axes.legend()
+        if path is None:
+            return figure
+        figure.savefig(as_path("path", path), dpi=150)
+        return None
+
+
+def _column(hypothesis: Ranked, name: str) -> float | None:
+    return hypothesis.logprob if name == "forward" else getattr(hypothesis, name)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities."""
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return [_finite(each) for each in value] if isinstance(value, list) else value
