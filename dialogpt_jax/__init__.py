@@ -34,6 +34,8 @@ __all__ = [
     "Chat",
     "self_chat",
     "Conversation",
+    "Rank",
+    "Ranking",
     # How a reply is drawn
     "Sampling",
     "GREEDY",

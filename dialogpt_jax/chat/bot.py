@@ -21,7 +21,11 @@ from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.beam_search import beam_search
 from dialogpt_jax.decoding.generate import generate_candidates
-from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.sampling import PAPER, Sampling
+from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
+from dialogpt_jax.ranking.propose import rank_replies
+from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
+from dialogpt_jax.ranking.report import Ranking
 from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
@@ -52,6 +56,7 @@ class Bot(LanguageModel):
       params: the parameters; the computation has their dtype.
       config: the sizes.
       tokenizer: text to ids.
+      reverse: a backward model that ranks replies, if the bundled one is not to.
 
     Example:
       >>> bot.reply(["Hi!", "Hello.", "Any plans for today?"], seed=1)
@@ -61,6 +66,13 @@ class Bot(LanguageModel):
       >>> "".join(bot.stream("Hi!")) == bot.reply("Hi!")
       True
     """
+
+    reverse: LanguageModel | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reverse is not None:
+            check_backward(self, self.reverse)
 
     def reply(
         self,
@@ -72,6 +84,7 @@ class Bot(LanguageModel):
         beams: int | None = None,
         length_penalty: float = BeamOptions.length_penalty,
         early_stopping: bool | str = BeamOptions.early_stopping,
+        rank: str | RankFunction | Rank | None = None,
     ) -> str:
         """The reply to a dialogue.
 
@@ -81,11 +94,17 @@ class Bot(LanguageModel):
           beams: the best reply that a search with so many beams finds; `sampling` is then greedy by default, may have any
             processors, and with a temperature draws the beams.
           length_penalty, early_stopping: of the search, as in `dg.beam_search`.
+          rank: proposes several replies and gives the one that comes first by this rule; as for `rank`.
 
         Raises:
           DialogueError: no turn, or nothing in the newest; a plain text is a dialogue of one turn.
           NonFiniteLogits: the weights are damaged, or too large for their dtype.
         """
+        if rank is not None:
+            if beams is not None:
+                raise ValueError("rank and beams are two ways to a reply; give one of them")
+            how: dict[str, Any] = {"sampling": sampling, "seed": seed, "max_new_tokens": max_new_tokens}
+            return self._rankings([as_turns(turns)], as_rank(rank), everything=False, **how)[0][0].text
         found = self.candidates(
             turns,
             n=1,
@@ -146,6 +165,29 @@ class Bot(LanguageModel):
         if not found:
             raise ValueError("no reply is possible: the sampling's processors forbid every token")
         return found
+
+    def rank(
+        self,
+        turns: Turns,
+        by: str | RankFunction | Rank = "mmi",
+        *,
+        sampling: Sampling | None = None,
+        seed: int | None = DEFAULT_SEED,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> Ranking:
+        """Several replies to a dialogue, the best first, with what is known of each and why it won or lost.
+
+        Args:
+          turns, seed, max_new_tokens: as for `reply`.
+          by: "mmi", "pmi", "likelihood", a function of (turns, texts), or `dg.Rank` with its numbers.
+          sampling: by which they are proposed; the paper's by default, among the ten best tokens.
+
+        Example:
+          >>> bot.rank("Any plans for today?", "pmi")[0].text
+          '...'
+        """
+        how: dict[str, Any] = {"sampling": sampling, "seed": seed, "max_new_tokens": max_new_tokens}
+        return self._rankings([as_turns(turns)], as_rank(by), everything=True, **how)[0]
 
     def replies(
         self,
@@ -300,3 +342,29 @@ class Bot(LanguageModel):
         from dialogpt_jax.weights.directory import write_directory
 
         write_directory(as_path("directory", directory), self.params, self.config, self.tokenizer)
+
+    def _rankings(
+        self,
+        dialogues: list[list[str]],
+        options: Rank,
+        *,
+        everything: bool,
+        sampling: Sampling | None,
+        seed: int | None,
+        max_new_tokens: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Ranking]:
+        backward = None
+        if options.by == "mmi" or (everything and has_backward(self, self.reverse)):
+            backward = backward_for(self, self.reverse)
+        return rank_replies(
+            self,
+            dialogues,
+            options,
+            backward=backward,
+            sampling=checked_sampling(PAPER if sampling is None else sampling, len(dialogues)),
+            seed=seed_or_drawn(seed),
+            max_new_tokens=min(checked_length(max_new_tokens), self.config.n_positions),
+            everything=everything,
+            progress=progress,
+        )

@@ -3,11 +3,8 @@
 import os
 from pathlib import Path
 
-from dialogpt_jax.arguments import as_path
 from dialogpt_jax.chat.bot import Bot
-from dialogpt_jax.text.tokenizer import Tokenizer
-from dialogpt_jax.weights.directory import load_params
-from dialogpt_jax.weights.hub import resolve
+from dialogpt_jax.replies.loading import load_language_model
 
 
 def load(
@@ -15,6 +12,7 @@ def load(
     *,
     dtype: str | None = None,
     revision: str | None = None,
+    reverse: str | os.PathLike[str] | None = None,
 ) -> Bot:
     """A bot from a model.
 
@@ -24,21 +22,17 @@ def load(
       dtype: "float32" (the default, whatever the file holds, unless that is int8), "bfloat16", "float16", or "int8":
         weights of 8 bits, a quarter of the bytes to read for a token, and on CPU the fastest.
       revision: of a Hub repository: a branch, tag or commit.
+      reverse: a backward model for `rank="mmi"`, with the same vocabulary. The bundled one is there without it, for the
+        bundled model and all that go on from it.
 
     Example:
       >>> bot = dg.load()
       >>> bot.reply("Does money buy happiness?")
       '...'
     """
-    if model is not None:
-        as_path("model", model)
-    folder = resolve(bundled_directory() if model is None else model, revision=revision)
-    params, config = load_params(folder, dtype=dtype)
-    tokenizer = Tokenizer.load(folder)
-    try:
-        return Bot(params, config, tokenizer)
-    except ValueError as error:  # the weights and the tokenizer do not belong together
-        raise ValueError(f"{folder}: {error}") from None
+    forward = load_language_model(bundled_directory() if model is None else model, dtype=dtype, revision=revision)
+    backward = None if reverse is None else load_language_model(reverse, dtype=dtype)
+    return Bot(forward.params, forward.config, forward.tokenizer, backward)
 
 
 def bundled_directory() -> Path:

@@ -68,7 +68,9 @@ def choose(
     """
     scores = scores_by(options, evidence)
     flagged = [f if math.isfinite(s) else (*f, NOT_FINITE) for f, s in zip(flags, scores, strict=True)]
-    order = sorted(range(len(scores)), key=lambda i: (gravity(flagged[i]), -scores[i] if math.isfinite(scores[i]) else 0.0))
+    order = sorted(
+        range(len(scores)), key=lambda i: (gravity(flagged[i]), -scores[i] if math.isfinite(scores[i]) else 0.0)
+    )
     if options.temperature > 0:
         best = [i for i in order if gravity(flagged[i]) == gravity(flagged[order[0]])]
         first = best[_drawn([scores[i] for i in best], options.temperature, float(draw.random()))]
@@ -85,7 +87,8 @@ def _drawn(scores: Sequence[float], temperature: float, uniform: float) -> int:
     if not np.isfinite(tempered).all():
         return 0
     weights = np.exp(tempered - tempered.max())
-    return int(min(np.searchsorted(np.cumsum(weights) / weights.sum(), uniform, side="right"), len(scores) - 1))
+    place = int(np.searchsorted(np.cumsum(weights) / weights.sum(), uniform, side="right"))
+    return min(place, len(scores) - 1)
 
 
 def _mixed(weight: float, value: float) -> float:

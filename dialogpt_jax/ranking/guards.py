@@ -4,6 +4,7 @@ A backward model gives its best score to a reply that is degenerate: one that co
 thing again and again. So such a reply stands behind every other one, by how grave its gravest flag is.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -73,7 +74,7 @@ def repeats(words: Sequence[str]) -> bool:
     if len(set(runs)) < len(runs):
         return True
     return any(
-        words[i : i + size] * times == words[i : i + size * times]
+        list(words[i : i + size]) * times == list(words[i : i + size * times])
         for size, times in _LOOPS
         for i in range(len(words) - size * times + 1)
     )
@@ -81,7 +82,7 @@ def repeats(words: Sequence[str]) -> bool:
 
 def copies(words: Sequence[str], before: Sequence[str]) -> bool:
     """Whether most of a reply is one piece of the turn before it."""
-    size = max(_COPIED_WORDS, -int(-_COPIED_PART * len(words) // 1))
+    size = max(_COPIED_WORDS, math.ceil(_COPIED_PART * len(words)))
     pieces = {tuple(before[i : i + size]) for i in range(len(before) - size + 1)}
     return any(tuple(words[i : i + size]) in pieces for i in range(len(words) - size + 1))
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dialogpt_jax.chat.language_model import LanguageModel
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.score import score
 from dialogpt_jax.ranking.rank_options import ALL
+from dialogpt_jax.replies.language_model import LanguageModel
 
 ROWS = 64  # hypotheses in a batch, at most
 
@@ -60,14 +60,32 @@ def backward_scores(
             raise ValueError(f"a hypothesis has {len(said)} tokens and {most}; give a smaller max_new_tokens")
         rows.append([*said, *source_of(backward, turns, source, room=room)])
         starts.append(len(said))
+    return row_totals(backward, rows, starts)
+
+
+def information(model: LanguageModel, replies: Sequence[Sequence[int]], forward: Sequence[float]) -> list[float]:
+    """log P(reply | context) − log P(reply), what the context adds (Li et al. 2016); P(reply) is after a lone EOS.
+
+    Args:
+      model: the forward model.
+      replies: ids of each.
+      forward: log P(reply | context) of each.
+    """
+    alone = row_totals(model, [[model.config.eos_token_id, *ids] for ids in replies], [1] * len(replies))
+    return [within - without for within, without in zip(forward, alone, strict=True)]
+
+
+def row_totals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
+    """log P of each row's tokens from its start on, given those before it; in batches of similar length."""
     totals = np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda m: len(rows[m]))
     size = min(ROWS, bucket_of(len(rows)))
     for begin in range(0, len(order), size):
         chosen = order[begin : begin + size]
         filled = fill_up(chosen, size)
-        width = bucket_of(max(len(rows[m]) for m in filled), config.n_positions)
+        width = bucket_of(max(len(rows[m]) for m in filled), model.config.n_positions)
         tokens_MT, lengths_M = pad_right([rows[m] for m in filled], width)
-        found = score(backward.params, config, tokens_MT, np.array([starts[m] for m in filled]), lengths_M)
+        starts_M = np.array([starts[m] for m in filled])
+        found = score(model.params, model.config, tokens_MT, starts_M, lengths_M)
         totals[chosen] = np.asarray(found.total)[: len(chosen)]
     return totals.tolist()

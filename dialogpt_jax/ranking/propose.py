@@ -14,18 +14,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from dialogpt_jax.chat.candidates import Candidate, candidate_of
-from dialogpt_jax.chat.keys import row_keys
-from dialogpt_jax.chat.language_model import LanguageModel
-from dialogpt_jax.chat.settings import few_buckets, rows_of_sampling
+from dialogpt_jax.arguments import as_plain, shown
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.choose import Evidence, choose
 from dialogpt_jax.ranking.guards import flags_of, repetition, words_of
-from dialogpt_jax.ranking.mmi import backward_scores
+from dialogpt_jax.ranking.mmi import backward_scores, information
 from dialogpt_jax.ranking.rank_options import Rank
 from dialogpt_jax.ranking.report import Ranked, Ranking
+from dialogpt_jax.replies.candidates import Candidate, candidate_of
+from dialogpt_jax.replies.keys import row_keys
+from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.settings import few_buckets, rows_of_sampling
 
 ROWS_AT_ONCE = 128  # hypotheses of all dialogues that are made together
 SHORTEST_CONTEXT = 64
@@ -77,7 +78,9 @@ def rank_replies(
         proposed = [_proposed(model, row, options.hypotheses, jax.device_get(out)) for row in range(len(chosen))]
         turns = [dialogues[i] for i in chosen]
         draws = [np.random.default_rng((seed, i, len(dialogues[i]))) for i in chosen]
-        found |= zip(chosen, order(model, backward, turns, proposed, options, draws, everything=everything), strict=True)
+        found |= zip(
+            chosen, order(model, backward, turns, proposed, options, draws, everything=everything), strict=True
+        )
         if progress is not None:
             progress(len(found), len(contexts))
     return [found[i] for i in range(len(contexts))]
@@ -103,7 +106,8 @@ def order(
         ids = [hypothesis.tokens.tolist() for hypothesis in flat]
         columns["backward"] = _split(backward_scores(backward, ids, repeated, options.source), sizes)
     if options.by == "pmi" or everything:
-        columns["information"] = _split(information(model, flat), sizes)
+        ids, forward = [h.tokens.tolist() for h in flat], [h.logprob for h in flat]
+        columns["information"] = _split(information(model, ids, forward), sizes)
     rankings = []
     for d, (turns, own) in enumerate(zip(dialogues, proposed, strict=True)):
         texts = [hypothesis.text for hypothesis in own]
@@ -116,7 +120,9 @@ def order(
         flags = flags_of(texts, turns, finished=[hypothesis.finished for hypothesis in own])
         ranked = [
             Ranked(
-                **{name: getattr(own[v.number], name) for name in ("text", "tokens", "logprobs", "logprob", "finished")},
+                **{
+                    name: getattr(own[v.number], name) for name in ("text", "tokens", "logprobs", "logprob", "finished")
+                },
                 backward=evidence.backward[v.number] if evidence.backward else None,
                 information=evidence.information[v.number] if evidence.information else None,
                 repetition=repetition(words_of(texts[v.number])),
@@ -133,6 +139,20 @@ def order(
 def _proposed(model: LanguageModel, row: int, number: int, out: Any) -> list[Candidate]:
     fields = (out.tokens, out.logprobs, out.lengths, out.finished)
     return [candidate_of(model.tokenizer, *(x[row, n] for x in fields)) for n in range(number)]
+
+
+def _asked(options: Rank, turns: list[str], texts: list[str]) -> list[float]:
+    """What the caller's function gives.
+
+    Raises:
+      ValueError: it is not a number for each text.
+    """
+    assert callable(options.by)
+    given = as_plain(options.by(list(turns), list(texts)))
+    numbers: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    if len(numbers) != len(texts) or not all(isinstance(n, int | float | np.number) for n in numbers):
+        raise ValueError(f"{options.rule} gave {shown(given)} for {len(texts)} texts; it must give a number for each")
+    return [float(number) for number in numbers]
 
 
 def _split(values: Sequence[float], sizes: Sequence[int]) -> list[list[float]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dialogpt_jax.arguments import as_path
-from dialogpt_jax.chat.candidates import Candidate, on_one_line
+from dialogpt_jax.replies.candidates import Candidate, on_one_line
 
 _COLUMNS = ("score", "forward", "backward", "information")
 _MOST = 32  # replies that are shown
@@ -83,7 +83,7 @@ class Ranking(list[Ranked]):
         return {"turns": self.turns, "rule": self.rule, "hypotheses": [h.to_dict() for h in self]}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Forward against backward log-probability, or against information: the winner, the flagged and the others.
+        """Forward against backward log-probability, or against information, each with its place in the order.
 
         Args:
           path: writes the picture there; without it, the matplotlib figure is returned.
@@ -93,16 +93,19 @@ class Ranking(list[Ranked]):
         name = "backward" if any(h.backward is not None for h in self) else "information"
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()
+        numbered = list(enumerate(self, start=1))
         groups = [
-            ("given", [h for h in self[:1]], "tab:green", "*", 180),
-            ("not flagged", [h for h in self[1:] if not h.flags], "tab:blue", "o", 40),
-            ("flagged", [h for h in self[1:] if h.flags], "tab:gray", "x", 40),
+            ("given", numbered[:1], "tab:green", "*", 180),
+            ("not flagged", [(n, h) for n, h in numbered[1:] if not h.flags], "tab:blue", "o", 40),
+            ("flagged", [(n, h) for n, h in numbered[1:] if h.flags], "tab:gray", "x", 40),
         ]
         for label, members, color, marker, size in groups:
-            points = [(h.logprob, _column(h, name), h.text) for h in members if _column(h, name) is not None]
-            axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=size, c=color, marker=marker, label=label)
-            for x, y, text in points:
-                axes.annotate(on_one_line(text)[1:31], (x, y), fontsize=7, xytext=(4, 2), textcoords="offset points")
+            points = [(h.logprob, y, n) for n, h in members if (y := _column(h, name)) is not None]
+            axes.scatter(
+                [x for x, _, _ in points], [y for _, y, _ in points], s=size, c=color, marker=marker, label=label
+            )
+            for x, y, number in points:  # and no texts: they overlap, and a font lacks half of their characters
+                axes.annotate(str(number), (x, y), fontsize=8, xytext=(5, 3), textcoords="offset points")
         axes.set_xlabel("log P(reply | context)")
         axes.set_ylabel("log P(source | reply)" if name == "backward" else "log P(reply | context) − log P(reply)")
         axes.set_title(f"{len(self)} hypotheses by {self.rule}")
