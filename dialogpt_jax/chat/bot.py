@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dialogpt_jax.arguments import MOST, as_path, as_whole_number
+from dialogpt_jax.arguments import MOST, as_path, as_whole_number, shown
 from dialogpt_jax.chat.batched import as_dialogues, batched_answers, checked_progress
 from dialogpt_jax.chat.scoring import as_replies, as_replies_to_each, scored
 from dialogpt_jax.chat.session import Chat
@@ -23,6 +23,7 @@ from dialogpt_jax.decoding.beam_search import beam_search
 from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.sampling import PAPER, Sampling
 from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
+from dialogpt_jax.ranking.dialogrpt import Ranker
 from dialogpt_jax.ranking.propose import rank_replies
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
 from dialogpt_jax.ranking.report import Ranking
@@ -57,6 +58,7 @@ class Bot(LanguageModel):
       config: the sizes.
       tokenizer: text to ids.
       reverse: a backward model that ranks replies, if the bundled one is not to.
+      ranker: a `Ranker` that does.
 
     Example:
       >>> bot.reply(["Hi!", "Hello.", "Any plans for today?"], seed=1)
@@ -68,11 +70,14 @@ class Bot(LanguageModel):
     """
 
     reverse: LanguageModel | None = None
+    ranker: Ranker | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reverse is not None:
             check_backward(self, self.reverse)
+        if self.ranker is not None and not isinstance(self.ranker, Ranker):
+            raise TypeError(f"ranker is {shown(self.ranker)}; give a directory to `load`, or what `load_ranker` gives")
 
     def reply(
         self,
@@ -179,7 +184,7 @@ class Bot(LanguageModel):
 
         Args:
           turns, seed, max_new_tokens: as for `reply`.
-          by: "mmi", "pmi", "likelihood", a function of (turns, texts), or `dg.Rank` with its numbers.
+          by: "mmi", "pmi", "rpt", "likelihood", a function of (turns, texts), or `dg.Rank` with its numbers.
           sampling: by which they are proposed; the paper's by default, among the ten best tokens.
 
         Example:
@@ -354,6 +359,8 @@ class Bot(LanguageModel):
         max_new_tokens: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Ranking]:
+        if options.by == "rpt" and self.ranker is None:
+            raise ValueError("ranking by rpt needs a ranker: give one, `load(…, ranker=DIR)` or `--ranker DIR`")
         backward = None
         if options.by == "mmi" or (everything and has_backward(self, self.reverse)):
             backward = backward_for(self, self.reverse)
@@ -362,6 +369,7 @@ class Bot(LanguageModel):
             dialogues,
             options,
             backward=backward,
+            ranker=self.ranker,
             sampling=checked_sampling(PAPER if sampling is None else sampling, len(dialogues)),
             seed=seed_or_drawn(seed),
             max_new_tokens=min(checked_length(max_new_tokens), self.config.n_positions),

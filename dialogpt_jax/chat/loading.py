@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from dialogpt_jax.chat.bot import Bot
+from dialogpt_jax.ranking.dialogrpt import load_ranker
 from dialogpt_jax.replies.loading import load_language_model
 
 
@@ -13,6 +14,7 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     reverse: str | os.PathLike[str] | None = None,
+    ranker: str | os.PathLike[str] | None = None,
 ) -> Bot:
     """A bot from a model.
 
@@ -24,6 +26,7 @@ def load(
       revision: of a Hub repository: a branch, tag or commit.
       reverse: a backward model for `rank="mmi"`, with the same vocabulary. The bundled one is there without it, for the
         bundled model and all that go on from it.
+      ranker: a model that scores replies, for `rank="rpt"`; as for `load_ranker`.
 
     Example:
       >>> bot = dg.load()
@@ -32,7 +35,8 @@ def load(
     """
     forward = load_language_model(bundled_directory() if model is None else model, dtype=dtype, revision=revision)
     backward = None if reverse is None else load_language_model(reverse, dtype=dtype)
-    return Bot(forward.params, forward.config, forward.tokenizer, backward)
+    scorer = None if ranker is None else load_ranker(ranker, dtype=dtype)
+    return Bot(forward.params, forward.config, forward.tokenizer, backward, scorer)
 
 
 def bundled_directory() -> Path:

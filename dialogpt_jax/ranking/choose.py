@@ -20,14 +20,16 @@ class Evidence(NamedTuple):
       forward: log P(reply | context).
       mean: the same a token.
       backward: log P(source | reply).
-      information: log P(reply | context) − log P(reply).
+      pmi: log P(reply | context) − log P(reply).
+      ranker: what a ranker says.
       own: what the caller's function says.
     """
 
     forward: Sequence[float]
     mean: Sequence[float]
     backward: Sequence[float] | None = None
-    information: Sequence[float] | None = None
+    pmi: Sequence[float] | None = None
+    ranker: Sequence[float] | None = None
     own: Sequence[float] | None = None
 
 
@@ -50,7 +52,8 @@ def scores_by(options: Rank, evidence: Evidence) -> list[float]:
         backward = evidence.backward
         assert backward is not None
         return [_mixed(weight, b) + _mixed(1 - weight, f) for b, f in zip(backward, evidence.forward, strict=True)]
-    found = {"pmi": evidence.information, "likelihood": evidence.mean}.get(str(options.by), evidence.own)
+    named = {"pmi": evidence.pmi, "rpt": evidence.ranker, "likelihood": evidence.mean}
+    found = evidence.own if callable(options.by) else named[options.by]
     assert found is not None
     return list(found)
 
@@ -127,6 +130,8 @@ def _why(
         return f"less likely to be said: {evidence.forward[i]:.1f} against {evidence.forward[winner]:.1f}"
     if options.by == "pmi":
         return f"owes less to what was said: {scores[i]:.1f} against {scores[winner]:.1f}"
+    if options.by == "rpt":
+        return f"liked less by the ranker: {scores[i]:.3f} against {scores[winner]:.3f}"
     if options.by == "likelihood":
         return f"less likely a token: {scores[i]:.2f} against {scores[winner]:.2f}"
     return f"{options.rule}: {scores[i]:.3g} against {scores[winner]:.3g}"

@@ -19,6 +19,7 @@ from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.choose import Evidence, choose
+from dialogpt_jax.ranking.dialogrpt import Ranker
 from dialogpt_jax.ranking.guards import flags_of, repetition, words_of
 from dialogpt_jax.ranking.mmi import backward_scores, information
 from dialogpt_jax.ranking.rank_options import Rank
@@ -38,6 +39,7 @@ def rank_replies(
     options: Rank,
     *,
     backward: LanguageModel | None,
+    ranker: Ranker | None,
     sampling: Sampling,
     seed: int,
     max_new_tokens: int,
@@ -51,6 +53,7 @@ def rank_replies(
       dialogues: texts, the newest last.
       options: the rule.
       backward: the backward model; needed by "mmi", and asked for the report where it is given.
+      ranker: the same for "rpt".
       sampling, seed, max_new_tokens: as for `Bot.replies`.
       everything: for a report: what the rule does not need is computed as well.
       progress: called with (done, all) after each batch.
@@ -79,7 +82,7 @@ def rank_replies(
         turns = [dialogues[i] for i in chosen]
         draws = [np.random.default_rng((seed, i, len(dialogues[i]))) for i in chosen]
         found |= zip(
-            chosen, order(model, backward, turns, proposed, options, draws, everything=everything), strict=True
+            chosen, order(model, backward, ranker, turns, proposed, options, draws, everything=everything), strict=True
         )
         if progress is not None:
             progress(len(found), len(contexts))
@@ -89,6 +92,7 @@ def rank_replies(
 def order(
     model: LanguageModel,
     backward: LanguageModel | None,
+    ranker: Ranker | None,
     dialogues: Sequence[list[str]],
     proposed: Sequence[Sequence[Candidate]],
     options: Rank,
@@ -107,11 +111,14 @@ def order(
         columns["backward"] = _split(backward_scores(backward, ids, repeated, options.source), sizes)
     if options.by == "pmi" or everything:
         ids, forward = [h.tokens.tolist() for h in flat], [h.logprob for h in flat]
-        columns["information"] = _split(information(model, ids, forward), sizes)
+        columns["pmi"] = _split(information(model, ids, forward), sizes)
     rankings = []
     for d, (turns, own) in enumerate(zip(dialogues, proposed, strict=True)):
         texts = [hypothesis.text for hypothesis in own]
         known: dict[str, Any] = {name: values[d] for name, values in columns.items()}
+        if options.by == "rpt" or (everything and ranker is not None):
+            assert ranker is not None
+            known["ranker"] = ranker.score(turns, texts).tolist()
         if callable(options.by):
             known["own"] = _asked(options, turns, texts)
         forward = [hypothesis.logprob for hypothesis in own]
@@ -124,7 +131,8 @@ def order(
                     name: getattr(own[v.number], name) for name in ("text", "tokens", "logprobs", "logprob", "finished")
                 },
                 backward=evidence.backward[v.number] if evidence.backward else None,
-                information=evidence.information[v.number] if evidence.information else None,
+                pmi=evidence.pmi[v.number] if evidence.pmi else None,
+                ranker=evidence.ranker[v.number] if evidence.ranker else None,
                 repetition=repetition(words_of(texts[v.number])),
                 flags=v.flags,
                 score=v.score,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from dialogpt_jax.arguments import MOST, as_number, as_whole_number, shown
 
-RULES = ("mmi", "pmi", "likelihood")
+RULES = ("mmi", "pmi", "rpt", "likelihood")
 LAST, ALL = SOURCES = ("last", "all")
 
 # turns, texts of the candidates → a number each, the higher the better
@@ -21,8 +21,8 @@ class Rank:
 
     Attributes:
       by: "mmi", what a backward model makes of them (Zhang et al. 2019, section 3.2); "pmi", what the context adds to the
-        probability of each (Li et al. 2016); "likelihood", log-probability a token; or a function of (turns, texts) that
-        gives a number for each text, the higher the better.
+        probability of each (Li et al. 2016); "rpt", what a ranker makes of them (DialogRPT, Gao et al. 2020); "likelihood",
+        log-probability a token; or a function of (turns, texts) that gives a number for each text, the higher the better.
       hypotheses: how many are proposed; 16 in the paper.
       backward_weight: λ of "mmi", 0 to 1: λ · log P(source | reply) + (1 − λ) · log P(reply | context). 1 is the paper's.
       source: what the backward model is asked for: the "last" turn, or "all" of them.

@@ -9,17 +9,17 @@ from typing import Any
 from dialogpt_jax.arguments import as_path
 from dialogpt_jax.replies.candidates import Candidate, on_one_line
 
-_COLUMNS = ("score", "forward", "backward", "information")
+_COLUMNS = ("score", "forward", "backward", "pmi", "ranker")
 _MOST = 32  # replies that are shown
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Ranked(Candidate):
     """A candidate with what is known of it.
 
     Attributes:
       backward: log P(source | reply) by the backward model; `None` where there is none.
-      information: log P(reply | context) − log P(reply), in nats; `None` where it was not asked.
+      ranker: what a ranker says of it, 0 to 1; `None` where there is none.
       repetition: the share of its pairs of words that came before in it.
       flags: what a guard has against it.
       score: by the rule, the higher the better.
@@ -27,7 +27,7 @@ class Ranked(Candidate):
     """
 
     backward: float | None
-    information: float | None
+    ranker: float | None
     repetition: float
     flags: tuple[str, ...]
     score: float
@@ -83,14 +83,14 @@ class Ranking(list[Ranked]):
         return {"turns": self.turns, "rule": self.rule, "hypotheses": [h.to_dict() for h in self]}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Forward against backward log-probability, or against information, each with its place in the order.
+        """Forward against backward log-probability, or against pmi, each with its place in the order.
 
         Args:
           path: writes the picture there; without it, the matplotlib figure is returned.
         """
         from matplotlib.figure import Figure
 
-        name = "backward" if any(h.backward is not None for h in self) else "information"
+        name = "backward" if any(h.backward is not None for h in self) else "pmi"
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()
         numbered = list(enumerate(self, start=1))

@@ -55,7 +55,7 @@ def test_the_backward_score_is_of_the_source_after_the_hypothesis(bot, ranking):
         context = bot.encode(DIALOGUES[1], max_new_tokens=12)
         within = by_hand(bot, [*context, *h.tokens.tolist()], len(context))
         assert h.logprob == pytest.approx(within, abs=ATOL)
-        assert h.information == pytest.approx(within - alone, abs=ATOL)
+        assert h.pmi == pytest.approx(within - alone, abs=ATOL)
 
 
 def test_the_last_turn_is_the_source_unless_all_are(bot):
@@ -90,17 +90,18 @@ def test_one_rule_gives_one_reply_however_it_is_asked(bot):
 
 
 def test_the_rules_by_hand():
-    evidence = Evidence([-8.0, -12.0], [-2.0, -1.0], [-30.0, -20.0], [5.0, 3.0], [0.1, 0.9])
+    evidence = Evidence([-8.0, -12.0], [-2.0, -1.0], [-30.0, -20.0], [5.0, 3.0], [0.3, 0.2], [0.1, 0.9])
     assert scores_by(dg.Rank("mmi"), evidence) == [-30.0, -20.0]
     assert scores_by(dg.Rank("mmi", backward_weight=0.25), evidence) == [-13.5, -14.0]
     assert scores_by(dg.Rank("mmi", backward_weight=0), evidence) == [-8.0, -12.0]
     assert scores_by(dg.Rank("pmi"), evidence) == [5.0, 3.0]
+    assert scores_by(dg.Rank("rpt"), evidence) == [0.3, 0.2]
     assert scores_by(dg.Rank("likelihood"), evidence) == [-2.0, -1.0]
     assert scores_by(dg.Rank(lambda turns, texts: [0] * len(texts)), evidence) == [0.1, 0.9]
 
 
 def order_of(scores, flags=None, rank="pmi", uniform_seed=0, **numbers):
-    evidence = Evidence([0.0] * len(scores), [0.0] * len(scores), information=scores)
+    evidence = Evidence([0.0] * len(scores), [0.0] * len(scores), pmi=scores)
     flags = [()] * len(scores) if flags is None else flags
     found = choose(dg.Rank(rank, **numbers), evidence, flags, np.random.default_rng(uniform_seed))
     return [verdict.number for verdict in found], found
@@ -162,7 +163,7 @@ def test_a_known_failure_is_guarded(bot, monkeypatch):
     monkeypatch.setattr(propose, "backward_scores", lambda model, ids, dialogues, source: [-1.0, -9.0, -2.0, -9.0])
     own = [proposed(text) for text in [source, *others]]
     draws = [np.random.default_rng(0)]
-    [ranking] = propose.order(bot, bot.reverse, [DIALOGUES[0]], [own], dg.Rank("mmi"), draws)
+    [ranking] = propose.order(bot, bot.reverse, None, [DIALOGUES[0]], [own], dg.Rank("mmi"), draws)
     assert [h.text for h in ranking] == ["Fine, thanks.", source, "no no no no", "Fine, thanks"]
     assert [h.flags for h in ranking] == [(), (COPIES,), (REPEATS,), (DUPLICATE,)]
 
@@ -183,10 +184,23 @@ def test_a_function_ranks(bot):
             bot.reply("Hi", rank=dg.Rank(wrong, hypotheses=5), **HOW)
 
 
+def test_a_ranker_ranks(bot):
+    ranker = dg.Ranker.untrained(bot.params, bot.config, bot.tokenizer)
+    ranked = dg.Bot(bot.params, bot.config, bot.tokenizer, ranker=ranker)
+    found = ranked.rank(DIALOGUES[1], dg.Rank("rpt", hypotheses=6), **HOW)
+    assert [h.score for h in found] == pytest.approx(ranker.score(DIALOGUES[1], [h.text for h in found]).tolist())
+    unflagged = [h.score for h in found if not h.flags]
+    assert unflagged == sorted(unflagged, reverse=True)
+    with pytest.raises(ValueError, match="ranking by rpt needs a ranker"):
+        bot.reply("Hi", rank="rpt")
+    with pytest.raises(TypeError, match="ranker is 'updown'; give a directory to `load`"):
+        dg.Bot(bot.params, bot.config, bot.tokenizer, ranker="updown")
+
+
 def test_what_is_wrong_is_one_line_before_anything_runs(bot, monkeypatch):
     monkeypatch.setattr(propose, "generate_candidates", None)
     for rank, said in (
-        ("mmx", "rank is by 'mmx'; give mmi, pmi, likelihood, or a function"),
+        ("mmx", "rank is by 'mmx'; give mmi, pmi, rpt, likelihood, or a function"),
         (3, "rank is by 3; give mmi"),
     ):
         with pytest.raises(ValueError, match=said):
