@@ -14,22 +14,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from dialogpt_jax.arguments import MOST, as_path, as_whole_number, shown
+from dialogpt_jax.arguments import MOST, as_path, as_whole_number
 from dialogpt_jax.chat.batched import as_dialogues, batched_answers, checked_progress
 from dialogpt_jax.chat.scoring import as_replies, as_replies_to_each, scored
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.beam_search import beam_search
 from dialogpt_jax.decoding.generate import generate_candidates
-from dialogpt_jax.decoding.sampling import PAPER, Sampling
-from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
-from dialogpt_jax.ranking.dialogrpt import Ranker
-from dialogpt_jax.ranking.propose import rank_replies
-from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
-from dialogpt_jax.ranking.report import Ranking
+from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.ranking.rank_options import Rank, RankFunction
+from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
 from dialogpt_jax.replies.keys import row_keys
-from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SAMPLING,
@@ -45,7 +41,7 @@ DEFAULT_CANDIDATES = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Bot(LanguageModel):
+class Bot(RankingModel):
     """A dialogue model with its tokenizer; get one from `dialogpt_jax.load`.
 
     All that reply take `sampling` (default `Sampling(temperature=0.3, top_k=50, top_p=0.9, no_repeat_ngram=3)`),
@@ -68,16 +64,6 @@ class Bot(LanguageModel):
       >>> "".join(bot.stream("Hi!")) == bot.reply("Hi!")
       True
     """
-
-    reverse: LanguageModel | None = None
-    ranker: Ranker | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reverse is not None:
-            check_backward(self, self.reverse)
-        if self.ranker is not None and not isinstance(self.ranker, Ranker):
-            raise TypeError(f"ranker is {shown(self.ranker)}; give a directory to `load`, or what `load_ranker` gives")
 
     def reply(
         self,
@@ -109,7 +95,7 @@ class Bot(LanguageModel):
             if beams is not None:
                 raise ValueError("rank and beams are two ways to a reply; give one of them")
             how: dict[str, Any] = {"sampling": sampling, "seed": seed, "max_new_tokens": max_new_tokens}
-            return self._rankings([as_turns(turns)], as_rank(rank), everything=False, **how)[0][0].text
+            return self.rankings([as_turns(turns)], rank, **how)[0][0].text
         found = self.candidates(
             turns,
             n=1,
@@ -170,29 +156,6 @@ class Bot(LanguageModel):
         if not found:
             raise ValueError("no reply is possible: the sampling's processors forbid every token")
         return found
-
-    def rank(
-        self,
-        turns: Turns,
-        by: str | RankFunction | Rank = "mmi",
-        *,
-        sampling: Sampling | None = None,
-        seed: int | None = DEFAULT_SEED,
-        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
-    ) -> Ranking:
-        """Several replies to a dialogue, the best first, with what is known of each and why it won or lost.
-
-        Args:
-          turns, seed, max_new_tokens: as for `reply`.
-          by: "mmi", "pmi", "rpt", "likelihood", a function of (turns, texts), or `dg.Rank` with its numbers.
-          sampling: by which they are proposed; the paper's by default, among the ten best tokens.
-
-        Example:
-          >>> bot.rank("Any plans for today?", "pmi")[0].text
-          '...'
-        """
-        how: dict[str, Any] = {"sampling": sampling, "seed": seed, "max_new_tokens": max_new_tokens}
-        return self._rankings([as_turns(turns)], as_rank(by), everything=True, **how)[0]
 
     def replies(
         self,
@@ -347,32 +310,3 @@ class Bot(LanguageModel):
         from dialogpt_jax.weights.directory import write_directory
 
         write_directory(as_path("directory", directory), self.params, self.config, self.tokenizer)
-
-    def _rankings(
-        self,
-        dialogues: list[list[str]],
-        options: Rank,
-        *,
-        everything: bool,
-        sampling: Sampling | None,
-        seed: int | None,
-        max_new_tokens: int,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Ranking]:
-        if options.by == "rpt" and self.ranker is None:
-            raise ValueError("ranking by rpt needs a ranker: give one, `load(…, ranker=DIR)` or `--ranker DIR`")
-        backward = None
-        if options.by == "mmi" or (everything and has_backward(self, self.reverse)):
-            backward = backward_for(self, self.reverse)
-        return rank_replies(
-            self,
-            dialogues,
-            options,
-            backward=backward,
-            ranker=self.ranker,
-            sampling=checked_sampling(PAPER if sampling is None else sampling, len(dialogues)),
-            seed=seed_or_drawn(seed),
-            max_new_tokens=min(checked_length(max_new_tokens), self.config.n_positions),
-            everything=everything,
-            progress=progress,
-        )

@@ -83,7 +83,7 @@ def test_one_rule_gives_one_reply_however_it_is_asked(bot):
     rank = dg.Rank("pmi", hypotheses=6)
     rankings = [bot.rank(turns, rank, **HOW) for turns in DIALOGUES[:2]]
     assert [bot.reply(turns, rank=rank, **HOW) for turns in DIALOGUES[:2]] == [r[0].text for r in rankings]
-    together = bot._rankings(DIALOGUES[:2], rank, everything=True, sampling=None, **HOW)
+    together = bot.rankings(DIALOGUES[:2], rank, **HOW)
     assert together[0][0].text == rankings[0][0].text  # row 0 has the key of a call of its own
     proposed = bot.candidates(DIALOGUES[0], n=6, sampling=dg.PAPER, **HOW)
     assert sorted(h.text for h in rankings[0]) == sorted(c.text for c in proposed)

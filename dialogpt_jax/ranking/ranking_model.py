@@ -1,0 +1,107 @@
+"""A language model that proposes several replies and says which is best: what a bot is, before it talks."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from dialogpt_jax.arguments import shown
+from dialogpt_jax.decoding.sampling import PAPER, Sampling
+from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
+from dialogpt_jax.ranking.dialogrpt import Ranker
+from dialogpt_jax.ranking.propose import rank_replies
+from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
+from dialogpt_jax.ranking.report import Ranking
+from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.settings import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_SEED,
+    checked_length,
+    checked_sampling,
+    seed_or_drawn,
+)
+from dialogpt_jax.text.dialogue import Turns, as_turns
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RankingModel(LanguageModel):
+    """Parameters, config and tokenizer, and the models that rank what these propose.
+
+    Attributes:
+      reverse: a backward model, if the bundled one is not to rank.
+      ranker: a `Ranker` that does.
+
+    Raises:
+      TypeError: one of them is something else.
+      ValueError: they do not fit each other.
+    """
+
+    reverse: LanguageModel | None = None
+    ranker: Ranker | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reverse is not None:
+            check_backward(self, self.reverse)
+        if self.ranker is not None and not isinstance(self.ranker, Ranker):
+            raise TypeError(f"ranker is {shown(self.ranker)}; give a directory to `load`, or what `load_ranker` gives")
+
+    def rank(
+        self,
+        turns: Turns,
+        by: str | RankFunction | Rank = "mmi",
+        *,
+        sampling: Sampling | None = None,
+        seed: int | None = DEFAULT_SEED,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> Ranking:
+        """Several replies to a dialogue, the best first, with what is known of each and why it won or lost.
+
+        Args:
+          turns, seed, max_new_tokens: as for `reply`.
+          by: "mmi", "pmi", "rpt", "likelihood", a function of (turns, texts), or `dg.Rank` with its numbers.
+          sampling: by which they are proposed; the paper's by default, among the ten best tokens.
+
+        Example:
+          >>> bot.rank("Any plans for today?", "pmi")[0].text
+          '...'
+        """
+        how: dict[str, Any] = {"sampling": sampling, "seed": seed, "max_new_tokens": max_new_tokens}
+        return self.rankings([as_turns(turns)], by, everything=True, **how)[0]
+
+    def rankings(
+        self,
+        dialogues: list[list[str]],
+        by: str | RankFunction | Rank = "mmi",
+        *,
+        everything: bool = False,
+        sampling: Sampling | None = None,
+        seed: int | None = DEFAULT_SEED,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Ranking]:
+        """`rank` of many dialogues, in compiled batches of similar length.
+
+        Args:
+          dialogues: texts of turns.
+          by, sampling, seed, max_new_tokens: as for `rank`.
+          everything: all that can be known of a hypothesis, where the rule needs less.
+          progress: called with (done, all) after each batch.
+        """
+        options = as_rank(by)
+        if options.by == "rpt" and self.ranker is None:
+            raise ValueError("ranking by rpt needs a ranker: give one, `load(…, ranker=DIR)` or `--ranker DIR`")
+        backward = None
+        if options.by == "mmi" or (everything and has_backward(self, self.reverse)):
+            backward = backward_for(self, self.reverse)
+        return rank_replies(
+            self,
+            dialogues,
+            options,
+            backward=backward,
+            ranker=self.ranker,
+            sampling=checked_sampling(PAPER if sampling is None else sampling, len(dialogues)),
+            seed=seed_or_drawn(seed),
+            max_new_tokens=min(checked_length(max_new_tokens), self.config.n_positions),
+            everything=everything,
+            progress=progress,
+        )
