@@ -34,7 +34,7 @@ from dialogpt_jax.convert.names import (
     same_bits,
 )
 from dialogpt_jax.convert.read import read
-from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.errors import counted, escape_controls
 
 # Variant → its size in a name, and the words by which file names mean it.
 VARIANTS = {
@@ -234,10 +234,10 @@ def _warnings(findings: Findings, misfits: str | None, untied: str | None) -> li
         )
         out.append(
             f"the name says {named}; the shapes are {'no released model' if other else findings.variant}'s "
-            f"({findings.layers} layers, width {findings.width})" + (f": {known}" if known else "")
+            f"({counted(findings.layers, 'layers')}, width {findings.width})" + (f": {known}" if known else "")
         )
     if findings.nonfinite:
-        out.append(f"{findings.nonfinite} weights are NaN or infinite")
+        out.append(f"{counted(findings.nonfinite, 'weights', ('is', 'are'))} NaN or infinite")
     if misfits:
         out.append(misfits)
     if findings.kind == "DialogRPT ranker":

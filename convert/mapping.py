@@ -39,7 +39,7 @@ from dialogpt_jax.convert.names import (
     normalise,
     same_bits,
 )
-from dialogpt_jax.errors import escape_controls
+from dialogpt_jax.errors import counted, escape_controls
 from dialogpt_jax.int8 import Int8Weight, is_int8
 
 # Hugging Face's name | our path | the pattern. {i} stands for each layer.
@@ -244,8 +244,8 @@ def _check_layers(found: Tensors, config: GPT2Config) -> None:
     """Before anything of that size is laid out."""
     if config.n_layer * _TENSORS_A_LAYER > 2 * len(found):
         raise MappingError(
-            f"the config has n_layer {config.n_layer}, and the file has {count_layers(found)} layers ({len(found)} "
-            "tensors): the config is another model's, or damaged"
+            f"the config has n_layer {config.n_layer}, and the file has {counted(count_layers(found), 'layers')} "
+            f"({counted(len(found), 'tensors')}): the config is another model's, or damaged"
         )
 
 
@@ -273,8 +273,8 @@ def _apply(
         _put(params, row.path, ours)
     if nonfinite:
         names = ", ".join(name for name, _ in nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
-        count = sum(count for _, count in nonfinite)
-        warnings.warn(f"{count} weights are NaN or infinite, in {names}", NonFiniteWeights, stacklevel=3)
+        said = counted(sum(count for _, count in nonfinite), "weights", ("is", "are"))
+        warnings.warn(f"{said} NaN or infinite, in {names}", NonFiniteWeights, stacklevel=3)
     return params, tuple(nonfinite)
 
 
@@ -344,11 +344,12 @@ def _compare(expected: Mapping[str, str], found: Mapping[str, str], config: GPT2
             lines += [] if want is None else [f"- {name} {want}"]
             lines += [] if have is None else [f"+ {name} {have}"]
     summary = (
-        f"{wrong} tensors differ from the config (n_layer {config.n_layer}, n_embd {config.n_embd}, n_head "
-        f"{config.n_head}, vocab_size {config.vocab_size}, n_positions {config.n_positions}); - expected, + found:"
+        f"{counted(wrong, 'tensors', ('differs', 'differ'))} from the config (n_layer {config.n_layer}, n_embd "
+        f"{config.n_embd}, n_head {config.n_head}, vocab_size {config.vocab_size}, n_positions {config.n_positions}); "
+        "- expected, + found:"
     )
     if len(lines) > MOST_LINES:
-        lines = [*lines[:MOST_LINES], f"… and {len(lines) - MOST_LINES} lines more"]
+        lines = [*lines[:MOST_LINES], f"… and {counted(len(lines) - MOST_LINES, 'lines')} more"]
     raise MappingError("\n".join([summary, *(escape_controls(line, keep="") for line in lines)]))
 
 

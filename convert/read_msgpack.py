@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dialogpt_jax.convert.weight_file import NUMPY_DTYPES, ReadError, WeightFile, count_elements, show, view
+from dialogpt_jax.errors import counted
 
 CHUNKED = "__msgpack_chunked_array__"
 MAX_DEPTH = 64  # GPT-2's names have six parts
@@ -50,7 +51,9 @@ def read_msgpack(data: np.ndarray) -> WeightFile:
     decoder = _Decoder(data, MAX_VALUES)
     tree = decoder.decode(0)
     if decoder.position != len(data):
-        raise ReadError(f"has {len(data) - decoder.position} bytes behind its msgpack content; it is damaged")
+        raise ReadError(
+            f"has {counted(len(data) - decoder.position, 'bytes')} behind its msgpack content; it is damaged"
+        )
     if type(tree) is not dict:
         raise ReadError(f"is msgpack, but holds a {type(tree).__name__} and not the map that Flax writes")
     tensors: dict[str, np.ndarray] = {}

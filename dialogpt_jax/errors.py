@@ -33,11 +33,15 @@ def escape_controls(text: str, *, keep: str = "\n") -> str:
     )
 
 
-def counted(number: int, plural: str) -> str:
-    """A number and what it counts: `1 line`, `2 lines`, `1 reply`; a unit such as kB stays as it is."""
+def counted(number: int, plural: str, verb: tuple[str, str] | None = None) -> str:
+    """A number and what it counts: `1 line`, `2 lines`, `1 reply`; a unit such as kB stays as it is.
+
+    With a verb, of one and of several: `1 line differs`, `2 lines differ`.
+    """
     if number == 1:
         plural = plural[:-3] + "y" if plural.endswith("ies") else plural.removesuffix("s")
-    return f"{number:,} {plural}"
+    said = "" if verb is None else f" {verb[number != 1]}"
+    return f"{number:,} {plural}{said}"
 
 
 def size_of(count: int) -> str:

@@ -34,6 +34,7 @@ from dialogpt_jax.attention import Part, attend, causal, heads_first, prefix_par
 from dialogpt_jax.cache import KVCache, ReplyCache, of_block, of_blocks
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.embedding import lookup
+from dialogpt_jax.errors import counted
 from dialogpt_jax.int8 import is_int8
 from dialogpt_jax.matmul import matmul
 from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
@@ -310,7 +311,9 @@ def check_params(params: Params, config: GPT2Config) -> None:
         raise TypeError(f"params are {shown(params)}; give the tree that load_params and init_params return")
     blocks = {name for name in params if str(name).startswith("h_")}
     if len(blocks) != config.n_layer or f"h_{config.n_layer - 1}" not in blocks:
-        raise ValueError(f"the parameters have {len(blocks)} blocks; the config's n_layer is {config.n_layer}")
+        raise ValueError(
+            f"the parameters have {counted(len(blocks), 'blocks')}; the config's n_layer is {config.n_layer}"
+        )
     outside, block = _shapes(config, is_int8(params))
     check_shapes("", {name: leaf for name, leaf in params.items() if name not in blocks}, outside)
     for layer in range(config.n_layer):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from dialogpt_jax.errors import escape_controls, naming, one_line
+from dialogpt_jax.errors import counted, escape_controls, naming, one_line
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,12 @@ def test_a_full_disk_names_the_file():
     with pytest.raises(FileNotFoundError) as caught, naming("replies.jsonl"):
         os.stat("/no/such/file")
     assert caught.value.filename == "/no/such/file"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "0 replies differ"), (1, "1 reply differs"), (2, "2 replies differ"), (1000, "1,000 replies differ")],
+)
+def test_one_of_a_thing_is_no_plural(number, said):
+    assert counted(number, "replies", ("differs", "differ")) == said
+    assert counted(number, "replies") == said.rsplit(" ", 1)[0]

@@ -255,7 +255,7 @@ ODD = [
     (
         "dg.make_examples([['Hi']], tokenizer)",
         ValueError,
-        "no example: of 1 dialogues none has a turn to learn; ",
+        "no example: of 1 dialogue none has a turn to learn; ",
     ),
     ("dg.Dialogue('Hi')", ValueError, "turns is one text, 'Hi'; give a list of texts"),
     ("dg.Dialogue(['Hi', 'Hello'], weights=[1])", ValueError, r"weights is \[1\]; give a list of 2, one for each turn"),

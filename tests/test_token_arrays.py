@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_one_clear_line(function, given, said):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (dataclasses.replace(CONFIG, n_layer=2), "the parameters have 1 blocks; the config's n_layer is 2"),
+        (dataclasses.replace(CONFIG, n_layer=2), "the parameters have 1 block; the config's n_layer is 2"),
         (
             dataclasses.replace(CONFIG, n_head=8),
             "h_0/attn/c_attn/bias has the shape (3, 4, 8); this config needs (3, 8, 4)",
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_one_clear_line(function, given, said):
         ),
         (dataclasses.replace(CONFIG, vocab_size=200), "wte/embedding has the shape (128, 32)"),
         (dataclasses.replace(CONFIG, tie_word_embeddings=False), "the parameters have no lm_head/kernel"),
-        (dg.GPT2Config.small(), "1 blocks; the config's n_layer is 12"),
+        (dg.GPT2Config.small(), "1 block; the config's n_layer is 12"),
     ],
     ids=lambda x: x if isinstance(x, str) else "config",
 )

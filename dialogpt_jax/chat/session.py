@@ -20,6 +20,7 @@ from dialogpt_jax.arguments import as_path, as_plain, shown
 from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.decoding.request import assemble, bucket_of
 from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
+from dialogpt_jax.errors import counted
 from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.replies.candidates import on_one_line
 from dialogpt_jax.replies.keys import row_keys
@@ -199,8 +200,8 @@ class Chat:
 
     def __repr__(self) -> str:
         first = max(len(self._turns) - _SHOWN_TURNS, 0)
-        lines = [f"Chat({len(self._turns)} turns; seed {self.seed}, {describe_sampling(self.sampling)})"]
-        lines += [f"  … {first} turns before"] if first else []
+        lines = [f"Chat({counted(len(self._turns), 'turns')}; seed {self.seed}, {describe_sampling(self.sampling)})"]
+        lines += [f"  … {counted(first, 'turns')} before"] if first else []
         return "\n".join([*lines, *(f"  {who}: {on_one_line(text)}" for who, text in self._said()[first:])])
 
     def _repr_html_(self) -> str:

@@ -21,7 +21,7 @@ from dialogpt_jax.chat.session import Chat, ChatError
 from dialogpt_jax.chat.setting_words import SETTABLE, SETTINGS, settings_of
 from dialogpt_jax.chat.wrapping import WordWrap
 from dialogpt_jax.decoding.sampling import describe_sampling
-from dialogpt_jax.errors import escape_controls, one_line
+from dialogpt_jax.errors import counted, escape_controls, one_line
 from dialogpt_jax.replies.settings import checked_length, seed_or_drawn
 from dialogpt_jax.text.dialogue import TruncationWarning
 from dialogpt_jax.text.lines import written_lines
@@ -140,7 +140,9 @@ class Terminal:
             case "settings":
                 self._set(rest)
                 shown = f"{describe_sampling(self.chat.sampling)}, max_new_tokens {self.chat.max_new_tokens}"
-                self._say(f"{shown}, seed {self.chat.seed}; the last context had {self.chat.context_tokens} tokens")
+                self._say(
+                    f"{shown}, seed {self.chat.seed}; the last context had {counted(self.chat.context_tokens, 'tokens')}"
+                )
             case _:
                 raise ValueError(f"/{command} is no command; /help lists them")
 
@@ -182,15 +184,17 @@ class Terminal:
         said, most = self.chat.max_new_tokens, self._bot.config.n_positions
         if said >= most:
             return f"(cut: the model has {most} positions, and no more)"
-        return f"(cut after {said} tokens; /settings max_new_tokens {min(2 * said, most)} lets replies run longer)"
+        longer = f"/settings max_new_tokens {min(2 * said, most)} lets replies run longer"
+        return f"(cut after {counted(said, 'tokens')}; {longer})"
 
     def _show_turns(self, file: str) -> None:
         """How many turns a chat has, and to a person the last of them."""
         turns = self.chat.turns
+        held = f"{counted(len(turns), 'turns')} of {file}"
         last = turns[-SHOWN_TURNS:]  # an even number, so the first is the user's
         if not self._person or not turns:
-            return self._say(f"{len(turns)} turns of {file}")
-        self._say(f"{len(turns)} turns of {file}" + (f"; the last {len(last)}:" if len(last) < len(turns) else ":"))
+            return self._say(held)
+        self._say(f"{held}; the last {len(last)}:" if len(last) < len(turns) else f"{held}:")
         for number, turn in enumerate(last):
             who, colour = ("bot: ", "bold green") if number % 2 else ("you: ", "bold cyan")
             self._out.print(who, style=colour, end="")

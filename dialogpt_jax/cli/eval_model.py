@@ -109,7 +109,7 @@ def run_model(
             progress=lambda new, left: progress(len(new), left, sum(reply.tokens for reply in new)),
         )
     if ask.part:
-        streams.tell(f"{len(found)} of {len(contexts)} replies in {ask.out}")
+        streams.tell(f"{len(found):,} of {counted(len(contexts), 'replies')} in {ask.out}")
         return None
     bootstrap = {"resamples": resamples, "seed": seed}
     if other is None:
@@ -137,7 +137,9 @@ def _replies_of(path: str, contexts: list[Context]) -> list[Reply]:
     os.stat(path)  # here, a file that is missing is an error
     found = read_replies(path)
     if sorted(found) != list(range(len(contexts))):
-        raise ValueError(f"{path} has replies to {len(found)} contexts; --data and --contexts give {len(contexts)}")
+        raise ValueError(
+            f"{path} has replies to {counted(len(found), 'contexts')}; --data and --contexts give {len(contexts)}"
+        )
     wrong = next((i for i, context in enumerate(contexts) if found[i].truth != context.truth), None)
     if wrong is not None:
         raise ValueError(f"{path} has replies to other contexts than --data and --contexts give (the first is {wrong})")

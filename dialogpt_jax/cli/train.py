@@ -20,6 +20,7 @@ from dialogpt_jax.cli.train_inputs import (
     sizes_of,
 )
 from dialogpt_jax.data.example_options import MAX_LENGTH
+from dialogpt_jax.errors import counted
 from dialogpt_jax.run.options import TOLD, TOPOLOGY, TrainOptions
 from dialogpt_jax.training.names import OPTIMIZERS
 from dialogpt_jax.training.recipes import named_recipe
@@ -157,7 +158,7 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
     if jax.process_count() == 1 and not examples.info["reverse"]:
         sample = make_sampling(config, tokenizer, where.prompt or DEFAULT_PROMPTS)
     report(
-        f"{config.num_parameters:,} parameters, {len(examples):,} examples, {options.steps:,} steps on "
+        f"{config.num_parameters:,} parameters, {counted(len(examples), 'examples')}, {counted(options.steps, 'steps')} on "
         f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
     )
     teachers = read_teachers(inputs, tokenizer)

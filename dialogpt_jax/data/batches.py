@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from dialogpt_jax.data.examples import Example
+from dialogpt_jax.errors import counted
 
 T = TypeVar("T")
 Rows = Any  # an array, NumPy's where it is read and jax's where it is used, or the shape of one
@@ -253,8 +254,8 @@ def rows_multiple(batch_size: int, *, accumulate: int, shards: int) -> int:
     parts = accumulate * shards
     if batch_size % parts:
         raise ValueError(
-            f"a batch of {batch_size} examples is not divided by {accumulate} parts on {shards} devices; "
-            f"take a multiple of {parts}"
+            f"a batch of {counted(batch_size, 'examples')} is not divided by {counted(accumulate, 'parts')} on "
+            f"{counted(shards, 'devices')}; take a multiple of {parts}"
         )
     return math.gcd(batch_size, math.lcm(8, parts))
 

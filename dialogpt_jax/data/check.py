@@ -120,11 +120,15 @@ def summary(report: DataCounts, options: ExampleOptions, files: Sequence = ()) -
     ]
     if not counts["examples"]:
         return lines
-    split = f"; {counts['split']:,} longer dialogues were split" if counts["split"] else ""
-    split += f"; {counts['joined']:,} of them are several dialogues joined" if counts["joined"] else ""
+    split = f"; {counted(counts['split'], 'longer dialogues', ('was', 'were'))} split" if counts["split"] else ""
+    split += (
+        f"; {counts['joined']:,} of them {'is' if counts['joined'] == 1 else 'are'} several dialogues joined"
+        if counts["joined"]
+        else ""
+    )
     share = counts["targets"] / counts["tokens"]
     cut = counts["turns"] - counts["eos_targets"]
-    ends = f"EOS is a target after {counts['eos_targets']:,} of {counts['turns']:,} trained turns"
+    ends = f"EOS is a target after {counts['eos_targets']:,} of {counted(counts['turns'], 'trained turns')}"
     one, bucketed, packed = padding(report.lengths, options.max_length)
     alone = not (counts["longer"] or options.joined or options.reverse)
     advice = (
@@ -135,7 +139,12 @@ def summary(report: DataCounts, options: ExampleOptions, files: Sequence = ()) -
         *lines,
         f"{counted(counts['examples'], 'examples')} of at most {options.max_length} tokens{split}",
         f"{counted(counts['tokens'], 'tokens')}, {counts['targets']:,} of them targets ({share:.1%})",
-        ends + (f"; {cut:,} longer than {options.max_length} tokens lost their end" if cut else ""),
+        ends
+        + (
+            f"; {cut:,} longer than {options.max_length} tokens lost {'its' if cut == 1 else 'their'} end"
+            if cut
+            else ""
+        ),
         f"padding: {bucketed:.1%} in the trainer's buckets, {one:.1%} in rows of one length, {packed:.1%} with --pack",
         *([advice] if alone else []),
     ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dialogpt_jax.data.dialogue_value import MAX_WEIGHT, DataError, Dialogue, Dropped
+from dialogpt_jax.errors import counted
 from dialogpt_jax.text.dialogue import DialogueError, join_parts, speaker_of, why_not_a_turn
 
 # What `dialogpt data check --help` shows, and in short what an error says.
@@ -188,7 +189,8 @@ def _parse_row(text: str, form: Form) -> Dialogue:
     if len(cells) <= max(form.columns):
         wanted = max(form.columns) + 1
         raise _Refused(
-            f"{len(cells)} columns; the turns go up to column {wanted}", "not as many columns as the first line"
+            f"{counted(len(cells), 'columns')}; the turns go up to column {wanted}",
+            "not as many columns as the first line",
         )
     turns = [cells[place] for place in form.columns]
     while turns and not turns[-1].strip():
@@ -233,7 +235,7 @@ def _one_of(name: str, listed: Any, single: tuple, count: int, check: Any, *, de
     if not isinstance(listed, list):
         raise _Refused(f"`{name}` is no list")
     if len(listed) != count:
-        raise _Refused(f"{len(listed)} {name} for {count} turns", f"not as many {name} as turns")
+        raise _Refused(f"{counted(len(listed), name)} for {counted(count, 'turns')}", f"not as many {name} as turns")
     return tuple(check(number, value) for number, value in enumerate(listed, start=1))
 
 

@@ -20,6 +20,7 @@ from dialogpt_jax.data.examples import (
     joined_dialogues,
     order_and_weigh,
 )
+from dialogpt_jax.errors import counted
 from dialogpt_jax.text.dialogue import TurnList
 from dialogpt_jax.text.tokenizer import MOST_ID, Tokenizer
 
@@ -85,8 +86,8 @@ def make_examples(
     ]
     if checked and not found:
         raise DataError(
-            f"no example: of {len(checked)} dialogues none has a turn to learn; the first turn is only context, so give "
-            "at least two, and a weight over 0"
+            f"no example: of {counted(len(checked), 'dialogues')} none has a turn to learn; the first turn is only "
+            "context, so give at least two, and a weight over 0"
         )
     return found
 

@@ -15,6 +15,7 @@ from flax import struct
 from dialogpt_jax.cache import init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import prefill
+from dialogpt_jax.errors import counted
 from dialogpt_jax.likelihood import losses_of_hidden, token_losses
 from dialogpt_jax.model import Params, check_params, compute_dtype, hidden
 from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens, check_width, is_traced
@@ -48,7 +49,7 @@ class Scores:
             return f"Scores({shape})"
         totals = np.asarray(self.total)
         span = f"log P from {totals.min(initial=np.inf):.2f} to {totals.max(initial=-np.inf):.2f}"
-        return f"Scores({totals.size} replies, {span}; {shape})"
+        return f"Scores({counted(totals.size, 'replies')}, {span}; {shape})"
 
 
 def score(params: Params, config: GPT2Config, tokens_BT: Any, starts_B: Any, lengths_B: Any) -> Scores:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dialogpt_jax.decoding.score_batches import score_replies
+from dialogpt_jax.errors import counted
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.replies.language_model import LanguageModel
 
@@ -52,7 +53,8 @@ def ranks(lm: LanguageModel, contexts: Sequence[Context], *, candidates: int = C
         others = np.flatnonzero((owners != owners[i]) & (texts != texts[i]))
         if len(others) < candidates - 1:
             raise ValueError(
-                f"hits@k needs {candidates - 1} turns of other dialogues for each context; context {i} has {len(others)}"
+                f"hits@k needs {counted(candidates - 1, 'turns')} of other dialogues for each context; "
+                f"context {i} has {len(others)}"
             )
         sets_BN[i] = [i, *np.random.default_rng((seed, i)).choice(others, candidates - 1, replace=False)]
     # P(turn) is the same behind any context, so each turn is scored once.

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
+from dialogpt_jax.errors import counted
+
 AXES = ("data", "fsdp", "tensor")
 
 
@@ -60,7 +62,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     if math.prod(shape) != len(devices):
         raise MeshError(
-            f"mesh: {mesh_text(sizes)} needs {math.prod(shape)} devices and there are {len(devices)}; "
+            f"mesh: {mesh_text(sizes)} needs {counted(math.prod(shape), 'devices')} and there are {len(devices)}; "
             f"{mesh_text(_example(sizes, len(devices)))} would fit"
         )
     # jax's own default is axes of type Explicit, which Linen's layers do not take.

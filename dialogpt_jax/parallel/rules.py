@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey, GetAttrKey
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.errors import counted
 from dialogpt_jax.parallel.mesh import MeshError
 
 ROWS = P(("data", "fsdp"))
@@ -117,8 +118,8 @@ def check_divides(config: GPT2Config, mesh: Mesh, *, rows: int | None = None) ->
     if rows is not None and (rows < 1 or rows % groups):
         least = max(1, rows // groups) * groups
         raise MeshError(
-            f"mesh: a batch of {rows} rows does not divide among data={mesh.shape['data']} × fsdp={fsdp} = {groups} "
-            f"groups of devices; {least} or {least + groups} rows would"
+            f"mesh: a batch of {counted(rows, 'rows')} does not divide among data={mesh.shape['data']} × "
+            f"fsdp={fsdp} = {groups} groups of devices; {least} or {least + groups} rows would"
         )
 
 

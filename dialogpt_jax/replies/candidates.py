@@ -11,6 +11,7 @@ import reprlib
 import numpy as np
 
 from dialogpt_jax.decoding.soundness import check_finite
+from dialogpt_jax.errors import counted
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 _LONGEST = 80  # characters of a text on one line
@@ -57,8 +58,8 @@ class Candidate:
     def __repr__(self) -> str:
         pmi = "" if self.pmi is None else f"pmi {self.pmi:.2f}, "
         cut = "" if self.finished else ", cut"
-        text = on_one_line(self.text)
-        return f"Candidate({text}, logprob {self.logprob:.2f}, {pmi}{len(self.tokens)} tokens{cut})"
+        text, said = on_one_line(self.text), counted(len(self.tokens), "tokens")
+        return f"Candidate({text}, logprob {self.logprob:.2f}, {pmi}{said}{cut})"
 
 
 class Candidates(list[Candidate]):

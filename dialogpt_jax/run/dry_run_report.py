@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from dialogpt_jax.errors import counted
 from dialogpt_jax.parallel.chips import Chip
 from dialogpt_jax.run.compiled_text import Collective, Loop
 
@@ -89,8 +90,8 @@ def render(report: DryRunReport) -> str:
     mesh = ", ".join(f"{axis}={size}" for axis, size in report.mesh.items())
     chip = report.chip
     lines = [
-        f"{report.topology}: {report.devices} devices, {chip.name}, {_mb(chip.memory)} each; mesh {mesh}",
-        f"{report.parameters:,} parameters; {report.rows} rows of {report.length} tokens, "
+        f"{report.topology}: {counted(report.devices, 'devices')}, {chip.name}, {_mb(chip.memory)} each; mesh {mesh}",
+        f"{report.parameters:,} parameters; {counted(report.rows, 'rows')} of {report.length} tokens, "
         f"{report.rows * report.length // report.devices:,} tokens a device",
     ]
     return "\n".join(lines + [line for program in report.programs for line in _rendered(program)])

@@ -71,7 +71,8 @@ class Fitted(NamedTuple):
         last = {name: value for entry in self.history for name, value in entry.items() if name.endswith("loss")}
         losses = "".join(f", {name} {value:.4g}" for name, value in last.items())
         stopped = f", stopped by {self.stopped}" if self.stopped else ""
-        return f"Fitted({self.config.num_parameters:,} parameters, {int(self.state.step)} steps{losses}{stopped})"
+        steps = counted(int(self.state.step), "steps")
+        return f"Fitted({self.config.num_parameters:,} parameters, {steps}{losses}{stopped})"
 
 
 def fit(
@@ -142,7 +143,8 @@ def fit(
         check_divides(config, mesh, rows=identity["multiple"])
         if rows := batches.rows_of_whole_epoch:
             report(
-                f"{len(examples)} examples fill no more than one batch: every step takes all of them, in {rows} rows"
+                f"{counted(len(examples), 'examples', ('fills', 'fill'))} no more than one batch: every step takes "
+                f"all of them, in {counted(rows, 'rows')}"
             )
         run = _Run(
             step=functools.partial(program.step, taught=_on_each(teachers, options, mesh)),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from dialogpt_jax.arguments import as_flag, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
+from dialogpt_jax.errors import counted
 from dialogpt_jax.int8 import check_trainable
 from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.sharded_gradient import gather_params, shard_gradient
@@ -182,7 +183,7 @@ def _check_step(state, batch, config, optimizer, compute_dtype, accumulate, mesh
         raise TypeError(f"mesh is {shown(mesh)}; give one of `make_mesh`, or None")
     if batch.tokens_BT.shape[0] % as_whole_number("accumulate", accumulate, least=1):
         raise ValueError(
-            f"accumulate is {accumulate}, which does not divide a batch of {batch.tokens_BT.shape[0]} rows"
+            f"accumulate is {accumulate}, which does not divide a batch of {counted(batch.tokens_BT.shape[0], 'rows')}"
         )
     return as_float_dtype("compute_dtype", compute_dtype)
 

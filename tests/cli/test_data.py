@@ -94,7 +94,7 @@ def test_what_never_ends_is_refused_and_force_is_another_thing(command, tmp_path
     file.write_text('["a", "a long reply"]')
     status, out, err = command("check", file, "--max-length", "8")
     assert status == 1
-    assert "EOS is a target after 0 of 1 trained turns; 1 longer than 8 tokens lost their end" in out
+    assert "EOS is a target after 0 of 1 trained turn; 1 longer than 8 tokens lost its end" in out
     assert " learned  a long …" in out
     (line,) = [line for line in err.splitlines() if line.startswith("dialogpt data: ")]
     assert "no EOS is a target, so that a model would never learn to stop" in line

@@ -199,7 +199,7 @@ def test_rows_divide_by_parts_and_devices_and_where_they_can_by_eight():
     assert rows_multiple(6, accumulate=3, shards=1) == 6
     assert rows_multiple(3, accumulate=1, shards=1) == 1
     with pytest.raises(
-        ValueError, match="a batch of 12 examples is not divided by 1 parts on 8 devices; take a multiple of 8"
+        ValueError, match="a batch of 12 examples is not divided by 1 part on 8 devices; take a multiple of 8"
     ):
         rows_multiple(12, accumulate=1, shards=8)
 

@@ -259,7 +259,7 @@ BROKEN = [
     ({"turns": ["a", "b" * 100_001]}, "turn 2 has 100,001 characters; the most is 100,000", "a turn is too long"),
     ({"turns": ["a", "b" * 10_000_000]}, "the line has 10,000,021 bytes; the most is 8,388,608", "line too long"),
     (b'{"turns": ["a", "\\ud800"]}', "turn 2 holds a lone surrogate, which is no character", "a lone surrogate"),
-    ({"turns": ["a", "b"], "weights": [1]}, "1 weights for 2 turns", "not as many weights as turns"),
+    ({"turns": ["a", "b"], "weights": [1]}, "1 weight for 2 turns", "not as many weights as turns"),
     ({"turns": ["a", "b"], "weights": [1, -1]}, "weight 2 is -1; it must be a finite", "a weight is out of range"),
     ({"turns": ["a", "b"], "weights": [1, float("nan")]}, "weight 2 is nan; it", "a weight is out of range"),
     ({"turns": ["a", "b"], "weights": [1, 1e39]}, "weight 2 is 1e+39; it", "a weight is out of range"),
@@ -270,7 +270,7 @@ BROKEN = [
     ({"turns": ["a", "b"], "weights": 1}, "`weights` is no list", "`weights` is no list"),
     ({"turns": ["a", {"text": "b", "weight": "x"}]}, 'weight 2 is "x", not', "a weight is not a number"),
     ({"turns": ["a", {"text": "b", "weight": 1}], "weights": [1, 1]}, "weights stand both in", "weights stand both"),
-    ({"turns": ["a", "b"], "speakers": ["x"]}, "1 speakers for 2 turns", "not as many speakers as turns"),
+    ({"turns": ["a", "b"], "speakers": ["x"]}, "1 speaker for 2 turns", "not as many speakers as turns"),
     ({"turns": ["a", "b"], "speakers": ["x", 5]}, "the speaker of turn 2 is no text", "a speaker is no text"),
 ]
 

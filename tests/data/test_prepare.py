@@ -126,7 +126,7 @@ BROKEN = {
     5: ('{"turns": ["one"]}', "one turn"),
     6: ('{"turns": ["a", ""]}', "turn 2 is empty"),
     8: ('{"turns": ["a", "%s"]}' % ("b" * 10_000_000), "the line has 10,000,021 bytes"),
-    9: ('{"turns": ["a", "b"], "weights": [1]}', "1 weights for 2 turns"),
+    9: ('{"turns": ["a", "b"], "weights": [1]}', "1 weight for 2 turns"),
     10: ('{"turns": ["a", "\udcff"]}', "byte 18 (0xff) is not UTF-8"),
 }
 

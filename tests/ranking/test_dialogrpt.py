@@ -254,7 +254,7 @@ def test_a_file_of_a_ranker_is_held_to_the_table():
     assert ("module.score.weight", "score.weight") in report.renamed
     np.testing.assert_equal(from_params(params, CONFIG), tensors)
     with pytest.raises(
-        dg.MappingError, match=r"(?s)1 tensors differ.*- score.weight \(1, 32\)\n\+ score.weight \(3, 32\)"
+        dg.MappingError, match=r"(?s)1 tensor differs from.*- score.weight \(1, 32\)\n\+ score.weight \(3, 32\)"
     ):
         to_ranker_params({**tensors, "score.weight": np.ones((3, 32), np.float32)}, CONFIG)
     broken = {**tensors, "score.weight": np.full((1, 32), np.inf, np.float32)}

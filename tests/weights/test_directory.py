@@ -142,7 +142,7 @@ def test_weights_that_are_not_finite_load_with_a_warning(tmp_path, tokenizer):
     params = draw(TINY)
     params["ln_f"]["scale"][0] = np.nan
     folder = write_directory(tmp_path / "m", params, TINY, tokenizer)
-    with pytest.warns(NonFiniteWeights, match="1 weights"):
+    with pytest.warns(NonFiniteWeights, match="1 weight is NaN"):
         load_params(folder)
 
 

@@ -230,7 +230,7 @@ def test_load_params_and_the_converter_take_a_name(server, tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", "some/small", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["warnings"] == [
-        "the name says small; the shapes are no released model's (1 layers, width 64)"
+        "the name says small; the shapes are no released model's (1 layer, width 64)"
     ]
     assert main(["convert", "some/absent", str(tmp_path / "c")]) == 1
     assert capsys.readouterr().err.count("\n") == 1

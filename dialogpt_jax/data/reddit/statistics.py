@@ -168,7 +168,7 @@ def as_text(statistics: Statistics) -> list[str]:
             "months     " + _span(statistics.months),
         ]
         lines += [
-            f"{statistics.cuts[name]:,} dialogues begin late: {why}"
+            f"{counted(statistics.cuts[name], 'dialogues', ('begins', 'begin'))} late: {why}"
             for name, why in CUTS.items()
             if statistics.cuts[name]
         ]
@@ -176,7 +176,7 @@ def as_text(statistics: Statistics) -> list[str]:
         file, line, reason = first[0]
         lines.append(f"{counted(count, 'lines')}: {kind}; the first is {file}, line {line}: {reason}")
     for name, dropped in sorted(statistics.huge.items())[:HUGE_SHOWN]:
-        lines.append(f"{name}: {dropped:,} comments over --max-thread were not read")
+        lines.append(f"{name}: {counted(dropped, 'comments over --max-thread', ('was', 'were'))} not read")
     return [escape_controls(line, keep="") for line in lines]  # a file's name may hold anything
 
 
