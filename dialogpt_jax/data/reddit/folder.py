@@ -19,10 +19,12 @@ from typing import Any
 from dialogpt_jax.data.reddit.rules import Rules
 from dialogpt_jax.data.reddit.split import write_whole
 from dialogpt_jax.data.reddit.threads import LeaveOut
+from dialogpt_jax.errors import counted
 from dialogpt_jax.whole_writes import BusyError, locked
 
 STATISTICS, PROBLEMS, UNFINISHED, PLAN = "statistics.json", "problems.jsonl", "unfinished", "plan.json"
 LISTS = ("offensive", "subreddits", "common_words")  # they may be long, or not for other eyes
+TAKEN_AWAY = "taken away"
 _OURS = re.compile(r"dialogues-\d{5}-of-\d{5}\.(jsonl|tsv)|problems\.jsonl|statistics\.(json|txt|png)(\.part)?")
 
 
@@ -36,13 +38,15 @@ def plan_of(names: Sequence[str], rules: Rules, leave_out: LeaveOut, form: str) 
         field.name: sorted(value) if isinstance(value := getattr(rules, field.name), frozenset) else value
         for field in dataclasses.fields(rules)
     }
-    said |= {name: _digest(said[name]) for name in LISTS}
+    said |= {name: _noted_list(said[name]) for name in LISTS}
     dumps = [[os.path.abspath(name), os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in names]
-    return {"dumps": dumps, **said, "leave_out": _digest([sorted(one) for one in leave_out]), "form": form}
+    return {"dumps": dumps, **said, "leave_out": _noted_list([sorted(one) for one in leave_out]), "form": form}
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+def _noted_list(entries: Sequence[Any]) -> list[Any]:
+    """How many entries a list has, those of a list within it too, and its digest."""
+    count = sum(1 if isinstance(entry, str) else len(entry) for entry in entries)
+    return [count, hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]]
 
 
 @contextlib.contextmanager
@@ -88,14 +92,42 @@ def is_finished(target: Path, plan: dict[str, Any], *, replace: bool) -> bool:
             shutil.rmtree(work, ignore_errors=True)
         return finished.exists()
     if not replace:
-        name = next(name for name in plan if known.get(name) != plan[name])
-        shown = f" ({json.dumps(known.get(name))}, now {json.dumps(plan[name])})"
+        if TAKEN_AWAY in known:
+            raise ExtractError(f"{target}: a corpus is half taken away here; --force makes a new one")
+        changed = "; ".join(
+            _change(name, known.get(name), plan[name]) for name in plan if known.get(name) != plan[name]
+        )
         raise ExtractError(
-            f"{target}: a corpus was begun here with {'other dumps' if name == 'dumps' else f'another {name}'}"
-            f"{'' if name in ('dumps', 'leave_out', *LISTS) else shown}; choose another folder, or --force"
+            f"{target} was begun otherwise ({changed}); give what it was begun with, another folder, or --force to begin "
+            "anew here"
         )
     _clear(target)
     return False
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """How a part of a plan was and how it is now: `--min-score 1, now 2`."""
+    if name == "dumps":
+        return f"dumps: {_dumps_change(before or [], now)}"
+    flag = f"--{name.replace('_', '-')}"
+    if name in (*LISTS, "leave_out"):
+        if not isinstance(before, list) or before[0] == now[0]:
+            return f"{flag}: other entries, now {now[0]:,}"
+        return f"{flag}: {counted(before[0], 'entries')}, now {now[0]:,}"
+    shown, shown_now = (
+        ",".join(x) or "none" if isinstance(x, list) else json.dumps(x).strip('"') for x in (before, now)
+    )
+    return f"{flag} {shown}, now {shown_now}"
+
+
+def _dumps_change(before: Sequence[Any], now: Sequence[Any]) -> str:
+    names, names_now = [name for name, *_ in before], [name for name, *_ in now]
+    if len(names) != len(names_now):
+        return f"{len(names)}, now {len(names_now)}"
+    other = next((name for name in names_now if name not in names), None)
+    if other is not None:
+        return f"{other} was not among them"
+    return f"{next(new[0] for old, new in zip(before, now, strict=True) if old != new)} has changed since"
 
 
 def _not_ours(target: Path) -> ExtractError:
@@ -116,7 +148,7 @@ def _clear(target: Path) -> None:
     """Takes a corpus away. Killed in between, what is left is of no plan, and can be taken away again."""
     work = target / UNFINISHED
     work.mkdir(exist_ok=True)
-    write_whole(work / PLAN, json.dumps({"plan": {"taken away": True}}))
+    write_whole(work / PLAN, json.dumps({"plan": {TAKEN_AWAY: True}}))
     (target / STATISTICS).unlink(missing_ok=True)
     for path in (*target.iterdir(), *work.iterdir()):
         if _OURS.fullmatch(path.name) or (path.parent == work and path.name != PLAN):

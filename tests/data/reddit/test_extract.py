@@ -198,11 +198,17 @@ def test_another_plan_is_refused_by_its_name(synthetic, tmp_path):
     first = extract(synthetic, out, Rules(), workers=1)
     before = runs.digests(out)
     assert extract(synthetic, out, Rules(), workers=1).as_json() == first.as_json()  # it is there already
-    with pytest.raises(ExtractError, match=r"out: a corpus was begun here with another min_score \(1, now 2\); choose"):
-        extract(synthetic, out, Rules(min_score=2), workers=1)
-    with pytest.raises(ExtractError, match="another leave_out; choose another folder, or --force"):
-        extract(synthetic, out, Rules(), workers=1, leave_out=LeaveOut(frozenset({"t1_a"})))
-    with pytest.raises(ExtractError, match="other dumps"):
+    other = Rules(min_score=2, offensive=frozenset({"darn"}), without=frozenset({"url"}))
+    changed = (
+        r"out was begun otherwise \(--min-score 1, now 2; --offensive: 0 entries, now 1; --without none, now url\); "
+    )
+    with pytest.raises(
+        ExtractError, match=changed + "give what it was begun with, another folder, or --force to begin"
+    ):
+        extract(synthetic, out, other, workers=1)
+    with pytest.raises(ExtractError, match=r"\(--leave-out: 0 entries, now 2\)"):
+        extract(synthetic, out, Rules(), workers=1, leave_out=LeaveOut(frozenset({"t1_a"}), frozenset({"me"})))
+    with pytest.raises(ExtractError, match=f"dumps: {len(synthetic)}, now 2"):
         extract(synthetic[:2], out, Rules(), workers=1)
     assert runs.digests(out) == before
     extract(synthetic, out, Rules(min_score=2), workers=1, replace=True)
@@ -423,7 +429,7 @@ def test_a_replacement_that_was_killed_goes_on(synthetic, tmp_path, monkeypatch)
             patch.setattr(type(out), "unlink", killed)
             with pytest.raises(KeyboardInterrupt):
                 extract(synthetic, out, new, workers=1, replace=True)
-        with pytest.raises(ExtractError, match="out: a corpus was begun here with other dumps; choose"):
+        with pytest.raises(ExtractError, match="out: a corpus is half taken away here; --force makes a new one"):
             extract(synthetic, out, Rules(), workers=1)  # what is left is no corpus, with the old rules either
     extract(synthetic, out, new, workers=1, replace=True)
     assert runs.digests(out) == runs.digests(tmp_path / "new")
