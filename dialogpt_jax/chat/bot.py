@@ -16,7 +16,7 @@ import numpy as np
 
 from dialogpt_jax.arguments import MOST, as_path, as_whole_number
 from dialogpt_jax.chat.batched import as_dialogues, batched_answers, checked_progress
-from dialogpt_jax.chat.scoring import as_replies, as_replies_to_each, scored
+from dialogpt_jax.chat.scoring import as_replies, as_replies_to_each, encode_to_score, score_encoded
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.beam_search import beam_search
@@ -237,14 +237,11 @@ class Bot(RankingModel):
           >>> abs(near.mean - near.logprobs.mean()) < 1e-4  # near.perplexity is exp(-near.mean)
           True
         """
-        return scored(
-            self,
-            [as_turns(turns)],
-            [as_replies("replies", replies)],
-            max_new_tokens=max_new_tokens,
-            progress=checked_progress(progress),
-            names=["replies"],
-        )[0]
+        given, progress = [as_replies("replies", replies)], checked_progress(progress)
+        encoded = encode_to_score(
+            self, [as_turns(turns)], given, max_new_tokens=max_new_tokens, name=lambda _, j: f"replies[{j}]"
+        )
+        return score_encoded(self, given, *encoded, progress)[0]
 
     def scores(
         self,
@@ -272,14 +269,13 @@ class Bot(RankingModel):
         """
         checked = as_dialogues(dialogues, many="scores", one="score")
         given, one_each = as_replies_to_each(replies, len(checked))
-        found = scored(
-            self,
-            checked,
-            given,
-            max_new_tokens=max_new_tokens,
-            progress=checked_progress(progress),
-            names=[f"replies[{i}]" for i in range(len(checked))],
-        )
+        progress = checked_progress(progress)
+
+        def name(i: int, j: int) -> str:
+            return f"replies[{i}]" if one_each else f"replies[{i}][{j}]"
+
+        encoded = encode_to_score(self, checked, given, max_new_tokens=max_new_tokens, name=name)
+        found = score_encoded(self, given, *encoded, progress)
         return Candidates(candidate for own in found for candidate in own) if one_each else found
 
     def stream(

@@ -13,30 +13,51 @@ from dialogpt_jax.replies.settings import checked_length
 from dialogpt_jax.text.dialogue import DialogueError, Turns
 
 
-def scored(
+def encode_to_score(
     model: LanguageModel,
     dialogues: Sequence[Turns],
     replies: Sequence[Sequence[str | Candidate]],
     *,
     max_new_tokens: int,
-    progress: Callable[[int, int], None] | None,
-    names: Sequence[str],
-) -> list[Candidates]:
-    """The replies to each dialogue with their log-probabilities. In errors, those to dialogue i are called `names[i]`."""
+    name: Callable[[int, int], str],
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The ids of each dialogue, as for a reply to it, and of each of the replies to it.
+
+    Raises:
+      DialogueError: reply j to dialogue i, called `name(i, j)`, does not fit behind its context.
+    """
+    room = model.config.n_positions
     max_new_tokens = checked_length(max_new_tokens)
-    eos, room = model.config.eos_token_id, model.config.n_positions
     contexts = [model.encode(turns, max_new_tokens=max_new_tokens) for turns in dialogues]
-    tokens = [_tokens_of(model, own) for own in replies]
-    for name, context, own in zip(names, contexts, tokens, strict=True):
-        for number, ids in enumerate(own):
-            if len(context) + len(ids) > room:
+    ids = [_ids_of(model, own) for own in replies]
+    for i, (context, own) in enumerate(zip(contexts, ids, strict=True)):
+        for j, reply in enumerate(own):
+            if len(context) + len(reply) > room:
                 raise DialogueError(
-                    f"{name}[{number}] has {len(ids)} tokens and its context {len(context)}, {room} together at most; "
+                    f"{name(i, j)} has {len(reply)} tokens and its context {len(context)}, {room} together at most; "
                     "shorten it, or give a larger max_new_tokens, which leaves out more of the context"
                 )
+    return contexts, ids
+
+
+def score_encoded(
+    model: LanguageModel,
+    replies: Sequence[Sequence[str | Candidate]],
+    contexts: Sequence[Sequence[int]],
+    ids: Sequence[Sequence[Sequence[int]]],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Candidates]:
+    """The replies to each context with their log-probabilities.
+
+    Args:
+      model: the model.
+      replies, contexts, ids: what was encoded by `encode_to_score`, and what it gave.
+      progress: called with (done, all) after each batch.
+    """
+    eos = model.config.eos_token_id
     # P(reply) is the same behind any context, so a reply that comes again is scored once.
-    different = list(dict.fromkeys(tuple(ids) for own in tokens for ids in own))
-    done, total = 0, sum(map(len, tokens)) + len(different)
+    different = list(dict.fromkeys(tuple(reply) for own in ids for reply in own))
+    done, total = 0, sum(map(len, ids)) + len(different)
 
     def count(new: int) -> None:
         nonlocal done
@@ -44,15 +65,15 @@ def scored(
         if progress is not None:
             progress(done, total)
 
-    within = score_replies(model.params, model.config, contexts, tokens, progress=count)
+    within = score_replies(model.params, model.config, contexts, ids, progress=count)
     [alone] = score_replies(model.params, model.config, [[eos]], [different], progress=count)
-    totals = {ids: _total(logprobs) for ids, logprobs in zip(different, alone, strict=True)}
+    totals = {reply: _total(logprobs) for reply, logprobs in zip(different, alone, strict=True)}
     return [
         Candidates(
-            _candidate(reply, ids, logprobs, eos, totals[tuple(ids)])
-            for reply, ids, logprobs in zip(*each, strict=True)
+            _candidate(reply, tokens, logprobs, eos, totals[tuple(tokens)])
+            for reply, tokens, logprobs in zip(*each, strict=True)
         )
-        for each in zip(replies, tokens, within, strict=True)
+        for each in zip(replies, ids, within, strict=True)
     ]
 
 
@@ -99,7 +120,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not no_list
 
 
-def _tokens_of(model: LanguageModel, replies: Sequence[str | Candidate]) -> list[list[int]]:
+def _ids_of(model: LanguageModel, replies: Sequence[str | Candidate]) -> list[list[int]]:
     """The ids of each: of a text, its own and EOS; of a candidate, those that it has."""
     texts = [reply for reply in replies if isinstance(reply, str)]
     encoded = iter(model.tokenizer.encode_batch(texts))

@@ -23,6 +23,7 @@ COMMANDS = {
     "chat": "Talk with a model.",
     "reply": "Reply to a dialogue, for scripts.",
     "selfchat": "Let two bots talk to each other, and see what becomes of it.",
+    "score": "Say how probable given replies are to a model.",
     "inspect": "Say what a weight file or model directory is.",
     "convert": "Turn weights of any form into a model directory, Microsoft's own file or GGUF.",
     "data": "Look at dialogues for training, and prepare them.",
@@ -119,7 +120,7 @@ def _run(words: Sequence[str], prefix: str) -> int:
     from dialogpt_jax.cli.flags import HYPHEN, UsageError
 
     app = make_dialogpt()
-    if words[:1] == ["reply"]:  # no other command takes a hyphen
+    if words[:1] in (["reply"], ["score"]):  # no other command takes a hyphen
         words = [HYPHEN if word == "-" else word for word in words]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _warn(prefix, str(message))

@@ -9,14 +9,12 @@ written whole is made again.
 Letters: B rows of all devices together, T prompt tokens.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,14 +29,13 @@ from dialogpt_jax.decoding.generate import Generated, generate
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.decoding.soundness import check_finite
-from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
-from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, RepliesFileError, Reply, save_replies
+from dialogpt_jax.evaluation.kept_rows import make_rows
+from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, Reply
 from dialogpt_jax.evaluation.settings import Settings
 from dialogpt_jax.model import Params
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
-from dialogpt_jax.whole_writes import only_writer
 
 
 def answer(
@@ -77,34 +74,11 @@ def answer(
     prompts = [lm.encode(context.turns, max_new_tokens=length) for context in contexts]
     batches = group_by_length([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
     kept_in = None if out is None else layout(out, describe_run(lm, contexts, settings), contexts)
-    with contextlib.nullcontext() if out is None else only_writer(_plain_file(out)):
-        found = {} if kept_in is None else kept_in.read()
-        # Only whole batches count: a batch that is made again in part could round differently.
-        whole = [all(i in found for i in batch) for batch in batches]
-        done = {i: found[i] for batch, kept in zip(batches, whole, strict=True) if kept for i in batch}
-        left = [batch for batch, kept in zip(batches, whole, strict=True) if not kept]
-        if kept_in is not None:
-            save_replies(kept_in, done.values())
-        missing = sum(map(len, left))
-        with contextlib.nullcontext() if out is None else Path(out).open("a", encoding="utf-8", newline="\n") as file:
-            for replies in generate_batches(lm, contexts, prompts, left, settings, devices=devices):
-                done.update((reply.context, reply) for reply in replies)
-                missing -= len(replies)
-                if kept_in is not None and file is not None:
-                    with naming(kept_in.path):
-                        file.writelines(map(kept_in.line, replies))
-                        file.flush()
-                if progress is not None:
-                    progress(replies, missing)
-        if kept_in is not None:
-            save_replies(kept_in, done.values())
-    return [done[i] for i in sorted(done)]
 
+    def make(left: list[Sequence[int]]) -> Iterator[list[Reply]]:
+        return generate_batches(lm, contexts, prompts, left, settings, devices=devices)
 
-def _plain_file(out: str | os.PathLike[str]) -> Path:
-    if Path(out).exists() and not Path(out).is_file():
-        raise RepliesFileError(f"{out}: no plain file, and replies are sorted into one in the end; name another place")
-    return Path(out)
+    return make_rows(kept_in, batches, make, progress)
 
 
 def group_by_length(lengths: Sequence[int], rows: int) -> list[list[int]]:
@@ -196,19 +170,11 @@ def _reply(
 
 def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Settings) -> dict[str, Any]:
     """What decides the replies, for the first line of their file; model and contexts as digests of their content."""
-    model, data = hashlib.sha256(), hashlib.sha256()
-    pieces = [lm.tokenizer.token(i) for i in range(lm.tokenizer.vocab_size)]
-    model.update(json.dumps([dataclasses.asdict(lm.config), pieces], default=str).encode())
-    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(lm.params)):
-        model.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-        model.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    for context in contexts:
-        data.update(json.dumps(context).encode())
     beams = {} if settings.beams is None else dataclasses.asdict(settings.beams)
     return {
-        "model": model.hexdigest()[:16],
+        "model": digest_of_model(lm),
         "contexts": len(contexts),
-        "data": data.hexdigest()[:16],
+        "data": digest_of_data(contexts),
         "sampling": describe_sampling(settings.sampling),
         "seed": settings.seed,
         "max_new_tokens": settings.max_new_tokens,
@@ -216,3 +182,22 @@ def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Setti
         "platform": jax.default_backend(),
         **beams,
     }
+
+
+def digest_of_data(contexts: Iterable[Any]) -> str:
+    """Of what is replied to, in a few characters."""
+    digest = hashlib.sha256()
+    for context in contexts:
+        digest.update(json.dumps(context).encode())
+    return digest.hexdigest()[:16]
+
+
+def digest_of_model(lm: LanguageModel) -> str:
+    """Of the sizes, the vocabulary and the parameters, in a few characters."""
+    model = hashlib.sha256()
+    pieces = [lm.tokenizer.token(i) for i in range(lm.tokenizer.vocab_size)]
+    model.update(json.dumps([dataclasses.asdict(lm.config), pieces], default=str).encode())
+    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(lm.params)):
+        model.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        model.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return model.hexdigest()[:16]

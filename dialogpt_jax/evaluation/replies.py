@@ -14,16 +14,12 @@ of an evaluation made in several parts may be put one behind the other: its firs
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dialogpt_jax.errors import naming
 from dialogpt_jax.evaluation.contexts import Context
-
-
-class RepliesFileError(ValueError):
-    """A file of replies that cannot be gone on with; the message names file and line."""
+from dialogpt_jax.evaluation.kept_rows import RepliesFileError
 
 
 class Reply(NamedTuple):
@@ -108,10 +104,8 @@ class DialogueFile(NamedTuple):
             if not _sound(entry, _DIALOGUE_KINDS):
                 raise RepliesFileError(f"{where}: no reply to a dialogue; take the line out, or name another file")
             if entry["run"] != digest:
-                raise RepliesFileError(
-                    f"{where}: replies of another run ({self._difference(entry)}); name another file, or delete it to "
-                    "begin anew"
-                )
+                seed = f"seed {entry['seed']}, now {self.run['seed']}" if entry["seed"] != self.run["seed"] else ""
+                raise another_run(where, entry["run"], self.run, settings=seed)
             index = entry["index"]
             context = self.contexts[index] if 0 <= index < len(self.contexts) else None
             if context is None or entry["turns"] != context.turns:
@@ -120,21 +114,6 @@ class DialogueFile(NamedTuple):
             where_from = {"context": index, "dialogue": context.dialogue, "turn": len(context.turns)}
             found[index] = Reply(**where_from, text=entry["reply"], truth=context.truth, **figures)
         return found
-
-    def _difference(self, entry: Mapping[str, Any]) -> str:
-        """What changed since a line of another run was written, as far as its digest tells."""
-        said, now = entry["run"].split("-"), digest_of(self.run).split("-")
-        if len(said) != len(now):
-            return "another model, data or settings"
-        changed = [name for name, one, other in zip(_DIGESTED, said, now, strict=True) if one != other]
-        seed = f"seed {entry['seed']}, now {self.run['seed']}"
-        told = {
-            "data": f"other dialogues, now {self.run['contexts']:,}",
-            "model": "another model",
-            "settings": seed if entry["seed"] != self.run["seed"] else "other settings",
-        }
-        same = [name for name in _DIGESTED if name not in changed]
-        return "; ".join([*map(told.__getitem__, changed), *([f"{' and '.join(same)} as before"] if same else [])])
 
     def _start(self, context: Context) -> bytes:
         return json.dumps({"turns": context.turns, "reply": ""}, ensure_ascii=False)[:-2].encode()
@@ -155,6 +134,31 @@ def digest_of(run: Mapping[str, Any]) -> str:
     parts["settings"] = {name: value for name, value in run.items() if name not in ("contexts", *parts)}
     digests = (hashlib.sha256(json.dumps(parts[name], sort_keys=True).encode()) for name in _DIGESTED)
     return "-".join(digest.hexdigest()[:8] for digest in digests)
+
+
+def another_run(where: str, said: str, run: Mapping[str, Any], *, settings: str = "") -> RepliesFileError:
+    """The error for a line of another run: what changed since it was written, as far as its digest tells.
+
+    Args:
+      where: the line.
+      said: its digest.
+      run: what decides the replies now.
+      settings: what is known of the settings that changed.
+    """
+    before, now = said.split("-"), digest_of(run).split("-")
+    told = {
+        "data": f"other dialogues, now {run['contexts']:,}",
+        "model": "another model",
+        "settings": settings or "other settings",
+    }
+    difference = "another model, data or settings"
+    if len(before) == len(now):
+        same = [name for name, one, other in zip(_DIGESTED, before, now, strict=True) if one == other]
+        changed = [told[name] for name in _DIGESTED if name not in same]
+        difference = "; ".join([*changed, *([f"{' and '.join(same)} as before"] if same else [])])
+    return RepliesFileError(
+        f"{where}: replies of another run ({difference}); name another file, or delete it to begin anew"
+    )
 
 
 def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> dict[int, Reply]:
@@ -186,16 +190,6 @@ def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = N
         else:
             found[entry["context"]] = Reply(**entry)
     return found
-
-
-def save_replies(file: EvaluationFile | DialogueFile, replies: Iterable[Reply]) -> None:
-    """Writes the replies in the order of their contexts, all at once: killed, the old file stays."""
-    path = Path(file.path).resolve()  # of a link, what it leads to is replaced
-    part = path.with_name(path.name + ".part")
-    with naming(file.path), part.open("w", encoding="utf-8", newline="\n") as opened:
-        opened.write(file.head())
-        opened.writelines(file.line(reply) for reply in sorted(replies))
-    os.replace(part, path)
 
 
 def _entries(path: str | os.PathLike[str]) -> tuple[list[tuple[int, Any]], bytes]:
