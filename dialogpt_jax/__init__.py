@@ -40,6 +40,7 @@ __all__ = [
     "Sampling",
     "GREEDY",
     "PAPER",
+    "anti_lm",
     # The model as pure functions of its parameters
     "GPT2Config",
     "init_params",

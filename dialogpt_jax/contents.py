@@ -18,6 +18,7 @@ from dialogpt_jax.data.formats import DataError as DataError
 from dialogpt_jax.data.formats import Dialogue as Dialogue
 from dialogpt_jax.data.in_memory import make_examples as make_examples
 from dialogpt_jax.data.shards import open_shards as open_shards
+from dialogpt_jax.decoding.anti_model import anti_lm as anti_lm
 from dialogpt_jax.decoding.beam_search import Beams as Beams
 from dialogpt_jax.decoding.beam_search import beam_search as beam_search
 from dialogpt_jax.decoding.contrastive import contrastive_search as contrastive_search

@@ -299,7 +299,7 @@ class Chat:
         told, most, done = 0, 1, False
         while not done:
             # The next call runs while the last one's tokens are read and shown; when all is said it does nothing.
-            state, next_said = streaming.steps(params, config, state, most)
+            state, next_said = streaming.steps(params, config, state, most, request.processors)
             began = time.perf_counter()
             (ids,), done = streaming.read(said)
             said, most = next_said, _tokens_a_call(most, time.perf_counter() - began)

@@ -60,7 +60,7 @@ class DecodeState:
       finished_M: bool, EOS was drawn, or a text that ends a reply was said.
       last_M: int32, the last token drawn. It is not in the cache yet: a step begins by feeding it.
       cache: what the step function carries.
-      processors: functions of the caller's, as `jax.tree_util.Partial`s.
+      processors: functions of the caller's, as pytrees.
       stops: texts that end a reply.
       bucket: static, how many of the best tokens `top_k` chooses from (`top_k_bucket`).
       eos: static, the id that ends a reply.

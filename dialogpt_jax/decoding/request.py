@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from dialogpt_jax.arguments import MOST, as_whole_number, shown
@@ -22,7 +21,7 @@ from dialogpt_jax.decoding.loop import RowSettings
 from dialogpt_jax.decoding.processor_arrays import history_of, scopes_of, token_lists
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.stops import Stops
-from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens, is_traced
+from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens
 
 SMALLEST_BUCKET = 16
 
@@ -35,7 +34,7 @@ class Request:
       tokens_BT: int32, what the cache does not hold yet of each context, right-padded to the width of a bucket.
       starts_B: int32, tokens of each context that the cache holds already.
       settings: of the B rows; `lengths` counts whole contexts.
-      processors: functions of the caller's, as `jax.tree_util.Partial`s.
+      processors: functions of the caller's, as pytrees.
       stops: texts that end a reply.
       candidates: N, replies to each context.
       slots: the bucket of `max_new_tokens`.
@@ -144,9 +143,8 @@ def candidate_settings(settings: RowSettings, candidates: int) -> RowSettings:
 
 
 def _as_trees(functions: Any) -> tuple[Any, ...]:
-    """Functions as pytrees. Their numbers are copied, since a stream gives its state, these too, away."""
-    trees = tuple(f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f) for f in functions)
-    return jax.tree.map(lambda x: x if is_traced(x) else np.array(x), trees)
+    """Functions as pytrees: those that are one already, such as a `Partial`, bring their arrays; another is its code."""
+    return tuple(jax.tree_util.Partial(f) if jax.tree_util.all_leaves([f]) else f for f in functions)
 
 
 def _columns(tokens_BT: Array, starts_B: Array, width: int) -> Array:

@@ -76,7 +76,7 @@ class Sampling:
       stop_strings: static; a reply ends where it holds one of these texts, which is its last words.
       processors: static; functions of yours, (logits_MV, `ReplyState`) → logits_MV, which run in the compiled loop after
         all the above but temperature to xtc_threshold. One function is one program: define it once. Numbers that change go
-        into a `jax.tree_util.Partial`.
+        into a `jax.tree_util.Partial`, or any pytree that can be called, such as that of `dg.anti_lm`.
 
     Numbers may be scalars or arrays with one value a row. Lists are the same for all rows; other ids compile nothing.
 

@@ -9,7 +9,9 @@ cache: `state.cache.prefix` is what the prefill has left. `said` stays, so that 
 Letters: B rows.
 """
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +44,19 @@ def with_slots(cache: KVCache, *, slots: int) -> KVCache:
 def start(params: Params, config: GPT2Config, request: Request, cache: KVCache) -> tuple[DecodeState, jax.Array]:
     """Prefills the new tokens of each row behind those that its cache holds, and draws the first of its reply."""
     state = begin_replies(params, config, request, cache)
-    return state, _said(state)
+    return dataclasses.replace(state, processors=()), _said(state)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def steps(
-    params: Params, config: GPT2Config, state: DecodeState, most: jax.typing.ArrayLike
+    params: Params, config: GPT2Config, state: DecodeState, most: jax.typing.ArrayLike, processors: tuple[Any, ...] = ()
 ) -> tuple[DecodeState, jax.Array]:
-    """Up to `most` more tokens for each row that is not done."""
-    state = decode_some(model_step(params, config), state, most)
-    return state, _said(state)
+    """Up to `most` more tokens for each row that is not done.
+
+    The request's `processors` are the caller's, who keeps their arrays: so they are no part of a state that is given away.
+    """
+    state = decode_some(model_step(params, config), dataclasses.replace(state, processors=processors), most)
+    return dataclasses.replace(state, processors=()), _said(state)
 
 
 def _said(state: DecodeState) -> jax.Array:
