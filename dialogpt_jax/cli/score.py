@@ -27,11 +27,13 @@ Out comes a row for each reply, in their order, as TSV where TSV came in, else a
   pmi           log P(reply | context) - log P(reply): what the context adds
   tokens        of the reply, its end included
 
+So pandas reads them: `read_json("scores.jsonl", lines=True)`, or `read_csv("scores.tsv", sep="\\t", keep_default_na=False)`.
+
 Examples:
-  dialogpt score talk.jsonl > scores.jsonl      pandas.read_json(…, lines=True)
-  dialogpt score talk.tsv --out scores.tsv      pandas.read_csv(…, sep="\\t", keep_default_na=False)
+  dialogpt score talk.jsonl > scores.jsonl
+  dialogpt score talk.tsv --out scores.tsv      run again, it goes on
   printf 'Hi!\\tHello.\\n' | dialogpt score -
-  dialogpt score --tokens talk.jsonl            each token's log-probability too
+  dialogpt score --tokens talk.jsonl            each token's too
   dialogpt reply --data talk.jsonl | dialogpt score --model other_model -
 """
 app = make_app("score", "dialogpt score [OPTIONS] FILE", help_epilogue=EXAMPLES)
@@ -40,6 +42,7 @@ app = make_app("score", "dialogpt score [OPTIONS] FILE", help_epilogue=EXAMPLES)
 @app.default
 def run(
     file: Annotated[str, Parameter(name="FILE", help="dialogues with replies; `-` is standard input")],
+    /,
     *,
     out: Annotated[
         str | None,
