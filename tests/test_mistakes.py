@@ -144,9 +144,18 @@ HOLES = {
             "max_new_tokens": "a whole number over 0",
         }.items()
     },
-    "bot.reply('Hi', sampling={})": "a sampling, None apart",  # greedy with beams, else what a bot has by default
-    "bot.candidates('Hi', sampling={})": "a sampling, None apart",
-    "bot.answers([], sampling={})": "a sampling",
+    # `None` is what a bot has by default, and with beams greedy.
+    **dict.fromkeys(
+        (
+            "bot.reply('Hi', sampling={})",
+            "bot.candidates('Hi', sampling={})",
+            "bot.stream('Hi', sampling={})",
+            "bot.replies([['Hi']], sampling={})",
+            "bot.answers([], sampling={})",
+            "dg.Chat(bot, sampling={})",
+        ),
+        "a sampling, None apart",
+    ),
     "bot.chat(seed={})": "a whole number",
     "bot.encode('Hi', max_new_tokens={})": "a whole number over 0",
     "bot.candidates('Hi', n={})": "a whole number over 0",

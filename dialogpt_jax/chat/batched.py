@@ -48,7 +48,7 @@ def batched_answers(
     progress = checked_progress(progress)
     contexts = [model.encode(turns, max_new_tokens=longest_reply) for turns in checked]
     places = range(len(checked)) if places is None else places
-    rows = batch_size or _rows_that_fit(model, len(contexts), max(map(len, contexts), default=1), longest_reply)
+    rows = batch_size or rows_that_fit(model, len(contexts), max(map(len, contexts), default=1), longest_reply)
     # A batch is of one bucket, so there is one program for each bucket, however many dialogues there are.
     buckets = [few_buckets(len(context), model.config.n_positions, SHORTEST_BATCH) for context in contexts]
     groups = [[i for i, of_i in enumerate(buckets) if of_i == bucket] for bucket in sorted(set(buckets))]
@@ -86,7 +86,8 @@ def checked_progress(progress: Callable[[int, int], None] | None) -> Callable[[i
     return progress
 
 
-def _rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: int) -> int:
+def rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: int) -> int:
+    """So many rows of a batch as a quarter of the memory holds."""
     config = model.config
     slots = few_buckets(context, config.n_positions, SHORTEST_BATCH) + bucket_of(reply, config.n_positions)
     size = compute_dtype(model.params).itemsize

@@ -9,17 +9,19 @@ Letters: B rows, T prompt tokens, N candidates.
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 
 from dialogpt_jax.arguments import MOST, as_path, as_whole_number
 from dialogpt_jax.chat.batched import as_dialogues, batched_answers, checked_progress
+from dialogpt_jax.chat.batched_beams import searched_answers
 from dialogpt_jax.chat.scoring import as_replies, as_replies_to_each, encode_to_score, score_encoded
 from dialogpt_jax.chat.session import Chat
-from dialogpt_jax.decoding.beam_options import BeamOptions
+from dialogpt_jax.decoding.beam_options import BeamWords, beam_options
 from dialogpt_jax.decoding.beam_search import beam_search
+from dialogpt_jax.decoding.contrastive import DEFAULT_K, contrastive_search
 from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction
@@ -28,7 +30,6 @@ from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
-    DEFAULT_SAMPLING,
     DEFAULT_SEED,
     checked_length,
     checked_sampling,
@@ -48,6 +49,10 @@ class Bot(RankingModel):
     `seed` (default 0: a call repeats; `None` draws one and logs it) and `max_new_tokens` (default 40, EOS included). A
     dialogue is a text, a list of texts or chat messages; the context is its newest turns, dropped by whole turns where they
     do not fit.
+
+    All but `stream` take `beams`, too: the best reply that a search with so many beams finds. `sampling` is then greedy by
+    default, may have any processors, and with a temperature draws the beams. With `beams` go `length_penalty` (1.0),
+    `early_stopping` (False), `beam_groups` (1) and `diversity_penalty` (0.5): see `dg.beam_search`.
 
     Attributes:
       params: the parameters; the computation has their dtype.
@@ -73,40 +78,40 @@ class Bot(RankingModel):
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         beams: int | None = None,
-        length_penalty: float = BeamOptions.length_penalty,
-        early_stopping: bool | str = BeamOptions.early_stopping,
         rank: str | RankFunction | Rank | None = None,
+        penalty_alpha: float | None = None,
+        top_k: int | None = None,
+        **search: Unpack[BeamWords],
     ) -> str:
         """The reply to a dialogue.
 
         Args:
           turns: a text, a list of texts or messages.
-          sampling, seed, max_new_tokens: as above.
-          beams: the best reply that a search with so many beams finds; `sampling` is then greedy by default, may have any
-            processors, and with a temperature draws the beams.
-          length_penalty, early_stopping: of the search, as in `dg.beam_search`.
+          sampling, seed, max_new_tokens, beams: as above, and so the words that go with `beams`.
           rank: proposes several replies and gives the one that comes first by this rule; as for `rank`.
+          penalty_alpha, top_k: contrastive search (Su et al. 2022), as `dg.contrastive_search` takes them: 0.6 and 4 are
+            usual. `sampling` is then greedy, with any processors. (What draws among the k best is `Sampling(top_k=k)`.)
 
         Raises:
           DialogueError: no turn, or nothing in the newest; a plain text is a dialogue of one turn.
           NonFiniteLogits: the weights are damaged, or too large for their dtype.
         """
+        how: dict[str, Any] = {"sampling": sampling, "seed": seed, "max_new_tokens": max_new_tokens}
+        ways = [
+            name
+            for name, way in (("rank", rank), ("beams", beams), ("penalty_alpha", penalty_alpha))
+            if way is not None
+        ]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} are two ways to a reply; give one of them")
+        if top_k is not None and penalty_alpha is None:
+            raise ValueError("top_k goes with penalty_alpha; to draw among the k best, give sampling=Sampling(top_k=k)")
+        beam_options(beams, search)
         if rank is not None:
-            if beams is not None:
-                raise ValueError("rank and beams are two ways to a reply; give one of them")
-            how: dict[str, Any] = {"sampling": sampling, "seed": seed, "max_new_tokens": max_new_tokens}
             return self.rankings([as_turns(turns)], rank, **how)[0][0].text
-        found = self.candidates(
-            turns,
-            n=1,
-            sampling=sampling,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            beams=beams,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-        )
-        return found[0].text
+        if penalty_alpha is not None:
+            return self._contrastive(turns, penalty_alpha, DEFAULT_K if top_k is None else top_k, **how).text
+        return self.candidates(turns, n=1, beams=beams, **how, **search)[0].text
 
     def candidates(
         self,
@@ -117,55 +122,70 @@ class Bot(RankingModel):
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         beams: int | None = None,
-        length_penalty: float = BeamOptions.length_penalty,
-        early_stopping: bool | str = BeamOptions.early_stopping,
+        **search: Unpack[BeamWords],
     ) -> list[Candidate]:
         """Several replies to one dialogue, made together on a shared prefix; the first is what `reply` gives.
 
         Args:
-          turns, sampling, seed, max_new_tokens, beams, length_penalty, early_stopping: as for `reply`.
+          turns, sampling, seed, max_new_tokens, beams: as for `reply`.
           n: how many; 16, or with beams as many as there are, by default. With beams, the n best of them, best first; fewer
             where so many are not possible.
         """
-        options = None if beams is None else BeamOptions(beams, length_penalty, early_stopping)
+        options = beam_options(beams, search)
         if n is None:
             n = DEFAULT_CANDIDATES if options is None else options.beams
         n = as_whole_number("n", n, least=1, most=MOST)
-        sampling = self.with_ids(checked_sampling(sampling_for(sampling, beams)))
+        turns, asked, how = self._asked(turns, sampling_for(sampling, options), max_new_tokens)
+        how["keys"] = row_keys(seed_or_drawn(seed), [0], [len(turns)])
+        out: Any
+        if options is None:
+            out = generate_candidates(*asked, candidates=n, **how)
+        else:
+            out = beam_search(*asked, n_best=n, **how, **dataclasses.asdict(options))
+        out = jax.device_get(out)
+        return Candidates(
+            candidate_of(self.tokenizer, out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i], out.finished[0, i])
+            for i in range(n)
+            if i == 0 or out.lengths[0, i] > 0
+        )
+
+    def _contrastive(
+        self,
+        turns: Turns,
+        penalty_alpha: float,
+        top_k: int,
+        *,
+        sampling: Sampling | None,
+        seed: int | None,
+        max_new_tokens: int,
+    ) -> Candidate:
+        seed_or_drawn(seed)  # found sound; nothing is drawn
+        _, asked, how = self._asked(turns, sampling_for(sampling, penalty_alpha), max_new_tokens)
+        out = jax.device_get(contrastive_search(*asked, penalty_alpha=penalty_alpha, top_k=top_k, **how))
+        return candidate_of(self.tokenizer, out.tokens[0], out.logprobs[0], out.lengths[0], out.finished[0])
+
+    def _asked(
+        self, turns: Turns, sampling: Sampling, max_new_tokens: int
+    ) -> tuple[list[str], tuple[Any, ...], dict[str, Any]]:
+        """One dialogue's texts, and what every way of replying takes of it: positional arguments, and named ones."""
+        sampling = self.with_ids(checked_sampling(sampling))
         turns, length = as_turns(turns), min(checked_length(max_new_tokens), self.config.n_positions)
         context = self.encode(turns, max_new_tokens=length)
         tokens_BT, lengths_B = np.array([context], np.int32), np.array([len(context)], np.int32)
-        how: dict[str, Any] = {
-            "sampling": sampling,
-            "max_new_tokens": length,
-            "keys": row_keys(seed_or_drawn(seed), [0], [len(turns)]),
-            "stops": self.stops(sampling),
-        }
-        out: Any
-        if options is None:
-            out = generate_candidates(self.params, self.config, tokens_BT, lengths_B, candidates=n, **how)
-        else:
-            how |= dataclasses.asdict(options)
-            out = beam_search(self.params, self.config, tokens_BT, lengths_B, n_best=n, **how)
-        out = jax.device_get(out)
-        found = Candidates(
-            candidate_of(self.tokenizer, out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i], out.finished[0, i])
-            for i in range(n)
-            if out.lengths[0, i] > 0
-        )
-        if not found:
-            raise ValueError("no reply is possible: the sampling's processors forbid every token")
-        return found
+        how = {"sampling": sampling, "max_new_tokens": length, "stops": self.stops(sampling)}
+        return turns, (self.params, self.config, tokens_BT, lengths_B), how
 
     def replies(
         self,
         dialogues: Iterable[TurnList],
         *,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        beams: int | None = None,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        **search: Unpack[BeamWords],
     ) -> list[str]:
         """A reply to each of many dialogues, in their order, in compiled batches of similar length.
 
@@ -173,7 +193,8 @@ class Bot(RankingModel):
           dialogues: each a list of texts or of messages. A plain text is refused here, since a list of texts could mean
             one dialogue or several.
           sampling: its numbers may be arrays with one value a dialogue: value i is for dialogue i.
-          batch_size: rows in a batch; by default 32, or what a quarter of the memory at hand holds.
+          beams: as above, for each dialogue.
+          batch_size: rows in a batch; by default 32 (beams count), or what a quarter of the memory at hand holds.
           progress: called with (done, all) after each batch.
         """
         found = self.answers(
@@ -181,8 +202,10 @@ class Bot(RankingModel):
             sampling=sampling,
             seed=seed,
             max_new_tokens=max_new_tokens,
+            beams=beams,
             batch_size=batch_size,
             progress=progress,
+            **search,
         )
         return [answer.text for answer in found]
 
@@ -190,22 +213,26 @@ class Bot(RankingModel):
         self,
         dialogues: Iterable[TurnList],
         *,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        beams: int | None = None,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        **search: Unpack[BeamWords],
     ) -> list[Candidate]:
         """`replies` with what is known of each: tokens, log-probabilities, whether it ended by itself."""
-        return batched_answers(
-            self,
-            dialogues,
-            sampling=sampling,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        options = beam_options(beams, search)
+        how: dict[str, Any] = {
+            "sampling": sampling_for(sampling, options),
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
+        if options is None:
+            return batched_answers(self, dialogues, **how)
+        return searched_answers(self, dialogues, options, **how)
 
     def score(
         self,
@@ -282,7 +309,7 @@ class Bot(RankingModel):
         self,
         turns: Turns,
         *,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     ) -> Iterator[str]:
@@ -294,12 +321,14 @@ class Bot(RankingModel):
     def chat(
         self,
         *,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        beams: int | None = None,
+        **search: Unpack[BeamWords],
     ) -> Chat:
         """A conversation, `dialogpt_jax.Chat`, that keeps its turns and, between them, the cache."""
-        return Chat(self, seed=seed, sampling=sampling, max_new_tokens=max_new_tokens)
+        return Chat(self, seed=seed, sampling=sampling, max_new_tokens=max_new_tokens, beams=beams, **search)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes a model directory that this package, transformers and CTranslate2 load; in int8, this package alone."""

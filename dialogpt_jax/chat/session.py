@@ -14,23 +14,27 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
+
+import numpy as np
 
 from dialogpt_jax.arguments import as_path, as_plain, shown
 from dialogpt_jax.decoding import stream as streaming
-from dialogpt_jax.decoding.request import assemble, bucket_of
+from dialogpt_jax.decoding.beam_options import BeamOptions, BeamWords, beam_options, check_room, describe_beams
+from dialogpt_jax.decoding.beam_search import beam_program_behind, check_groups, rules_of
+from dialogpt_jax.decoding.request import Request, assemble, bucket_of
 from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
 from dialogpt_jax.errors import counted
 from dialogpt_jax.model import compute_dtype
-from dialogpt_jax.replies.candidates import on_one_line
+from dialogpt_jax.replies.candidates import candidate_of, on_one_line
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
-    DEFAULT_SAMPLING,
     DEFAULT_SEED,
     checked_length,
     checked_sampling,
+    sampling_for,
     seed_or_drawn,
 )
 from dialogpt_jax.text.dialogue import Turn, Turns, as_turns, texts_of
@@ -47,6 +51,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "seed": seed_or_drawn,
     "sampling": checked_sampling,
     "max_new_tokens": checked_length,
+    "beams": lambda beams: beam_options(beams, {}),
 }
 
 
@@ -63,11 +68,13 @@ class Chat:
 
     Args:
       model: a `Bot`, or any `LanguageModel`.
-      seed, sampling, max_new_tokens: as for a `Bot`; one number each, since there is one dialogue.
+      seed, sampling, max_new_tokens, beams: as for a `Bot`, with the words that go with `beams`; one number each, since
+        there is one dialogue. With beams a reply comes whole, streamed or not.
       turns: what was said before, as texts or messages.
 
     Attributes:
       seed, sampling, max_new_tokens: as given; they may be set between turns.
+      beams: `None`, or how beams are searched; it may be set to a number of them.
       finished: whether the last reply ended by itself.
       context_tokens: how many tokens of context the last reply had.
 
@@ -84,21 +91,26 @@ class Chat:
     seed: int
     sampling: Sampling
     max_new_tokens: int
+    beams: Any  # a number comes back as `BeamOptions`
 
     def __init__(
         self,
         model: LanguageModel,
         *,
         seed: int | None = DEFAULT_SEED,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         turns: Turns = (),
+        beams: int | BeamOptions | None = None,
+        **search: Unpack[BeamWords],
     ):
         if not isinstance(model, LanguageModel):
             raise TypeError(f"a chat is with a Bot; got {shown(model)}; `load` gives one")
-        self.seed, self.sampling, self.max_new_tokens = seed_or_drawn(seed), sampling, max_new_tokens
-        self.finished, self.context_tokens = True, 0
         self._model, self._turns, self._attempt = model, texts_of(turns), 0
+        self.beams = beam_options(beams, search)
+        self.sampling = sampling_for(sampling, self.beams)
+        self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.finished, self.context_tokens = True, 0
         self._cache: Any = None
         self._cached: list[int] = []
         # Weak, so that a stream which its reader drops is closed at once, and recorded.
@@ -106,7 +118,10 @@ class Chat:
         self._thread = 0  # the thread that began the running reply
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _CHECKS[name](value) if name in _CHECKS else value)
+        value = _CHECKS[name](value) if name in _CHECKS else value
+        if name == "beams" and value is not None:
+            check_room(value, self._model.config.vocab_size)
+        super().__setattr__(name, value)
 
     @property
     def turns(self) -> list[str]:
@@ -159,6 +174,8 @@ class Chat:
                 "max_new_tokens": self.max_new_tokens,
                 "sampling": {name: as_plain(value) for name, value in vars(self.sampling).items()},
             }
+            if self.beams is not None:
+                state["beams"] = vars(self.beams)
         part = path.parent / f".{path.name}.{os.getpid()}.part"
         try:
             part.write_text(json.dumps(state, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -192,15 +209,16 @@ class Chat:
             sampling = Sampling(**_as_today(state["sampling"]))
             if any(isinstance(value, list | dict) for value in vars(sampling).values()):
                 raise ValueError("its sampling holds no numbers")
+            beams = BeamOptions(**state["beams"]) if state.get("beams") is not None else None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ChatError(f"{path}: not a saved chat ({error})") from None
-        chat = cls(model, seed=seed, sampling=sampling, max_new_tokens=length, turns=turns)
+        chat = cls(model, seed=seed, sampling=sampling, max_new_tokens=length, turns=turns, beams=beams)
         chat._attempt = attempt
         return chat
 
     def __repr__(self) -> str:
         first = max(len(self._turns) - _SHOWN_TURNS, 0)
-        lines = [f"Chat({counted(len(self._turns), 'turns')}; seed {self.seed}, {describe_sampling(self.sampling)})"]
+        lines = [f"Chat({counted(len(self._turns), 'turns')}; seed {self.seed}, {self.described()})"]
         lines += [f"  … {counted(first, 'turns')} before"] if first else []
         return "\n".join([*lines, *(f"  {who}: {on_one_line(text)}" for who, text in self._said()[first:])])
 
@@ -209,6 +227,11 @@ class Chat:
             f"<tr><th>{who}</th><td style='text-align:left'>{html.escape(text)}</td></tr>" for who, text in self._said()
         )
         return f"<table>{''.join(rows)}</table>"
+
+    def described(self) -> str:
+        """How replies are made, for a person."""
+        searched = "" if self.beams is None else f", {describe_beams(self.beams)}"
+        return f"{describe_sampling(self.sampling)}{searched}"
 
     def _said(self) -> list[tuple[str, str]]:
         """Who said what: the last turn is the bot's, the one before it the user's, and so on back."""
@@ -253,7 +276,9 @@ class Chat:
         ids: list[int] = []
         said, record = "", False
         try:
-            for token in self._tokens(context, keys_B):
+            if self.beams is not None:
+                ids = self._best(context, keys_B)
+            for token in self._tokens(context, keys_B) if self.beams is None else ():
                 ids.append(token)
                 whole = tokenizer.decode(ids).rstrip("\ufffd")  # the rest of a character may still come
                 if len(whole) > len(said):
@@ -273,8 +298,8 @@ class Chat:
                 )
                 self._turns, self._attempt = [*before, text, said], attempt
 
-    def _tokens(self, context: list[int], keys_B: Any) -> Iterator[int]:
-        """The reply's ids one by one. The cache is taken out, and put back when a call has returned it."""
+    def _begun(self, context: list[int], keys_B: Any, candidates: int) -> tuple[Request, Any]:
+        """What to ask for, and the cache, taken out: it holds the context from its start on, as far as it can be kept."""
         params, config = self._model.params, self._model.config
         same = _shared_length(self._cached, context[:-1])
         cache, self._cache, self._cached = self._cache, None, []
@@ -290,11 +315,28 @@ class Chat:
             sampling=self._model.with_ids(self.sampling),
             max_new_tokens=self.max_new_tokens,
             keys=keys_B,
+            candidates=candidates,
             starts_B=[same],
             width=bucket_of(max(len(context) - same, SMALLEST_PREFILL), config.n_positions),
             history_width=cache.num_slots,
             stops=self._model.stops(self.sampling),
         )
+        return request, cache
+
+    def _best(self, context: list[int], keys_B: Any) -> list[int]:
+        """The ids of the best reply that a search with beams finds. The cache comes back with the context, without them."""
+        check_groups(self.beams, self.sampling)
+        params, config = self._model.params, self._model.config
+        request, cache = self._begun(context, keys_B, self.beams.beams)
+        out, self._cache = beam_program_behind(params, config, request, rules_of(self.beams, 1), cache)
+        self._cached = context
+        best = [np.asarray(x)[0, 0] for x in (out.tokens, out.logprobs, out.lengths, out.finished)]
+        return candidate_of(self._model.tokenizer, *best).tokens.tolist()
+
+    def _tokens(self, context: list[int], keys_B: Any) -> Iterator[int]:
+        """The reply's ids one by one. The cache is taken out, and put back when a call has returned it."""
+        params, config = self._model.params, self._model.config
+        request, cache = self._begun(context, keys_B, 1)
         state, said = streaming.start(params, config, request, cache)
         told, most, done = 0, 1, False
         while not done:

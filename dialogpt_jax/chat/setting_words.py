@@ -1,21 +1,25 @@
-"""What a person writes to change how replies are drawn: words in, values of `Sampling`'s fields out, or one clear error.
+"""What a person writes to change how replies are drawn: words in, values of `Sampling`'s fields and a search's out, or one clear error.
 
 temperature 0.7 top_p none                     numbers, `none` turns one off
 penalty_scope own    forced_end yes
+beams 4              early_stopping never      `beams none`: no search
 stop_strings "see you" bye                     a list takes all words behind it; `none` empties it
 logit_bias well=-2                             TEXT=N, each
 """
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from dialogpt_jax.decoding.beam_options import EARLY_STOPPING_WORDS, BeamOptions
 from dialogpt_jax.decoding.sampling import FOLLOWERS, LISTS, NUMBERS, SCOPES
 
 TEXTS = ("stop_strings", "bad_words", "dry_breakers")
-# Of a sampling, all but its functions; and what a chat has besides.
+# Of a sampling, all but its functions; of beams; and what a chat has besides.
 SETTINGS = (*NUMBERS, *SCOPES, "forced_end", *(name for name in LISTS if name != "processors"))
-SETTABLE = (*SETTINGS, "max_new_tokens", "seed")
+OF_BEAMS = tuple(field.name for field in dataclasses.fields(BeamOptions))
+SETTABLE = (*SETTINGS, *OF_BEAMS, "max_new_tokens", "seed")
 
 
 def settings_of(words: str) -> dict[str, Any]:
@@ -80,9 +84,15 @@ def _value(name: str, word: str) -> Any:
         if word not in ("yes", "no"):
             raise ValueError(f"forced_end: {word!r} is not `yes` or `no`")
         return word == "yes"
-    if name not in NUMBERS:
+    if name == "early_stopping":
+        if word not in EARLY_STOPPING_WORDS:
+            raise ValueError(f"early_stopping: {word!r} is none of {', '.join(EARLY_STOPPING_WORDS)}")
+        return EARLY_STOPPING_WORDS[word]
+    if name == "beams" and word == "none":
+        return None
+    if name not in (*NUMBERS, "length_penalty", "diversity_penalty"):
         return _whole(name, word)
-    if word == "none":
+    if word == "none" and name != "length_penalty":
         return None
     try:
         return float(word)

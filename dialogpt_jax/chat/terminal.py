@@ -18,11 +18,11 @@ from rich.console import Console
 
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat, ChatError
-from dialogpt_jax.chat.setting_words import SETTABLE, SETTINGS, settings_of
+from dialogpt_jax.chat.setting_words import OF_BEAMS, SETTABLE, SETTINGS, settings_of
 from dialogpt_jax.chat.wrapping import WordWrap
-from dialogpt_jax.decoding.sampling import describe_sampling
+from dialogpt_jax.decoding.beam_options import change_beams
 from dialogpt_jax.errors import counted, escape_controls, one_line
-from dialogpt_jax.replies.settings import checked_length, seed_or_drawn
+from dialogpt_jax.replies.settings import checked_length, sampling_for, seed_or_drawn
 from dialogpt_jax.text.dialogue import TruncationWarning
 from dialogpt_jax.text.lines import written_lines
 
@@ -36,6 +36,7 @@ HELP = """\
 /settings          show how replies are drawn
 /settings top_k 5  set one of them (or top_k=5); `none`: off
 /settings bad_words one "or another"  all of a list
+/settings beams 4  the best of a search; it comes whole
 /help              this list
 /quit              leave, as Ctrl-D does
 Ctrl-C             stop a reply"""
@@ -67,9 +68,7 @@ class Terminal:
         """Until the end of the input, or `/quit`."""
         if self._person:
             _edit_lines()
-            self._say(
-                f"{self._name}: {self._bot.config.num_parameters:,} parameters. {describe_sampling(self.chat.sampling)}."
-            )
+            self._say(f"{self._name}: {self._bot.config.num_parameters:,} parameters. {self.chat.described()}.")
             self._say("/help lists the commands, Ctrl-D leaves.")
             if self._loaded is not None:
                 self._show_turns(self._loaded)
@@ -139,7 +138,7 @@ class Terminal:
                 self._show_turns(rest)
             case "settings":
                 self._set(rest)
-                shown = f"{describe_sampling(self.chat.sampling)}, max_new_tokens {self.chat.max_new_tokens}"
+                shown = f"{self.chat.described()}, max_new_tokens {self.chat.max_new_tokens}"
                 self._say(
                     f"{shown}, seed {self.chat.seed}; the last context had {counted(self.chat.context_tokens, 'tokens')}"
                 )
@@ -156,10 +155,15 @@ class Terminal:
 
     def _set(self, words: str) -> None:
         changes = settings_of(words)
-        sampling = {name: value for name, value in changes.items() if name in SETTINGS}
-        changed = dataclasses.replace(self.chat.sampling, **sampling)
+        beams = change_beams(self.chat.beams, {name: changes[name] for name in OF_BEAMS if name in changes})
+        sampling = self.chat.sampling
+        if sampling == sampling_for(None, self.chat.beams):  # what nobody has said follows the beams
+            sampling = sampling_for(None, beams)
+        drawn = {name: value for name, value in changes.items() if name in SETTINGS}
+        changed = dataclasses.replace(sampling, **drawn)
         length = checked_length(changes.get("max_new_tokens", self.chat.max_new_tokens))
         seed = seed_or_drawn(changes.get("seed", self.chat.seed))  # all is sound before anything is set
+        self.chat.beams = beams  # unless they are too many for the vocabulary
         self.chat.sampling, self.chat.max_new_tokens, self.chat.seed = changed, length, seed
 
     def _show(self, pieces: Iterator[str]) -> None:

@@ -4,14 +4,25 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
+from dialogpt_jax.cli.common import (
+    BeamFlags,
+    ModelFlags,
+    ReplyFlags,
+    SamplingFlags,
+    beams_of,
+    load_bot,
+    sampling_of,
+    seed_of,
+)
 from dialogpt_jax.cli.flags import make_app
+from dialogpt_jax.replies.settings import sampling_for
 
 EXAMPLES = """\
 Examples:
   dialogpt chat                                 /help lists what can be typed
   dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
   dialogpt chat --load chat.json                go on with what /save wrote
+  dialogpt chat --beams 4                       the best of a beam search, whole
   printf 'Hi!\\nHow are you?\\n' | dialogpt chat  a reply a line
 """
 app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)
@@ -24,14 +35,16 @@ def run(
     model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
+    beams: BeamFlags = BeamFlags(),  # noqa: B008
 ) -> int:
     from dialogpt_jax.chat.session import Chat
     from dialogpt_jax.chat.terminal import Terminal
 
-    settings, seed = sampling_of(sampling), seed_of(reply.seed)
+    searched, seed = beams_of(beams), seed_of(reply.seed)
+    settings = sampling_of(sampling, sampling_for(None, searched))
     bot = load_bot(model)
     if load is not None:
         chat = Chat.load(load, bot)
     else:
-        chat = bot.chat(seed=seed, sampling=settings, max_new_tokens=reply.max_new_tokens)
+        chat = Chat(bot, seed=seed, sampling=settings, max_new_tokens=reply.max_new_tokens, beams=searched)
     return Terminal(bot, chat, name=model.model or "the bundled model", loaded=load).run()

@@ -20,7 +20,7 @@ from dialogpt_jax.cli.flags import (
     said,
 )
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
-from dialogpt_jax.decoding.beam_options import BeamOptions
+from dialogpt_jax.decoding.beam_options import EARLY_STOPPING_WORDS, BeamOptions
 from dialogpt_jax.decoding.sampling import SCOPES, Sampling, Scope
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.weights.dtypes import DTypeName
@@ -76,8 +76,9 @@ BEAM_HELP = {
     "length_penalty": "with --beams: over 0 favours long replies",
     "early_stopping": "with --beams: done when N replies are: `yes`, at once; `no`, when the best beam is no better; "
     "`never`, when it could not become better",
+    "beam_groups": "with --beams: search in N groups that say different things; N divides the beams",
+    "diversity_penalty": "with --beam-groups: what a token loses for each beam of an earlier group that says it (0.5)",
 }
-STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "never"}
 if TYPE_CHECKING:
 
     class SamplingFlags(Any): ...
@@ -86,7 +87,7 @@ if TYPE_CHECKING:
 
     class SamplingChanges(Any): ...
 else:
-    BeamFlags = flags_of(BeamOptions, BEAMS, types={"early_stopping": Literal[*STOPPING]}, help=BEAM_HELP)
+    BeamFlags = flags_of(BeamOptions, BEAMS, types={"early_stopping": Literal[*EARLY_STOPPING_WORDS]}, help=BEAM_HELP)
     _how = {
         "without": ("processors",),  # functions, which no word of a command line is
         "types": SAMPLING_TYPES,
@@ -176,7 +177,7 @@ def beams_of(flags: Any) -> BeamOptions | None:
             raise UsageError(f"--{name.replace('_', '-')} goes with --beams N")
         return None
     if "early_stopping" in given:
-        given["early_stopping"] = STOPPING[given["early_stopping"]]
+        given["early_stopping"] = EARLY_STOPPING_WORDS[given["early_stopping"]]
     return BeamOptions(**given)
 
 

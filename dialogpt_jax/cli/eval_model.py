@@ -11,6 +11,7 @@ from dialogpt_jax.cli.common import ModelFlags, beams_of, load_bot, sampling_of
 from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.data.formats import held_out
+from dialogpt_jax.decoding.beam_options import describe_beams
 from dialogpt_jax.errors import counted
 from dialogpt_jax.evaluation import settings, tables
 from dialogpt_jax.evaluation.contexts import Context, cut
@@ -125,9 +126,7 @@ def run_model(
     run = harness.describe_run(bot, contexts, asked)
     named = {"data": ask.data, "decode": ask.decode, "compare": compared, "bootstrap": resamples}
     asked_of = f"{counted(len(contexts), 'contexts')} of {counted(len(dialogues), 'dialogues')}"
-    searched = (
-        "" if asked.beams is None else f", {asked.beams.beams} beams, length_penalty {asked.beams.length_penalty:g}"
-    )
+    searched = "" if asked.beams is None else f", {describe_beams(asked.beams)}"
     title = f"{asked_of}, {run['sampling']}{searched}, seed {seed}"
     return tables.Table(title, systems, differences, {**named, **run})
 

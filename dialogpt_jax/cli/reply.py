@@ -68,7 +68,7 @@ def run(
     if HYPHEN in (data, out, model.model, model.revision, reply.seed):
         raise UsageError("`-` stands for turns from standard input, and for nothing else")
     searched = beams_of(beams)
-    settings = sampling_of(sampling, sampling_for(None, None if searched is None else searched.beams))
+    settings = sampling_of(sampling, sampling_for(None, searched))
     if data is not None:
         if turns or candidates is not None or as_json:
             raise UsageError("--data takes the texts from the file and gives JSON lines; leave the others out")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from dialogpt_jax.chat.openings import OPENINGS, TURNS
-from dialogpt_jax.chat.setting_words import settings_of
+from dialogpt_jax.chat.setting_words import OF_BEAMS, settings_of
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
 from dialogpt_jax.cli.flags import FROM_1, UsageError, make_app
@@ -170,6 +170,8 @@ def _changed(sampling: Sampling, words: str) -> Sampling:
         raise UsageError(f"--other-sampling: {str(error).replace('/settings', 'give')}") from None
     for name in {"seed", "max_new_tokens"} & set(changes):
         raise UsageError(f"--other-sampling: {name} is that of both bots; give --{name.replace('_', '-')}")
+    for name in set(OF_BEAMS) & set(changes):
+        raise UsageError(f"--other-sampling: {name} is of a search, and here replies are drawn; leave it out")
     return dataclasses.replace(sampling, **changes)
 
 

@@ -10,8 +10,16 @@ reply; what it makes of the log-probabilities is what is summed.
 Rules, order and the three kinds of early stopping are transformers' (`GenerationMixin._beam_search`); a row that is done
 stands still, whatever other rows do, and one beam is the plain loop's greedy reply.
 
-Letters: B rows, N beams, M = B·N, C = 2N continuations, R reply slots, V vocabulary (padded), X those of it that may be
-drawn.
+Beams may be searched in G groups (Vijayakumar et al. 2016), each a search of its own and here a row of its own: B is then
+G times the prompts, a prompt's groups side by side. The groups choose in turn, and a token costs each of them a penalty for
+every live beam of the earlier ones that has just said it. At the end the best of all groups come out.
+
+    2 groups of 2, penalty 0.5:   group 0 goes on with "I" and "I"   → in group 1 "I" has 1.0 less, in this step
+
+Source: transformers' `_group_beam_search` (up to 4.56), but that a group which is done says nothing any more.
+
+Letters: B rows, N beams, M = B·N, C = 2N continuations, G groups, R reply slots, V vocabulary (padded), X those of it that
+may be drawn.
 """
 
 import dataclasses
@@ -40,10 +48,14 @@ class BeamRules:
     Attributes:
       length_penalty_B: float32; a reply's score is the sum of its log-probabilities over its length to this power.
       early_stopping_B: int32, of `EARLY_STOPPING`.
+      diversity_B: float32, what a token costs for each time that an earlier group has just said it; `None`: one group.
+      groups: static, G.
     """
 
     length_penalty_B: jax.Array
     early_stopping_B: jax.Array
+    diversity_B: jax.Array | None = None
+    groups: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
@@ -105,9 +117,10 @@ def begin(
 ) -> BeamState:
     """The state after the first token of every beam, from the prefill's logits; arguments as in `BeamState`.
 
-    At first a row has one beam, for all would be the same.
+    At first a row has one beam, for all would be the same. Logits and rules are of the prompts.
     """
-    rows = logits_BV.shape[0]
+    rules = jax.tree.map(lambda x_B: jnp.repeat(x_B, rules.groups, axis=0), rules)
+    rows = logits_BV.shape[0] * rules.groups
     beams = settings.lengths_M.shape[0] // rows
     none = Hypotheses(
         tokens_BNR=jnp.full((rows, beams, slots), eos, jnp.int32),
@@ -128,7 +141,7 @@ def begin(
         bucket=bucket,
         eos=eos,
     )
-    return _select(state, jnp.repeat(logits_BV, beams, axis=0))[0]
+    return _select(state, jnp.repeat(logits_BV, rules.groups * beams, axis=0))[0]
 
 
 def advance(step_fn: StepFn, reorder_fn: ReorderFn, state: BeamState) -> BeamState:
@@ -143,23 +156,60 @@ def advance(step_fn: StepFn, reorder_fn: ReorderFn, state: BeamState) -> BeamSta
     tokens_MT = jnp.take_along_axis(tokens_MR, last_M[:, None], axis=1)
     logits_MTV, cache = step_fn(tokens_MT, (state.settings.lengths_M + last_M)[:, None], state.cache)
     state, parents_BN = _select(dataclasses.replace(state, cache=cache), logits_MTV[:, 0])
-    return dataclasses.replace(state, cache=reorder_fn(state.cache, parents_BN))
+    groups = state.rules.groups
+    rows, beams = parents_BN.shape
+    of_prompts = parents_BN.reshape(-1, groups, beams) + beams * jnp.arange(groups)[None, :, None]
+    return dataclasses.replace(state, cache=reorder_fn(state.cache, of_prompts.reshape(rows // groups, -1)))
 
 
 def search(step_fn: StepFn, reorder_fn: ReorderFn, state: BeamState) -> Hypotheses:
-    """Steps until every row is done; the best replies, best first."""
+    """Steps until every row is done; the best replies of each prompt, best first."""
     state = jax.lax.while_loop(
         lambda state: ~jnp.all(state.done_B), lambda state: advance(step_fn, reorder_fn, state), state
     )
-    return state.ended
+    groups = state.rules.groups
+    if groups == 1:
+        return state.ended
+    all_of_them = jax.tree.map(lambda x: x.reshape(-1, groups * x.shape[1], *x.shape[2:]), state.ended)
+    return _take(all_of_them, jax.lax.top_k(all_of_them.scores_BN, all_of_them.scores_BN.shape[1])[1])
 
 
 def _select(state: BeamState, logits_MV: jax.Array) -> tuple[BeamState, jax.Array]:
-    """The beams after one more token, and whose continuation each is, parents_BN."""
+    """The beams after one more token, and whose continuation each is, parents_BN; groups choose one after another."""
+    groups = state.rules.groups
+    if groups == 1:
+        return _select_of_all(state, logits_MV, None)
+    prompts, vocab = state.done_B.shape[0] // groups, logits_MV.shape[1]
+    names = ("settings", "rules", "live", "ended", "done_B")
+
+    def apart(x: jax.Array) -> jax.Array:
+        return x.reshape(prompts, groups, -1, *x.shape[1:]).swapaxes(0, 1).reshape(groups, -1, *x.shape[1:])
+
+    def together(x: jax.Array) -> jax.Array:
+        return x.reshape(groups, prompts, -1, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    def of_group(said_BV: jax.Array, group: Any) -> tuple[jax.Array, Any]:
+        fields, logits_MV = group
+        before = dataclasses.replace(state, cache=None, **fields)
+        after, parents_BN = _select_of_all(before, logits_MV, before.rules.diversity_B[:, None] * said_BV)
+        last_BN1 = jnp.maximum(after.live.counts_BN - 1, 0)[..., None]
+        tokens_BN = jnp.take_along_axis(after.live.tokens_BNR, last_BN1, axis=2)[..., 0]
+        goes_on_BN = ~before.done_B[:, None] & jnp.isfinite(after.live.scores_BN)
+        said_BV = said_BV.at[jnp.arange(prompts)[:, None], tokens_BN].add(goes_on_BN.astype(jnp.float32))
+        return said_BV, ({name: getattr(after, name) for name in ("live", "ended", "done_B")}, parents_BN)
+
+    by_group = jax.tree.map(apart, ({name: getattr(state, name) for name in names}, logits_MV))
+    _, found = jax.lax.scan(of_group, jnp.zeros((prompts, vocab), jnp.float32), by_group)
+    changed, parents_BN = jax.tree.map(together, found)
+    return dataclasses.replace(state, **changed), parents_BN
+
+
+def _select_of_all(state: BeamState, logits_MV: jax.Array, cost_BV: jax.Array | None) -> tuple[BeamState, jax.Array]:
+    """`_select` where nobody chose before, or where what was said then has a cost."""
     live, going_B = state.live, ~state.done_B
     rows, beams, slots = live.tokens_BNR.shape
     with jax.named_scope("sample"):
-        scores_BC, parents_BC, tokens_BC = _continuations(state, logits_MV)
+        scores_BC, parents_BC, tokens_BC = _continuations(state, logits_MV, cost_BV)
     count_B1 = live.counts_BN[:, :1]
     most_B1 = jnp.minimum(state.settings.limits_M.reshape(rows, beams)[:, :1], slots)
     over_BC = (tokens_BC == state.eos) | (count_B1 + 1 >= most_B1) | jnp.isposinf(scores_BC)
@@ -200,7 +250,9 @@ def _select(state: BeamState, logits_MV: jax.Array) -> tuple[BeamState, jax.Arra
     return state, unless_done(parents_BN, jnp.broadcast_to(jnp.arange(beams)[None], (rows, beams)))
 
 
-def _continuations(state: BeamState, logits_MV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _continuations(
+    state: BeamState, logits_MV: jax.Array, cost_BV: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best 2N continuations of a row's beams, or as many drawn without replacement: scores, parents, tokens, (B, C).
 
     Drawn are those with the largest score plus a Gumbel number (Kool et al. 2019); scores fall either way.
@@ -216,10 +268,13 @@ def _continuations(state: BeamState, logits_MV: jax.Array) -> tuple[jax.Array, j
         eos=state.eos,
     )
     how: dict[str, Any] = {"sampling": settings.sampling, "processors": state.processors}
-    if beams == 1:  # processors look at what they look at where there are no beams
+    if beams == 1 and cost_BV is None:  # processors look at what they look at where there are no beams
         logprobs_MX = jax.nn.log_softmax(process(logits_MV, reply, **how), axis=-1)
     else:
-        logprobs_MX = process(jax.nn.log_softmax(logits_MV, axis=-1), reply, **how)
+        logprobs_MX = jax.nn.log_softmax(logits_MV, axis=-1)
+        if cost_BV is not None:
+            logprobs_MX -= jnp.repeat(cost_BV, beams, axis=0)
+        logprobs_MX = process(logprobs_MX, reply, **how)
     ids_MX = None
     if settings.sampling.temperature is not None:
         logprobs_MX, ids_MX = warp(

@@ -18,10 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dialogpt_jax import model
 from dialogpt_jax.arguments import MOST, as_whole_number
-from dialogpt_jax.cache import ReplyCache, init_cache, init_reply, reorder
+from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply, reorder
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.beam import BeamRules, begin, holds_a_stop, search
-from dialogpt_jax.decoding.beam_options import EARLY_STOPPING, BeamOptions
+from dialogpt_jax.decoding.beam import BeamRules, Hypotheses, begin, holds_a_stop, search
+from dialogpt_jax.decoding.beam_options import EARLY_STOPPING, BeamOptions, check_room
 from dialogpt_jax.decoding.generate import model_step, prefill, request_specs
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
@@ -71,6 +71,8 @@ def beam_search(
     n_best: int = 1,
     length_penalty: float = BeamOptions.length_penalty,
     early_stopping: bool | str = BeamOptions.early_stopping,
+    beam_groups: int = BeamOptions.beam_groups,
+    diversity_penalty: float | None = BeamOptions.diversity_penalty,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     keys: jax.Array | None = None,
@@ -82,7 +84,12 @@ def beam_search(
       params, config, tokens_BT, lengths_B, max_new_tokens: as `generate`.
       beams: N, at most half the vocabulary.
       n_best: how many of them come out.
-      length_penalty, early_stopping: as in `BeamOptions`.
+      length_penalty: a reply's score is the sum of its log-probabilities over its length to this power; over 0 favours
+        long replies.
+      early_stopping: when a row has N finished replies, it is done: `True`, at once; `False`, when its best beam is not
+        better than the worst of them as it stands; "never", when it could not become better at any length.
+      beam_groups, diversity_penalty: diverse beam search (Vijayakumar et al. 2016): so many groups of N / groups beams, in
+        which a token loses the penalty (0.5) for each beam of an earlier group that has just said it.
       sampling: greedy, for beam search, with any processors; with a temperature, beams are drawn by it instead.
       keys: (B,) `jax.random.key`s, where beams are drawn; else none is needed. A `NamedSharding` of them counts as in
         `generate`.
@@ -98,12 +105,12 @@ def beam_search(
       (1, 2, 8)
     """
     model.check_params(params, config)
-    options = BeamOptions(beams, length_penalty, early_stopping)
+    options = BeamOptions(beams, length_penalty, early_stopping, beam_groups, diversity_penalty)
     beams, n_best = int(options.beams), as_whole_number("n_best", n_best, least=1, most=MOST)
-    if 2 * beams > config.vocab_size:
-        raise ValueError(f"beams is {beams}; a vocabulary of {config.vocab_size} has room for {config.vocab_size // 2}")
+    check_room(options, config.vocab_size)
     if n_best > beams:
         raise ValueError(f"n_best is {n_best}, and there are {beams} beams; give at most as many")
+    check_groups(options, sampling)
     rows = np.shape(lengths_B)[0] if np.ndim(lengths_B) else 1
     if keys is None:
         if isinstance(sampling, Sampling) and sampling.temperature is not None:
@@ -119,20 +126,53 @@ def beam_search(
         candidates=beams,
         stops=stops,
     )
+    out = _run(params, config, request, rules_of(options, rows), int(max_new_tokens), n_best)
+    return out if is_traced(out.tokens) else jax.device_put(out)
+
+
+def check_groups(options: BeamOptions, sampling: Sampling) -> None:
+    """Whether a sampling goes with groups of beams.
+
+    Raises:
+      ValueError: it draws, and there are groups.
+    """
+    if options.beam_groups > 1 and isinstance(sampling, Sampling) and sampling.temperature is not None:
+        raise ValueError(f"beam_groups is {options.beam_groups}, and this sampling draws; give one that is greedy")
+
+
+def rules_of(options: BeamOptions, rows: int) -> BeamRules:
+    """The options as arrays, the same for each row."""
     penalties_B: Any = np.full(rows, options.length_penalty, np.float32)
     kinds_B: Any = np.full(rows, EARLY_STOPPING[options.early_stopping], np.int32)
-    rules = BeamRules(length_penalty_B=penalties_B, early_stopping_B=kinds_B)
-    out = _run(params, config, request, rules, int(max_new_tokens), n_best)
-    return out if is_traced(out.tokens) else jax.device_put(out)
+    groups = int(options.beam_groups)
+    diversity_B: Any = None if groups == 1 else np.full(rows, options.diversity, np.float32)
+    return BeamRules(penalties_B, kinds_B, diversity_B, groups)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def beam_program(params: model.Params, config: GPT2Config, request: Request, rules: BeamRules) -> Beams:
     """All N replies to each row of a request; tokens and log-probabilities are one bucket wide."""
-    lengths_B = request.settings.lengths_M
     rows, width = request.tokens_BT.shape
-    empty = init_cache(config, rows, width, model.compute_dtype(params))
-    logits_BV, prefix = prefill(params, config, request.tokens_BT, lengths_B, empty)
+    return _search(params, config, request, rules, init_cache(config, rows, width, model.compute_dtype(params)))[0]
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def beam_program_behind(
+    params: model.Params, config: GPT2Config, request: Request, rules: BeamRules, cache: KVCache
+) -> tuple[Beams, KVCache]:
+    """The same where a cache, which is taken for good, holds the contexts up to `starts_B`; it comes back with all of them.
+
+    The replies are not in it: a finished one leaves its slots to the beams that go on.
+    """
+    return _search(params, config, request, rules, cache)
+
+
+def _search(
+    params: model.Params, config: GPT2Config, request: Request, rules: BeamRules, cache: KVCache
+) -> tuple[Beams, KVCache]:
+    lengths_B = request.settings.lengths_M
+    new_B = lengths_B - request.starts_B
+    logits_BV, prefix = prefill(params, config, request.tokens_BT, new_B, cache, request.starts_B)
     state = begin(
         logits_BV,
         candidate_settings(request.settings, request.candidates),
@@ -145,10 +185,14 @@ def beam_program(params: model.Params, config: GPT2Config, request: Request, rul
         stops=request.stops,
     )
     found = search(model_step(params, config), reorder_replies, state)
+    return _as_beams(found, request.stops, config.eos_token_id), prefix
+
+
+def _as_beams(found: Hypotheses, stops: Stops | None, eos: int) -> Beams:
     last_BN1 = jnp.maximum(found.counts_BN - 1, 0)[..., None]
-    ended_BN = jnp.take_along_axis(found.tokens_BNR, last_BN1, axis=2)[..., 0] == config.eos_token_id
-    if request.stops is not None:
-        ended_BN |= holds_a_stop(found, request.stops)
+    ended_BN = jnp.take_along_axis(found.tokens_BNR, last_BN1, axis=2)[..., 0] == eos
+    if stops is not None:
+        ended_BN |= holds_a_stop(found, stops)
     finished_BN = ended_BN & (found.counts_BN > 0)
     return Beams(found.tokens_BNR, found.counts_BN, finished_BN, found.scores_BN, found.logprobs_BNR)
 

@@ -89,7 +89,10 @@ def candidate_of(
 
     Raises:
       NonFiniteLogits: a log-probability is not finite.
+      ValueError: it has no token, as where a beam search has found nothing.
     """
+    if length == 0:
+        raise ValueError("no reply is possible: the sampling's processors forbid every token")
     tokens, logprobs = tokens[:length], logprobs[:length]
     check_finite(bool(np.isfinite(logprobs).all()))
     return Candidate(tokenizer.decode(tokens), tokens, logprobs, float(logprobs.sum()), bool(finished))

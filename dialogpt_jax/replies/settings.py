@@ -28,11 +28,11 @@ def checked_length(max_new_tokens: int) -> int:
     return as_whole_number("max_new_tokens", max_new_tokens, least=1, most=MOST)
 
 
-def sampling_for(sampling: Sampling | None, beams: int | None) -> Sampling:
-    """A sampling, or what stands where none is given: a search with beams is greedy, unless it is told to draw."""
+def sampling_for(sampling: Sampling | None, search: Any) -> Sampling:
+    """A sampling, or what stands where none is given: a search (`None`: there is none) is greedy, unless told to draw."""
     if sampling is not None:
         return sampling
-    return DEFAULT_SAMPLING if beams is None else GREEDY
+    return DEFAULT_SAMPLING if search is None else GREEDY
 
 
 def checked_sampling(sampling: Sampling, dialogues: int | None = None) -> Sampling:

@@ -44,7 +44,9 @@ def chain_reorder(before_M, parents_BN):
     return jnp.take_along_axis(before_M.reshape(parents_BN.shape), parents_BN, axis=1).reshape(-1)
 
 
-def chain_search(starts, limits, *, beams, penalty=1.0, stopping=False, sampling=NOTHING, keys=None):
+def chain_search(
+    starts, limits, *, beams, penalty=1.0, stopping=False, sampling=NOTHING, keys=None, groups=1, diversity=None
+):
     rows = len(starts)
     settings = RowSettings(
         lengths_M=jnp.full(rows, 3),
@@ -52,7 +54,12 @@ def chain_search(starts, limits, *, beams, penalty=1.0, stopping=False, sampling
         keys_M=jax.random.split(jax.random.key(0), rows) if keys is None else keys,
         sampling=by_row(sampling, rows),
     )
-    rules = BeamRules(np.full(rows, penalty, np.float32), np.full(rows, EARLY_STOPPING[stopping], np.int32))
+    rules = BeamRules(
+        np.full(rows, penalty, np.float32),
+        np.full(rows, EARLY_STOPPING[stopping], np.int32),
+        None if diversity is None else np.full(rows, diversity, np.float32),
+        groups,
+    )
     return jax.device_get(_chain_search(jnp.asarray(starts), settings, rules, beams))
 
 
@@ -115,6 +122,46 @@ def by_hand(start, limit, beams, penalty, stopping):
             if stopping is True or live[0][0] / hoped**penalty <= ended[-1][0]:
                 break
     return ended
+
+
+def groups_by_hand(start, limit, groups, beams, diversity, penalty, stopping):
+    """Diverse beam search in Python, on lists: [(score, reply)], the best first; so many beams in each group."""
+    live, ended, done = [[(0.0, [])] for _ in range(groups)], [[] for _ in range(groups)], [False] * groups
+    for count in range(1, limit + 1):
+        said = [0] * VOCAB
+        for g in range(groups):
+            if done[g]:
+                continue
+            grown = [
+                (score + logprob_of(start, [*reply, t]) - logprob_of(start, reply) - diversity * said[t], [*reply, t])
+                for score, reply in live[g]
+                for t in range(VOCAB)
+            ]
+            grown = sorted(grown, key=lambda pair: -pair[0])[: 2 * beams]
+            over = [reply[-1] == END or count == limit for _, reply in grown]
+            ended[g] += [(score / count**penalty, r) for i, (score, r) in enumerate(grown) if over[i] and i < beams]
+            ended[g] = sorted(ended[g], key=lambda pair: -pair[0])[:beams]
+            live[g] = [pair for i, pair in enumerate(grown) if not over[i]][:beams]
+            for _, reply in live[g]:
+                said[reply[-1]] += 1
+            hoped = limit if stopping == "never" and penalty > 0 else count
+            full = len(ended[g]) == beams
+            done[g] = not live[g] or (
+                full and (stopping is True or beams == 1 or live[g][0][0] / hoped**penalty <= ended[g][-1][0])
+            )
+    return sorted(itertools.chain(*ended), key=lambda pair: -pair[0])
+
+
+@pytest.mark.parametrize(("groups", "beams", "diversity", "stopping"), [(2, 2, 0.5, False), (3, 1, 1.5, "never")])
+def test_groups_are_those_by_hand_and_rows_end_at_different_times(groups, beams, diversity, stopping):
+    starts, limits = [0, 1, 2, 3, 1, 2], [8, 8, 8, 8, 2, 5]
+    how = {"penalty": 0.8, "stopping": stopping}
+    found = chain_search(starts, limits, beams=groups * beams, groups=groups, diversity=diversity, **how)
+    for row, (start, limit) in enumerate(zip(starts, limits, strict=True)):
+        expected = groups_by_hand(start, limit, groups, beams, diversity, *how.values())
+        assert replies_of(found, row)[: len(expected)] == [reply for _, reply in expected], row
+        scores = [*(score for score, _ in expected), *[-np.inf] * (groups * beams - len(expected))]
+        np.testing.assert_allclose(found.scores_BN[row], scores, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("stopping", [False, True, "never"])
@@ -250,6 +297,25 @@ def test_beams_on_a_shared_prefix_are_those_without_a_cache():
     assert len(set(out.lengths.reshape(-1).tolist())) > 2
 
 
+def test_groups_on_a_shared_prefix_say_different_things():
+    """The first group is plain beam search with its beams; the scores of all are those of their tokens and penalties."""
+    plain = run()
+    out = run(beams=6, n_best=6, beam_groups=2, diversity_penalty=2.0)
+    assert (np.diff(out.scores, axis=1) <= 0).all()
+    for row, prompt in enumerate(prompts()):
+        replies = [out.tokens[row, n, : out.lengths[row, n]].tolist() for n in range(6)]
+        for n in range(3):
+            assert plain.tokens[row, n, : plain.lengths[row, n]].tolist() in replies
+        for n, reply in enumerate(replies):
+            logprobs = [
+                log_softmax(next_logits(prompt + reply[:i])[: CONFIG.vocab_size])[t] for i, t in enumerate(reply)
+            ]
+            np.testing.assert_allclose(out.logprobs[row, n, : len(reply)], logprobs, atol=1e-4)
+            lost = (np.sum(logprobs) - out.scores[row, n] * len(reply)) / 2.0  # of a whole number of beams
+            assert abs(lost - round(lost)) < 1e-3
+        assert len({reply[0] for reply in replies}) > len(set(plain.tokens[row, :, 0].tolist()))
+
+
 def test_one_beam_is_greedy_with_every_processor():
     sampling = Sampling(
         0, no_repeat_ngram=2, repetition_penalty=1.5, presence_penalty=0.5, bad_words=[3], min_new_tokens=3
@@ -333,6 +399,13 @@ def test_replies_are_put_in_order_and_the_heads_stay():
         ({"length_penalty": "long"}, "length_penalty is 'long'"),
         ({"early_stopping": "always"}, "early_stopping is 'always'; give True, False or 'never'"),
         ({"early_stopping": 2}, "early_stopping is 2"),
+        ({"beam_groups": 2}, "beams is 3 and beam_groups 2; give a number of groups that divides it"),
+        ({"beam_groups": 0}, "beam_groups is 0; it must be a whole number"),
+        ({"beam_groups": 3, "diversity_penalty": 0}, "diversity_penalty is 0: all groups would find the same"),
+        ({"beam_groups": 3, "diversity_penalty": -1}, "diversity_penalty is -1; it must be a finite number from 0"),
+        ({"beam_groups": 3, "diversity_penalty": "0.5"}, "diversity_penalty is '0.5'"),
+        ({"diversity_penalty": 0.5}, "diversity_penalty goes with beam_groups over 1"),
+        ({"beam_groups": 3, "sampling": Sampling()}, "beam_groups is 3, and this sampling draws"),
         ({"sampling": Sampling()}, "give keys"),
     ],
     ids=str,
