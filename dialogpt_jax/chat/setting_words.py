@@ -1,4 +1,4 @@
-"""What a person writes to change how replies are drawn: words in, values of `Sampling`'s fields and a search's out, or one clear error.
+"""What a person writes to change how replies are made: words in, values of a sampling and a search out, or one clear error.
 
 temperature 0.7 top_p none                     numbers, `none` turns one off
 penalty_scope own    forced_end yes

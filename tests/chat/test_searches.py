@@ -101,7 +101,7 @@ def test_beams_are_typed_in_a_chat(bot, monkeypatch, capsys):
     assert terminal.chat.turns == ["Hello", bot.reply("Hello", **HOW)]
     assert out.count("\n") == 1
     told = err.splitlines()
-    assert told[0] == "length_penalty goes with beams; say /settings beams 4 first"
+    assert told[0] == "length_penalty goes with beams; give both, such as beams=4, or leave it out"
     assert told[3].startswith("greedy, 3 beams, length_penalty 0.8, early_stopping never, max_new_tokens 8, seed 0")
     for line, words in zip(told[4:-1], wrong.values(), strict=True):
         assert line.startswith(words)
@@ -141,7 +141,7 @@ def test_a_contrastive_reply(bot):
         ("bot.reply('Hi', penalty_alpha=2)", ValueError, "penalty_alpha is 2; it must be a finite number from 0 to 1"),
         ("bot.reply('Hi', penalty_alpha=0.6, top_k=0)", ValueError, "top_k is 0; it must be a whole number from 1 to 320"),
         ("bot.reply('Hi', top_k=4)", ValueError, "top_k goes with penalty_alpha; to draw among the k best, give sampling="),
-        ("bot.reply('Hi', beams=2, penalty_alpha=0.6)", ValueError, "beams and penalty_alpha are two kinds of search"),
+        ("bot.reply('Hi', beams=2, penalty_alpha=0.6)", ValueError, "beams and penalty_alpha are two ways to a reply"),
         ("bot.reply('Hi', penalty_alpha=0.6, beam_groups=2)", ValueError, "beam_groups goes with beams"),
         ("bot.reply('Hi', penalty_alpha=0.6, sampling=dg.PAPER)", ValueError, "contrastive search draws nothing"),
     ],
