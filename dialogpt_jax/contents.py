@@ -17,6 +17,8 @@ from dialogpt_jax.data.examples import Example as Example
 from dialogpt_jax.data.formats import DataError as DataError
 from dialogpt_jax.data.formats import Dialogue as Dialogue
 from dialogpt_jax.data.in_memory import make_examples as make_examples
+from dialogpt_jax.data.pairs import Pair as Pair
+from dialogpt_jax.data.pairs import make_pairs as make_pairs
 from dialogpt_jax.data.shards import open_shards as open_shards
 from dialogpt_jax.decoding.anti_model import anti_lm as anti_lm
 from dialogpt_jax.decoding.beam_search import Beams as Beams
@@ -54,6 +56,7 @@ from dialogpt_jax.text.tokenizer import Tokenizer as Tokenizer
 from dialogpt_jax.text.tokenizer import TokenizerError as TokenizerError
 from dialogpt_jax.training.distillation import Teacher as Teacher
 from dialogpt_jax.training.loss import loss as loss
+from dialogpt_jax.training.objective import PAIRWISE as PAIRWISE
 from dialogpt_jax.training.step import TrainState as TrainState
 from dialogpt_jax.training.step import init_state as init_state
 from dialogpt_jax.training.step import train_step as train_step

@@ -19,7 +19,10 @@ from dialogpt_jax.cli.train_inputs import (
     refuse_another_run,
     sizes_of,
 )
+from dialogpt_jax.cli.train_pairs import begin_pairs
+from dialogpt_jax.cli.train_run import TrainRun
 from dialogpt_jax.data.example_options import MAX_LENGTH
+from dialogpt_jax.data.pairs import MAX_LENGTH as PAIR_LENGTH
 from dialogpt_jax.errors import counted
 from dialogpt_jax.run.options import TOLD, TOPOLOGY, TrainOptions
 from dialogpt_jax.training.names import OPTIMIZERS
@@ -40,6 +43,7 @@ Examples:
       --out RUN --steps 5000 --learning-rate 1e-4
   dialogpt train --config small --tokenizer DIR --data DIR --out RUN \\
       --steps 100000 --mesh data=2,fsdp=4 --dtype bfloat16
+  dialogpt train --pairs pairs.jsonl --valid held_out.jsonl --out RUN --export DIR
   dialogpt train --config large --compile-only --topology v5e:2x4 \\
       --mesh fsdp=8 --max-length 1024 --batch-size 8
 """
@@ -49,7 +53,7 @@ app = make_app("train", "dialogpt train --data DIR_OR_FILE --out RUN [OPTIONS]",
 HELP = {
     "dropout": "everywhere in the model (what its config says)",
     "teacher_share": "of the targets that is the teachers', 0 to 1 (0.5)",
-    "max_length": f"tokens of an example, where --data is a file ({MAX_LENGTH})",
+    "max_length": f"tokens of an example, where --data is a file ({MAX_LENGTH}); of each text of a pair ({PAIR_LENGTH})",
     "evaluate_every": "evaluate every N steps and at the end; 0: at the end (a tenth of the run, at least 10)",
     "save_every": "a checkpoint every N steps and at the end; 0: at the end (a tenth of the run)",
     "log_every": "a line every N steps",
@@ -112,9 +116,9 @@ def run(
         return _compile_only(inputs, where, options_of(how, when, recipe))
     if inputs.valid_dialogues < 1:
         raise ValueError(f"--valid-dialogues is {inputs.valid_dialogues}; it must be at least 1")
-    for name in ("data", "out"):
-        if not getattr(inputs, name):
-            raise ValueError(f"--{name} is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more")
+    if not inputs.out or not (inputs.data or inputs.pairs):
+        name = "out" if inputs.data or inputs.pairs else "data"
+        raise ValueError(f"--{name} is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more")
     if inputs.export is not None:
         from dialogpt_jax.weights.directory import check_target
 
@@ -129,11 +133,9 @@ def run(
     return _train(inputs, where, options_of(how, when, recipe), how.seed or 0)
 
 
-def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> int:
+def _train(inputs: TrainInputs, where: WhereFlags, options: TrainOptions, seed: int) -> int:
     import jax
 
-    from dialogpt_jax.data.formats import held_out
-    from dialogpt_jax.evaluation.validation import make_evaluation, make_sampling
     from dialogpt_jax.parallel.distributed import gather
     from dialogpt_jax.parallel.mesh import make_mesh, parse_mesh
     from dialogpt_jax.run.fit import fit
@@ -143,6 +145,57 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
     report: Callable[[str], None] = streams.show if first else (lambda line: None)
     mesh = make_mesh(parse_mesh(where.mesh))
     refuse_another_run(inputs.out, resume=where.resume)
+    if inputs.pairs is None:
+        begun = _begin_dialogues(inputs, where, options, seed=seed, report=report)
+    elif where.prompt:
+        raise ValueError("--prompt does not go with --pairs: a ranker writes no replies")
+    else:
+        begun = begin_pairs(inputs, options, seed=seed, report=report)
+    report(
+        f"{begun.config.num_parameters:,} parameters, {counted(len(begun.examples), 'examples')}, "
+        f"{counted(options.steps, 'steps')} on "
+        f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
+    )
+    fitted = fit(
+        begun.params,
+        begun.config,
+        begun.examples,
+        begun.options,
+        out=inputs.out,
+        resume=where.resume,
+        mesh=mesh,
+        teachers=begun.teachers,
+        objective=begun.objective,
+        evaluate=begun.evaluate,
+        sample=begun.sample,
+        report=report,
+    )
+    if fitted.stopped:
+        report(f"go on with the same command and --resume{'; nothing was exported' if inputs.export else ''}")
+    elif inputs.export is not None:
+        whole = gather(fitted.params)
+        if first:
+            write_directory(inputs.export, whole, begun.config, begun.tokenizer)
+            report(f"wrote {inputs.export}: {begun.use.format(inputs.export)}")
+    else:
+        model = str(Path(inputs.out) / "model")
+        report(
+            f"the trained model is a checkpoint in {inputs.out}: the same command with `--resume --export {model}` makes a "
+            f"model directory of it; {begun.use.format(model)}"
+        )
+    return 0
+
+
+def _begin_dialogues(
+    inputs: TrainInputs, where: WhereFlags, options: TrainOptions, *, seed: int, report: Callable[[str], None]
+) -> TrainRun:
+    """A language model, and the dialogues that it learns."""
+    import jax
+
+    from dialogpt_jax.data.formats import held_out
+    from dialogpt_jax.evaluation.validation import make_evaluation, make_sampling
+    from dialogpt_jax.training.objective import LANGUAGE_MODEL
+
     dialogues, dropped = ([], "") if inputs.valid is None else held_out(inputs.valid, inputs.valid_dialogues)
     if dropped:
         report(dropped)
@@ -157,10 +210,6 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
         evaluate = make_evaluation(config, tokenizer, dialogues)
     if jax.process_count() == 1 and not examples.info["reverse"]:
         sample = make_sampling(config, tokenizer, where.prompt or DEFAULT_PROMPTS)
-    report(
-        f"{config.num_parameters:,} parameters, {counted(len(examples), 'examples')}, {counted(options.steps, 'steps')} on "
-        f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
-    )
     teachers = read_teachers(inputs, tokenizer)
     if teachers:
         names = ", ".join(
@@ -171,33 +220,18 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: Any, seed: int) -> i
             f"learning from {names}, {options.teacher_share:.0%} of the targets, and {1 - options.teacher_share:.0%} from "
             "the data: loss and ppl of a step are of both together, valid_loss of the data alone"
         )
-    fitted = fit(
-        params,
-        config,
-        examples,
-        options,
-        out=inputs.out,
-        resume=where.resume,
-        mesh=mesh,
+    return TrainRun(
+        params=params,
+        config=config,
+        tokenizer=tokenizer,
+        examples=examples,
+        options=options,
+        objective=LANGUAGE_MODEL,
         teachers=teachers,
         evaluate=evaluate,
         sample=sample,
-        report=report,
+        use="talk to it with `dialogpt chat --model {}`",
     )
-    if fitted.stopped:
-        report(f"go on with the same command and --resume{'; nothing was exported' if inputs.export else ''}")
-    elif inputs.export is not None:
-        whole = gather(fitted.params)
-        if first:
-            write_directory(inputs.export, whole, config, tokenizer)
-            report(f"wrote {inputs.export}: talk to it with `dialogpt chat --model {inputs.export}`")
-    else:
-        model = Path(inputs.out) / "model"
-        report(
-            f"the trained model is a checkpoint in {inputs.out}: the same command with `--resume --export {model}` makes a "
-            f"model directory of it, for `dialogpt chat --model {model}`"
-        )
-    return 0
 
 
 def options_of(how: HowFlags, when: WhenFlags, recipe: RecipeFlags) -> TrainOptions:

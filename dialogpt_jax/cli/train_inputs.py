@@ -23,6 +23,14 @@ class TrainInputs:
             "shows",
         ),
     ] = ""
+    pairs: Annotated[
+        str | None,
+        Parameter(
+            metavar="FILE",
+            help='in place of --data: train a ranker of replies on {"turns": […], "better": "…", "worse": "…"} a line; '
+            "--valid then holds pairs too",
+        ),
+    ] = None
     valid: Annotated[
         str | None,
         Parameter(metavar="FILE", help="held-out dialogues: evaluated at step 0, at intervals, at the end"),

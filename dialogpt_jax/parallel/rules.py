@@ -38,6 +38,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"h_\d+/mlp/c_fc/bias", P("tensor")),  # (F,)
     (r"h_\d+/mlp/c_proj/kernel", P("fsdp", "tensor")),  # (D, F)
     (r"h_\d+/(attn|mlp)/c_proj/bias", P(None)),  # (D,)
+    (r"score/kernel", P(None, None)),  # (1, D), of a ranker
     (r"(h_\d+/ln_1|h_\d+/ln_2|ln_f)/(scale|bias)", P(None)),  # (D,)
 )
 

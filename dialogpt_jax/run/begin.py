@@ -23,6 +23,7 @@ from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.run.program import TrainProgram, shardings_of
 from dialogpt_jax.run.same_run import differences, json_round_trip
 from dialogpt_jax.training.distillation import Teacher
+from dialogpt_jax.training.objective import LANGUAGE_MODEL, Objective
 from dialogpt_jax.training.step import TrainState
 
 MAY_CHANGE = (
@@ -41,6 +42,7 @@ def identity_of(
     examples: Sequence[Example],
     mesh: Mesh,
     teachers: Sequence[Teacher] = (),
+    objective: Objective = LANGUAGE_MODEL,
 ) -> dict[str, Any]:
     """All that decides which numbers come out, as JSON.
 
@@ -77,6 +79,7 @@ def identity_of(
             "multiple": rows_multiple(options.batch_size, accumulate=options.accumulate, shards=shards),
         }
         | _identity_of_teachers(teachers, options.teacher_share)
+        | ({} if objective is LANGUAGE_MODEL else {"objective": objective.name})
     )
 
 

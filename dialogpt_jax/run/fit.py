@@ -27,7 +27,7 @@ from dialogpt_jax.data.batches import Batch, Batches, read_ahead
 from dialogpt_jax.data.examples import Example
 from dialogpt_jax.errors import counted, naming
 from dialogpt_jax.int8 import check_trainable
-from dialogpt_jax.model import Params, check_params
+from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.chips import peak_flops, training_flops
 from dialogpt_jax.parallel.distributed import first_process_says, global_batch, rows_here
 from dialogpt_jax.parallel.mesh import make_mesh
@@ -40,6 +40,7 @@ from dialogpt_jax.run.program import make_program, shardings_of
 from dialogpt_jax.run.stopping import Stopping
 from dialogpt_jax.training.average import average_of
 from dialogpt_jax.training.distillation import Teacher, check_teachers
+from dialogpt_jax.training.objective import LANGUAGE_MODEL, Objective
 from dialogpt_jax.training.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -85,6 +86,7 @@ def fit(
     resume: bool = False,
     mesh: Mesh | None = None,
     teachers: Sequence[Teacher] = (),
+    objective: Objective = LANGUAGE_MODEL,
     evaluate: Callable[[Params], dict[str, float]] | None = None,
     sample: Callable[[Params], list[str]] | None = None,
     report: Callable[[str], None] = print,
@@ -101,6 +103,8 @@ def fit(
       mesh: of `make_mesh`; by default all devices on `data`.
       teachers: models of the same tokenizer whose distributions are learned beside the data, `options.teacher_share` of
         the targets; they compute in the dtype of the products, whole on each device.
+      objective: what is made small. With `PAIRWISE` the parameters are a ranker's and the examples pairs, of `make_pairs`;
+        it has no teachers.
       evaluate: parameters to figures, `valid_loss` among them: by it the best checkpoint is known. Called before the
         first step, every `options.evaluate_every` and at the end.
       sample: parameters to lines to be shown, at the same steps.
@@ -117,7 +121,9 @@ def fit(
       >>> fitted = dg.fit(bot.params, bot.config, examples, options, report=lambda line: None)
       >>> pip = dg.Bot(fitted.params, fitted.config, bot.tokenizer)
     """
-    check_params(params, config)
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective is {shown(objective)}; give PAIRWISE, or leave it out for a language model")
+    objective.check(params, config)
     check_trainable(params)
     as_flag("resume", resume)
     if mesh is not None and not isinstance(mesh, Mesh):
@@ -129,8 +135,10 @@ def fit(
     folder = None if out is None else as_path("out", out)
     check_divides(config, mesh)
     check_teachers(teachers, config)
-    identity = identity_of(options, config, examples, mesh, teachers)
-    program = make_program(options, config, mesh, tuple(teacher.config for teacher in teachers))
+    if teachers and objective is not LANGUAGE_MODEL:
+        raise ValueError("teachers are for a language model, which learns what they expect next; leave them out")
+    identity = identity_of(options, config, examples, mesh, teachers, objective)
+    program = make_program(options, config, mesh, tuple(teacher.config for teacher in teachers), objective)
     checkpoints = _open(folder, options)
     try:
         state, identity = begin_state(params, program, identity, checkpoints, resume=resume, report=report)
@@ -153,8 +161,9 @@ def fit(
             sharding=batch_sharding(mesh),
             options=options,
             config=config,
+            perplexity=objective is LANGUAGE_MODEL,
             rate=options.rate(config),
-            peak=_peak(options, mesh),
+            peak=_peak(options, mesh) if objective is LANGUAGE_MODEL else None,  # the flops counted are its own
             identity=identity,
             folder=folder,
             checkpoints=checkpoints,
@@ -182,6 +191,7 @@ class _Run:
     sharding: NamedSharding
     options: TrainOptions
     config: GPT2Config
+    perplexity: bool  # whether the loss has one
     rate: Callable[[int], Any]
     peak: float | None
     identity: dict[str, Any]
@@ -267,7 +277,7 @@ class _Run:
         if done == self.options.steps or _is_due(done, self.options.log_every):
             figures |= {"learning_rate": float(self.rate(done - 1))} | pace.figures(done, self.peak)
             self.journal.note(done, figures)
-            self.journal.tell(progress_line(done, self.options.steps, figures))
+            self.journal.tell(progress_line(done, self.options.steps, figures, perplexity=self.perplexity))
 
     def _tell_bad(self, done: int, figures: dict[str, float], local: Batch) -> None:
         self.bad += 1

@@ -113,9 +113,11 @@ class Pace:
         return rates
 
 
-def progress_line(step: int, steps: int, figures: dict[str, float]) -> str:
+def progress_line(step: int, steps: int, figures: dict[str, float], *, perplexity: bool = True) -> str:
     """One step for a person: `step 20/200  loss 3.512  ppl 33.5  rate 1.0e-04  3,812 tokens/s  41 s left`."""
-    parts = [f"step {step}/{steps}", f"loss {figures['loss']:.3f}", f"ppl {math.exp(min(figures['loss'], 700)):,.4g}"]
+    parts = [f"step {step}/{steps}", f"loss {figures['loss']:.3f}"]
+    if perplexity:
+        parts.append(f"ppl {math.exp(min(figures['loss'], 700)):,.4g}")
     parts.append(f"rate {figures['learning_rate']:.2e}")
     if "tokens_per_second" in figures:
         parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")

@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
-from dialogpt_jax.model import Params, init_params
+from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.rules import batch_sharding, shardings
 from dialogpt_jax.run.options import TrainOptions
 from dialogpt_jax.training.distillation import Teacher
+from dialogpt_jax.training.objective import LANGUAGE_MODEL, Objective
 from dialogpt_jax.training.step import TrainState, init_state, train_step
 
 
@@ -31,13 +32,17 @@ class TrainProgram(NamedTuple):
 
 
 def make_program(
-    options: TrainOptions, config: GPT2Config, mesh: Mesh, teachers: tuple[GPT2Config, ...] = ()
+    options: TrainOptions,
+    config: GPT2Config,
+    mesh: Mesh,
+    teachers: tuple[GPT2Config, ...] = (),
+    objective: Objective = LANGUAGE_MODEL,
 ) -> TrainProgram:
     """What `fit` runs on a mesh. With the same options, but for how often something is told, it is the same object.
 
     Its step takes the state, a batch and the parameters of each teacher, whole on each device.
     """
-    return _make_program(options.without_what_is_told(), config, mesh, teachers)
+    return _make_program(options.without_what_is_told(), config, mesh, teachers, objective)
 
 
 def lower_step(options: TrainOptions, config: GPT2Config, mesh: Mesh, *, rows: int, length: int) -> jax.stages.Lowered:
@@ -54,7 +59,7 @@ def lower_step(options: TrainOptions, config: GPT2Config, mesh: Mesh, *, rows: i
 
 @functools.lru_cache(maxsize=8)  # fit again with the same options, and nothing is compiled again
 def _make_program(
-    options: TrainOptions, config: GPT2Config, mesh: Mesh, teachers: tuple[GPT2Config, ...]
+    options: TrainOptions, config: GPT2Config, mesh: Mesh, teachers: tuple[GPT2Config, ...], objective: Objective
 ) -> TrainProgram:
     optimizer = options.transformation(config)
 
@@ -74,9 +79,10 @@ def _make_program(
             mesh=mesh,
             teachers=[Teacher(*both) for both in zip(taught, teachers, strict=True)],
             teacher_share=options.teacher_share,
+            objective=objective,
         )
 
-    abstract = jax.eval_shape(lambda: begin(init_params(config, jax.random.key(0))))
+    abstract = jax.eval_shape(lambda: begin(objective.init(config, jax.random.key(0))))
     layout = shardings(abstract, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     return TrainProgram(

@@ -19,7 +19,7 @@ from dialogpt_jax.model import Params
 from dialogpt_jax.parallel.sharded_gradient import gather_params, shard_gradient
 from dialogpt_jax.token_arrays import as_float_dtype, as_key
 from dialogpt_jax.training.distillation import Teacher, check_teachers
-from dialogpt_jax.training.loss import summed_loss
+from dialogpt_jax.training.objective import LANGUAGE_MODEL, Objective
 
 
 @struct.dataclass
@@ -82,6 +82,7 @@ def train_step(
     mesh: Mesh | None = None,
     teachers: Sequence[Teacher] = (),
     teacher_share: float = 0.5,
+    objective: Objective = LANGUAGE_MODEL,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimiser on the mean loss per weight of target, over the whole batch.
 
@@ -95,6 +96,7 @@ def train_step(
       mesh: the state and the batch lie on it as `parallel/rules.py` says; `None`: on one device.
       teachers: whole on each device, in the dtype that they compute in; see `training/distillation.py`.
       teacher_share: of the targets, where there are teachers.
+      objective: what is made small; `PAIRWISE` for a ranker, whose targets are pairs.
 
     Returns:
       The next state, and `loss` (nats per target, the teachers' share included), `targets` (their weight), `grad_norm`,
@@ -125,8 +127,12 @@ def train_step(
             return gather_params(params, compute_dtype, divided)
         return jax.tree.map(lambda x: x.astype(compute_dtype), params)
 
-    def objective(params, part, key, taught):
-        return summed_loss(
+    def cost(params, part, key, taught):
+        by_teachers = {}
+        if teachers:
+            both = [Teacher(*one) for one in zip(taught, sizes, strict=True)]
+            by_teachers = {"teachers": both, "share": teacher_share}
+        return objective.summed(
             cast(params),
             config,
             part.tokens_BT,
@@ -134,11 +140,10 @@ def train_step(
             segments_BT=part.segments_BT,
             dropout_key=key,
             checkpoint_blocks=checkpoint_blocks,
-            teachers=[Teacher(*both) for both in zip(taught, sizes, strict=True)],
-            share=teacher_share,
+            **by_teachers,
         )
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
+    gradient = jax.value_and_grad(cost, has_aux=True)
 
     def sums(params, batch, key, taught):
         """((Σ loss, Σ weight), gradient of the former), over all parts of the batch."""

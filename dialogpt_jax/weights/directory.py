@@ -130,6 +130,15 @@ def load_ranker_params(
     return in_dtype(params, report.config, wanted), report.config
 
 
+def is_ranker_directory(folder: str | os.PathLike[str]) -> bool:
+    """Whether a model directory is a ranker's, by its weights.
+
+    Raises:
+      ValueError: it is none; see `load_params`.
+    """
+    return is_ranker(_read(Path(folder))[2])
+
+
 def read_directory(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], MappingReport]:
     """The NumPy parameters of a model directory in the file's dtypes, and the converter's report with the config.
 
