@@ -1,0 +1,96 @@
+"""`dialogpt train --pairs`: from a language model to a ranker's directory, on from there, and what does not go together."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from ranking.rankers import CONFIG, TOKENIZER, draw_ranker
+from training.test_pairwise import drawn
+
+import dialogpt_jax as dg
+from dialogpt_jax.cli.main import main
+from dialogpt_jax.parallel import distributed, mesh
+from dialogpt_jax.score_row import trunk_of
+
+SIZES = (
+    "--steps",
+    "4",
+    "--batch-size",
+    "8",
+    "--buckets",
+    "1",
+    "--learning-rate",
+    "1e-2",
+    "--warmup",
+    "1",
+    "--log-every",
+    "2",
+)
+
+
+@pytest.fixture
+def train(capfd, monkeypatch, tmp_path):
+    """`dialogpt train WORDS…` on one device of eight: (status, stdout, stderr)."""
+    make_mesh = mesh.make_mesh
+    monkeypatch.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
+    monkeypatch.setattr(distributed, "initialize", lambda: None)  # before all else of jax, which has run here
+    monkeypatch.setattr(mesh, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:1]))
+    for name, count, seed in (("pairs", 24, 0), ("valid", 9, 1)):
+        lines = [json.dumps(pair._asdict()) + "\n" for pair in drawn(count, seed)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    dg.write_directory(tmp_path / "model", trunk_of(draw_ranker().params), CONFIG, TOKENIZER)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        capfd.readouterr()
+        status = main(["train", "--pairs", "pairs.jsonl", *words])
+        return status, *capfd.readouterr()
+
+    return call
+
+
+def test_a_language_model_becomes_a_ranker_and_that_goes_on(train):
+    words = ("--init", "model", "--valid", "valid.jsonl", "--valid-dialogues", "7", "--out", "run", *SIZES)
+    status, out, err = train(*words, "--export", "ranker")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("7 held-out pairs: a coin has valid_loss 0.693")
+    assert sum("valid_accuracy" in line for line in lines if line.startswith("step")) == 2  # first and last
+    assert not any("ppl" in line for line in lines)
+    assert lines[-1] == "wrote ranker: load_ranker('ranker') of dialogpt_jax scores replies by it"
+    first = dg.load_ranker("ranker")
+    assert first.score("Do you like rain?", ["rain", "news"]).shape == (2,)
+
+    status, out, _ = train(*words, "--export", "later", "--resume")
+    assert status == 0
+    assert "going on from step 4" in out
+    jax.tree.map(np.testing.assert_array_equal, dg.load_ranker("later").params, first.params)
+
+    status, out, _ = train("--init", "ranker", "--out", "other", *SIZES, "--export", "again")
+    assert status == 0
+    moved = dg.load_ranker("again").params["score"]["kernel"] - first.params["score"]["kernel"]
+    assert 0 < np.abs(moved).max() < 0.1  # it began where the other ended, and not as a head's row
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "--out is missing"),
+        (("--out", "run", "--data", "talk.jsonl"), "--data does not go with --pairs"),
+        (("--out", "run", "--train-on", "all"), "--train-on does not go with --pairs"),
+        (("--out", "run", "--reverse"), "--reverse does not go with --pairs"),
+        (("--out", "run", "--teacher", "model"), "--teacher does not go with --pairs"),
+        (("--out", "run", "--recipe", "paper"), "--recipe is DialoGPT's and does not go with --pairs"),
+        (("--out", "run", "--prompt", "Hi!"), "--prompt does not go with --pairs"),
+        (("--out", "run", "--init", "model", "--valid", "model/config.json"), "model/config.json, line 1: not JSON"),
+    ],
+    ids=["out", "data", "train on", "reverse", "teacher", "recipe", "prompt", "no pairs"],
+)
+def test_what_does_not_go_together_is_one_line_before_anything_is_written(train, tmp_path, words, told):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    status, out, err = train(*words, *SIZES)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"dialogpt train: {told}")
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
