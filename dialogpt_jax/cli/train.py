@@ -150,12 +150,14 @@ def _train(inputs: TrainInputs, where: WhereFlags, options: TrainOptions, seed: 
     elif where.prompt:
         raise ValueError("--prompt does not go with --pairs: a ranker writes no replies")
     else:
-        begun = begin_pairs(inputs, options, seed=seed, report=report)
+        begun = begin_pairs(inputs, options, seed=seed)
     report(
         f"{begun.config.num_parameters:,} parameters, {counted(len(begun.examples), 'examples')}, "
         f"{counted(options.steps, 'steps')} on "
         f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
     )
+    if begun.told:
+        report(begun.told)
     fitted = fit(
         begun.params,
         begun.config,
@@ -210,13 +212,13 @@ def _begin_dialogues(
         evaluate = make_evaluation(config, tokenizer, dialogues)
     if jax.process_count() == 1 and not examples.info["reverse"]:
         sample = make_sampling(config, tokenizer, where.prompt or DEFAULT_PROMPTS)
-    teachers = read_teachers(inputs, tokenizer)
+    teachers, told = read_teachers(inputs, tokenizer), ""
     if teachers:
         names = ", ".join(
             f"{name} ({teacher.config.num_parameters:,} parameters)"
             for name, teacher in zip(inputs.teacher or (), teachers, strict=True)
         )
-        report(
+        told = (
             f"learning from {names}, {options.teacher_share:.0%} of the targets, and {1 - options.teacher_share:.0%} from "
             "the data: loss and ppl of a step are of both together, valid_loss of the data alone"
         )
@@ -230,6 +232,7 @@ def _begin_dialogues(
         teachers=teachers,
         evaluate=evaluate,
         sample=sample,
+        told=told,
         use="talk to it with `dialogpt chat --model {}`",
     )
 

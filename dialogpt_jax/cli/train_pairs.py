@@ -5,18 +5,18 @@ is a ranker's, and that is made here.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from dialogpt_jax.cli.train_inputs import TrainInputs, read_model
 from dialogpt_jax.cli.train_run import TrainRun
+from dialogpt_jax.errors import counted
 from dialogpt_jax.run.options import TrainOptions
 
 # Flags that say how dialogues are read or shown: those of `TrainInputs` that a ranker has no use for.
 NOT_FOR_PAIRS = ("data", "train_on", "joined", "reverse", "teacher")
 
 
-def begin_pairs(inputs: TrainInputs, options: TrainOptions, *, seed: int, report: Callable[[str], None]) -> TrainRun:
+def begin_pairs(inputs: TrainInputs, options: TrainOptions, *, seed: int) -> TrainRun:
     """A ranker, and the pairs that it learns from.
 
     A language model becomes a ranker whose scoring row is the head's row of EOS; a ranker goes on as it is.
@@ -37,11 +37,11 @@ def begin_pairs(inputs: TrainInputs, options: TrainOptions, *, seed: int, report
     length = min(options.max_length or MAX_LENGTH, config.n_positions // 2)
     how: dict[str, Any] = {"eos": config.eos_token_id, "max_length": length}
     examples = make_pairs(read_pairs(inputs.pairs or ""), tokenizer, **how)
-    evaluate = None
+    evaluate, told = None, ""
     if inputs.valid is not None:
         held_out = read_pairs(inputs.valid)[: inputs.valid_dialogues]
         evaluate = make_pair_evaluation(config, make_pairs(held_out, tokenizer, **how))
-        report(f"{len(held_out):,} held-out pairs: a coin has valid_loss 0.693 and valid_accuracy 0.5")
+        told = f"{counted(len(held_out), 'held-out pairs')}: a coin has valid_loss 0.693 and valid_accuracy 0.5"
     return TrainRun(
         params=params,
         config=config,
@@ -50,6 +50,7 @@ def begin_pairs(inputs: TrainInputs, options: TrainOptions, *, seed: int, report
         options=dataclasses.replace(options, max_length=None),  # of a text; a row holds two
         objective=PAIRWISE,
         evaluate=evaluate,
+        told=told,
         use="load_ranker({!r}) of dialogpt_jax scores replies by it",
     )
 

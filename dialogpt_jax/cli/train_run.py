@@ -12,6 +12,7 @@ class TrainRun(NamedTuple):
     Attributes:
       params, config, tokenizer: the model it begins from.
       examples, options, objective, teachers, evaluate, sample: as `fit` takes them.
+      told: a line on what is learned or measured; "" is none.
       use: what the exported model is for, with its directory as `{}`.
     """
 
@@ -22,6 +23,7 @@ class TrainRun(NamedTuple):
     options: TrainOptions
     objective: Any
     use: str
+    told: str = ""
     teachers: Sequence[Any] = ()
     evaluate: Callable[[Any], dict[str, float]] | None = None
     sample: Callable[[Any], list[str]] | None = None

@@ -43,7 +43,7 @@ def test_a_language_model_becomes_a_ranker_and_that_goes_on(train):
     status, out, err = train(*words, "--export", "ranker")
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].startswith("7 held-out pairs: a coin has valid_loss 0.693")
+    assert lines[1].startswith("7 held-out pairs: a coin has valid_loss 0.693")
     assert sum("valid_accuracy" in line for line in lines if line.startswith("step")) == 2  # first and last
     assert not any("ppl" in line for line in lines)
     assert lines[-1] == "wrote ranker: load_ranker('ranker') of dialogpt_jax scores replies by it"
