@@ -18,11 +18,13 @@ from dialogpt_jax.cache import KVCache, reorder
 from dialogpt_jax.decoding.beam import BeamRules, begin, search
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING
 from dialogpt_jax.decoding.beam_search import beam_search
+from dialogpt_jax.decoding.contrastive import contrastive_search
 from dialogpt_jax.decoding.generate import generate
 from dialogpt_jax.decoding.logits import by_row
 from dialogpt_jax.decoding.loop import RowSettings
 from dialogpt_jax.decoding.request import candidate_settings
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
+from dialogpt_jax.quantization import quantize
 
 # float32 sums of some ten log-probabilities.
 TOLERANCE = 2e-5
@@ -414,3 +416,25 @@ def test_a_mistake_is_one_clear_line(change, said):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         run(**change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_searches_in_other_dtypes_agree_with_the_model_in_them(dtype):
+    """The log-probabilities are those of the same weights without a cache, and the scores are of them."""
+    params = quantize(PARAMS) if dtype == "int8" else jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+    asked, how = (params, CONFIG, TOKENS, LENGTHS), {"max_new_tokens": STEPS}
+    out = jax.device_get(beam_search(*asked, beams=3, n_best=2, **how))
+    np.testing.assert_allclose(out.logprobs.sum(axis=2) / out.lengths, out.scores, atol=TOLERANCE)
+    assert (out.scores[:, 0] >= out.scores[:, 1]).all()
+    other = jax.device_get(contrastive_search(*asked, **how))
+    rows = [(out.tokens[row, 1], out.logprobs[row, 1], out.lengths[row, 1]) for row in range(4)]
+    rows += list(zip(other.tokens, other.logprobs, other.lengths, strict=True))
+    # Activations are rounded: to 8 bits of mantissa, or a row at a time to 127 steps, where a sum in another order moves one.
+    rounding = {"bfloat16": 0.15, "int8": 0.15}[dtype]
+    for prompt, (tokens, logprobs, length) in zip([*prompts(), *prompts()], rows, strict=True):
+        reply = tokens[:length].tolist()
+        expected = [
+            log_softmax(next_logits(prompt + reply[:i], params)[: CONFIG.vocab_size])[t] for i, t in enumerate(reply)
+        ]
+        np.testing.assert_allclose(logprobs[:length], expected, atol=rounding)
+    assert len(set(out.lengths.reshape(-1).tolist())) > 1
