@@ -27,7 +27,7 @@ Out comes a row for each reply, in their order, as TSV where TSV came in, else a
   pmi           log P(reply | context) - log P(reply): what the context adds
   tokens        of the reply, its end included
 
-So pandas reads them: `read_json("scores.jsonl", lines=True)`, or `read_csv("scores.tsv", sep="\\t", keep_default_na=False)`.
+So pandas reads them: `read_json("scores.jsonl", lines=True)`, `read_csv("scores.tsv", sep="\\t", keep_default_na=False)`.
 
 Examples:
   dialogpt score talk.jsonl > scores.jsonl
