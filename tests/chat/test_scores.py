@@ -113,7 +113,8 @@ def test_a_context_loses_whole_turns_and_a_reply_must_fit_behind_it(bot):
     assert bot.score(turns, []) == bot.scores([], []) == []
 
 
-@pytest.mark.parametrize("kind", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 def test_of_fewer_bits(bot, kind):
     params = dg.quantize(bot.params) if kind == "int8" else jax.tree.map(lambda x: x.astype(jnp.bfloat16), bot.params)
     small = dg.Bot(params, bot.config, bot.tokenizer)

@@ -14,7 +14,7 @@ from dialogpt_jax.cli.main import main
 TOLERANCE = 1e-3  # of a reply's sum, rounded and computed in another shape
 COLUMNS = ["logprob", "mean", "perplexity", "pmi", "tokens"]
 DIALOGUES = [["Hello."], ["Hello.", "No.", 'He said "no".'], ["why?"]]
-REPLIES = ["I am fine.", '"No", is the answer ☕', "NA"]
+REPLIES = ["I am fine.", '"No" is it ☕', "NA"]
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,16 @@ def test_every_form_gives_the_same_rows(command, expected, tmp_path):
     messages = json_lines(*([{"role": "user", "content": text} for text in [*turns, reply]] for turns, reply in pairs))
     columns = "turn 1\tturn 2\tturn 3\treply\n" + "".join("\t".join([*turns, reply]) + "\r\n" for turns, reply in pairs)
     joined = "\n".join(" EOS ".join(turns) + "\t" + reply for turns, reply in pairs)
+    mixed = joined.replace(" EOS He said", "\tHe said")
+    files = {"a.jsonl": apart, "w.jsonl": whole, "m": messages, "c.tsv": columns, "j.txt": joined, "x.tsv": mixed}
     shown = {}
-    for name, text in {"a.jsonl": apart, "w.jsonl": whole, "m": messages, "c.tsv": columns, "j.txt": joined}.items():
+    for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
         status, shown[name], err = command(name)
         assert status == 0
         assert "3 replies: log P -" in err.splitlines()[-1]
     assert shown["w.jsonl"] == shown["m"] == shown["a.jsonl"]
-    assert shown["c.tsv"] == shown["j.txt"]
+    assert shown["c.tsv"] == shown["j.txt"] == shown["x.tsv"]
     rows = [json.loads(line) for line in shown["a.jsonl"].splitlines()]
     check(rows, expected)
     assert [(row["turns"], row["reply"], row["index"]) for row in rows] == [(*pair, i) for i, pair in enumerate(pairs)]
