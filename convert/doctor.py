@@ -226,7 +226,7 @@ def _zero_rows(embedding: np.ndarray) -> int:
 def _warnings(findings: Findings, misfits: str | None, untied: str | None) -> list[str]:
     out = []
     named = _named_variant(findings.path)
-    if named and findings.variant != named:
+    if named and findings.layers is not None and findings.variant != named:
         other = findings.variant == "other"
         name = Path(findings.path).name
         known = next(

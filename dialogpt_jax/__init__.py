@@ -36,6 +36,7 @@ __all__ = [
     "Conversation",
     "Rank",
     "Ranking",
+    "Safety",
     # How a reply is drawn
     "Sampling",
     "GREEDY",

@@ -108,10 +108,15 @@ class Bot(RankingModel):
             raise ValueError("top_k goes with penalty_alpha; to draw among the k best, give sampling=Sampling(top_k=k)")
         beam_options(beams, search)
         if rank is not None:
-            return self.rankings([as_turns(turns)], rank, **how)[0][0].text
+            return self.rankings([as_turns(turns)], rank, **how)[0].reply
         if penalty_alpha is not None:
-            return self._contrastive(turns, penalty_alpha, DEFAULT_K if top_k is None else top_k, **how).text
-        return self.candidates(turns, n=1, beams=beams, **how, **search)[0].text
+            text = self._contrastive(turns, penalty_alpha, DEFAULT_K if top_k is None else top_k, **how).text
+        else:
+            text = self.candidates(turns, n=1, beams=beams, **how, **search)[0].text
+        if self.safety is None or self.safety.why_not(text) is None:
+            return text
+        others = (candidate.text for candidate in self.candidates(turns, beams=beams, **how, **search))
+        return next((text for text in others if self.safety.why_not(text) is None), self.safety.default)
 
     def candidates(
         self,
@@ -207,7 +212,9 @@ class Bot(RankingModel):
             progress=progress,
             **search,
         )
-        return [answer.text for answer in found]
+        if self.safety is None:
+            return [answer.text for answer in found]
+        return [a.text if self.safety.why_not(a.text) is None else self.safety.default for a in found]
 
     def answers(
         self,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.ranking.dialogrpt import load_ranker
+from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.replies.loading import load_language_model
 
 
@@ -15,6 +16,7 @@ def load(
     revision: str | None = None,
     reverse: str | os.PathLike[str] | None = None,
     ranker: str | os.PathLike[str] | None = None,
+    safety: Safety | None = None,
 ) -> Bot:
     """A bot from a model.
 
@@ -27,6 +29,7 @@ def load(
       reverse: a backward model for `rank="mmi"`, with the same vocabulary. The bundled one is there without it, for the
         bundled model and all that go on from it.
       ranker: a model that scores replies, for `rank="rpt"`; as for `load_ranker`.
+      safety: what the bot must not say.
 
     Example:
       >>> bot = dg.load()
@@ -36,7 +39,7 @@ def load(
     forward = load_language_model(bundled_directory() if model is None else model, dtype=dtype, revision=revision)
     backward = None if reverse is None else load_language_model(reverse, dtype=dtype)
     scorer = None if ranker is None else load_ranker(ranker, dtype=dtype)
-    return Bot(forward.params, forward.config, forward.tokenizer, backward, scorer)
+    return Bot(forward.params, forward.config, forward.tokenizer, backward, scorer, safety)
 
 
 def bundled_directory() -> Path:

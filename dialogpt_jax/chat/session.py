@@ -19,6 +19,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from dialogpt_jax.arguments import as_path, as_plain, shown
+from dialogpt_jax.chat.pieces import pieces_of
 from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.decoding.beam_options import BeamOptions, BeamWords, beam_options, check_room, describe_beams
 from dialogpt_jax.decoding.beam_search import beam_program_behind, check_groups, rules_of
@@ -274,27 +275,22 @@ class Chat:
         keys_B = row_keys(self.seed, [0], [len(before) + 1], [attempt])
         self.context_tokens = len(context)
         ids: list[int] = []
-        said, record = "", False
+        said, record, safety = "", False, getattr(self._model, "safety", None)
+        held_back = False
         try:
-            if self.beams is not None:
-                ids = self._best(context, keys_B)
-            for token in self._tokens(context, keys_B) if self.beams is None else ():
-                ids.append(token)
-                whole = tokenizer.decode(ids).rstrip("\ufffd")  # the rest of a character may still come
-                if len(whole) > len(said):
-                    piece, said = whole[len(said) :], whole
-                    yield piece
-            rest = tokenizer.decode(ids)[len(said) :]
-            said, record = said + rest, True
-            if rest:
-                yield rest
+            tokens = self._tokens(context, keys_B) if self.beams is None else self._best(context, keys_B)
+            pieces = pieces_of(tokens, tokenizer, ids=ids, safety=safety)
+            for piece in pieces if self.beams is None else ["".join(pieces)]:
+                said += piece
+                yield piece
+            record, held_back = True, safety is not None and said != tokenizer.decode(ids)
         except GeneratorExit:
             record = record or bool(said)
             raise
         finally:
             if record:
                 self.finished = bool(ids) and (
-                    ids[-1] == eos or any(text in said for text in self.sampling.stop_strings)
+                    held_back or ids[-1] == eos or any(text in said for text in self.sampling.stop_strings)
                 )
                 self._turns, self._attempt = [*before, text, said], attempt
 

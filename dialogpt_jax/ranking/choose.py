@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dialogpt_jax.ranking.guards import DUPLICATE, NOT_FINITE, gravity
+from dialogpt_jax.ranking.guards import DUPLICATE, NO_REPLY, NOT_FINITE, gravity
 from dialogpt_jax.ranking.rank_options import Rank
 
 
@@ -110,6 +110,8 @@ def _why(
 ) -> str:
     """One line on hypothesis i: why it is given, or why it is not."""
     if i == winner:
+        if gravity(flags[i]) >= NO_REPLY:
+            return f"not given ({', '.join(flags[i])}), and so is no other one"
         if flags[i]:
             return f"given, though it is flagged ({', '.join(flags[i])}): so is every other one"
         drawn = f"drawn at temperature {options.temperature:g} with" if options.temperature else "given for"

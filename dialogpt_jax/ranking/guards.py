@@ -34,7 +34,7 @@ def words_of(text: str) -> list[str]:
 
 def gravity(flags: Sequence[str]) -> int:
     """How grave the gravest of the flags is, 0 for none."""
-    return max((GRAVITY[flag] for flag in flags), default=0)
+    return max((GRAVITY[flag.partition(":")[0]] for flag in flags), default=0)
 
 
 def flags_of(texts: Sequence[str], turns: Sequence[str], *, finished: Sequence[bool]) -> list[tuple[str, ...]]:

@@ -20,10 +20,11 @@ from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.choose import Evidence, choose
 from dialogpt_jax.ranking.dialogrpt import Ranker
-from dialogpt_jax.ranking.guards import flags_of, repetition, words_of
+from dialogpt_jax.ranking.guards import UNSAFE, flags_of, repetition, words_of
 from dialogpt_jax.ranking.mmi import backward_scores, information
 from dialogpt_jax.ranking.rank_options import Rank
 from dialogpt_jax.ranking.report import Ranked, Ranking
+from dialogpt_jax.ranking.safety import DEFAULT_REPLY, Safety
 from dialogpt_jax.replies.candidates import Candidate, candidate_of
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
@@ -40,6 +41,7 @@ def rank_replies(
     *,
     backward: LanguageModel | None,
     ranker: Ranker | None,
+    safety: Safety | None,
     sampling: Sampling,
     seed: int,
     max_new_tokens: int,
@@ -54,6 +56,7 @@ def rank_replies(
       options: the rule.
       backward: the backward model; needed by "mmi", and asked for the report where it is given.
       ranker: the same for "rpt".
+      safety: what must not be said.
       sampling, seed, max_new_tokens: as for `Bot.replies`.
       everything: for a report: what the rule does not need is computed as well.
       progress: called with (done, all) after each batch.
@@ -81,9 +84,8 @@ def rank_replies(
         proposed = [_proposed(model, row, options.hypotheses, jax.device_get(out)) for row in range(len(chosen))]
         turns = [dialogues[i] for i in chosen]
         draws = [np.random.default_rng((seed, i, len(dialogues[i]))) for i in chosen]
-        found |= zip(
-            chosen, order(model, backward, ranker, turns, proposed, options, draws, everything=everything), strict=True
-        )
+        models = (model, backward, ranker, safety)
+        found |= zip(chosen, order(*models, turns, proposed, options, draws, everything=everything), strict=True)
         if progress is not None:
             progress(len(found), len(contexts))
     return [found[i] for i in range(len(contexts))]
@@ -93,6 +95,7 @@ def order(
     model: LanguageModel,
     backward: LanguageModel | None,
     ranker: Ranker | None,
+    safety: Safety | None,
     dialogues: Sequence[list[str]],
     proposed: Sequence[Sequence[Candidate]],
     options: Rank,
@@ -125,6 +128,9 @@ def order(
         means = [h.logprob / max(len(h.tokens), 1) for h in own]
         evidence = Evidence(forward, means, **known)
         flags = flags_of(texts, turns, finished=[hypothesis.finished for hypothesis in own])
+        if safety is not None:
+            tags = map(safety.why_not, texts)
+            flags = [f if tag is None else (*f, f"{UNSAFE}: {tag}") for f, tag in zip(flags, tags, strict=True)]
         ranked = [
             Ranked(
                 **{
@@ -140,7 +146,7 @@ def order(
             )
             for v in choose(options, evidence, flags, draws[d])
         ]
-        rankings.append(Ranking(ranked, list(turns), options.rule))
+        rankings.append(Ranking(ranked, list(turns), options.rule, DEFAULT_REPLY if safety is None else safety.default))
     return rankings
 
 

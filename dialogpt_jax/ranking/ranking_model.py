@@ -11,6 +11,7 @@ from dialogpt_jax.ranking.dialogrpt import Ranker
 from dialogpt_jax.ranking.propose import rank_replies
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
 from dialogpt_jax.ranking.report import Ranking
+from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -29,6 +30,7 @@ class RankingModel(LanguageModel):
     Attributes:
       reverse: a backward model, if the bundled one is not to rank.
       ranker: a `Ranker` that does.
+      safety: what must not be said.
 
     Raises:
       TypeError: one of them is something else.
@@ -37,6 +39,7 @@ class RankingModel(LanguageModel):
 
     reverse: LanguageModel | None = None
     ranker: Ranker | None = None
+    safety: Safety | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +47,8 @@ class RankingModel(LanguageModel):
             check_backward(self, self.reverse)
         if self.ranker is not None and not isinstance(self.ranker, Ranker):
             raise TypeError(f"ranker is {shown(self.ranker)}; give a directory to `load`, or what `load_ranker` gives")
+        if self.safety is not None and not isinstance(self.safety, Safety):
+            raise TypeError(f"safety is {shown(self.safety)}; give a Safety, such as Safety(words=[…])")
 
     def rank(
         self,
@@ -99,7 +104,8 @@ class RankingModel(LanguageModel):
             options,
             backward=backward,
             ranker=self.ranker,
-            sampling=checked_sampling(PAPER if sampling is None else sampling, len(dialogues)),
+            safety=self.safety,
+            sampling=self.with_ids(checked_sampling(PAPER if sampling is None else sampling, len(dialogues))),
             seed=seed_or_drawn(seed),
             max_new_tokens=min(checked_length(max_new_tokens), self.config.n_positions),
             everything=everything,

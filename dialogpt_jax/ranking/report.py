@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dialogpt_jax.arguments import as_path
+from dialogpt_jax.ranking.guards import NO_REPLY, gravity
 from dialogpt_jax.replies.candidates import Candidate, on_one_line
 
 _COLUMNS = ("score", "forward", "backward", "pmi", "ranker")
@@ -49,6 +50,7 @@ class Ranking(list[Ranked]):
     Attributes:
       turns: the dialogue.
       rule: by which they are ordered.
+      reply: what is said: the first one's text, or where even that may not be, the bot's default reply.
 
     Example:
       >>> ranking = bot.rank("Any plans for today?", "mmi", seed=1)
@@ -58,9 +60,10 @@ class Ranking(list[Ranked]):
       '...'
     """
 
-    def __init__(self, hypotheses: Iterable[Ranked], turns: list[str], rule: str):
+    def __init__(self, hypotheses: Iterable[Ranked], turns: list[str], rule: str, default: str):
         super().__init__(hypotheses)
         self.turns, self.rule = turns, rule
+        self.reply = default if not self or gravity(self[0].flags) >= NO_REPLY else self[0].text
 
     def __repr__(self) -> str:
         more = [f"… {len(self) - _MOST} more"] if len(self) > _MOST else []
@@ -80,7 +83,7 @@ class Ranking(list[Ranked]):
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
-        return {"turns": self.turns, "rule": self.rule, "hypotheses": [h.to_dict() for h in self]}
+        return {"turns": self.turns, "rule": self.rule, "reply": self.reply, "hypotheses": [h.to_dict() for h in self]}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Forward against backward log-probability, or against pmi, each with its place in the order.

@@ -163,7 +163,7 @@ def test_a_known_failure_is_guarded(bot, monkeypatch):
     monkeypatch.setattr(propose, "backward_scores", lambda model, ids, dialogues, source: [-1.0, -9.0, -2.0, -9.0])
     own = [proposed(text) for text in [source, *others]]
     draws = [np.random.default_rng(0)]
-    [ranking] = propose.order(bot, bot.reverse, None, [DIALOGUES[0]], [own], dg.Rank("mmi"), draws)
+    [ranking] = propose.order(bot, bot.reverse, None, None, [DIALOGUES[0]], [own], dg.Rank("mmi"), draws)
     assert [h.text for h in ranking] == ["Fine, thanks.", source, "no no no no", "Fine, thanks"]
     assert [h.flags for h in ranking] == [(), (COPIES,), (REPEATS,), (DUPLICATE,)]
 
