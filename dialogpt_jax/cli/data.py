@@ -63,6 +63,7 @@ prepare_app = make_app(
 )
 app.command(check_app)
 app.command(prepare_app)
+app.command("dialogpt_jax.cli.data_pairs:app", name="pairs", help="Make pairs of replies, to train a ranker on.")
 app.command("dialogpt_jax.cli.data_reddit:app", name="reddit", help="Rebuild the paper's corpus from dumps of Reddit.")
 
 HELP = {

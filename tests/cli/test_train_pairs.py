@@ -9,7 +9,9 @@ from ranking.rankers import CONFIG, TOKENIZER, draw_ranker
 from training.test_pairwise import drawn
 
 import dialogpt_jax as dg
+from dialogpt_jax.cli import data_pairs
 from dialogpt_jax.cli.main import main
+from dialogpt_jax.data.pairs import read_pairs
 from dialogpt_jax.parallel import distributed, mesh
 from dialogpt_jax.score_row import trunk_of
 
@@ -81,3 +83,31 @@ def test_what_does_not_go_together_is_one_line_before_anything_is_written(train,
     assert err.startswith(f"dialogpt train: {told}")
     assert err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_pairs_are_made_of_dialogues(tmp_path, capsys, monkeypatch):
+    """Against turns and against replies, a pair of each in turn; what is there is not replaced."""
+
+    class Echo:
+        def replies(self, contexts, *, seed, progress):
+            progress(len(contexts), len(contexts))
+            return [f"{turns[-1]}, {seed}" for turns in contexts]
+
+    monkeypatch.setattr(data_pairs, "load_bot", lambda flags: Echo())
+    monkeypatch.chdir(tmp_path)
+    dialogues = [["Hi!", "Hello.", f"I am {name}."] for name in ("Ann", "Bob", "Eve")]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps({"turns": turns}) + "\n" for turns in dialogues) + "[]\n")
+    assert main(["data", "pairs", "talk.jsonl", "pairs.jsonl", "--seed", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "wrote pairs.jsonl: 6 pairs of 3 dialogues\n"
+    assert "talk.jsonl: dropped 1 of 4 lines" in err
+    assert "3 replies" in err
+    pairs = read_pairs("pairs.jsonl")
+    assert [pair.turns for pair in pairs[::2]] == [pair.turns for pair in pairs[1::2]]
+    assert all(pair.worse == f"{pair.turns[-1]}, 5" for pair in pairs[1::2])
+    assert all(pair.better != pair.worse and pair.worse in np.ravel(dialogues) for pair in pairs[::2])
+    assert main(["data", "pairs", "talk.jsonl", "pairs.jsonl"]) == 1
+    assert capsys.readouterr().err == "dialogpt data: pairs.jsonl: a file is there already; name a new one\n"
+    assert main(["data", "pairs", "talk.jsonl", "two.jsonl", "--against", "turns", "--per-dialogue", "9"]) == 0
+    assert capsys.readouterr().out == "wrote two.jsonl: 6 pairs of 3 dialogues\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "talk.jsonl", "two.jsonl"]
