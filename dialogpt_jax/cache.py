@@ -129,6 +129,25 @@ def _select(old_GSK: jax.Array, new_GTK: jax.Array, slots_GT: jax.Array) -> jax.
     return jnp.where(inside_GS[..., None], jnp.take_along_axis(new_GTK, source_GS1, axis=1), old_GSK)
 
 
+def put_rows(cache: KVCache, rows_P: jax.Array, new: KVCache, *, rows: int) -> KVCache:
+    """Writes the slots of P whole rows, as many as `new` has, over those of some of the cache's; the others stay.
+
+    Args:
+      cache: of `rows` rows.
+      rows_P: int32, which of them each of the new rows becomes; `rows` and more: none.
+      new: of P rows, with at most the cache's slots.
+    """
+
+    def put(old_GSK: jax.Array, new_GTK: jax.Array) -> jax.Array:
+        old, given = (_bits(x) for x in (old_GSK, new_GTK))
+        old_MHSK = old.reshape(rows, -1, *old.shape[1:])
+        new_PHTK = given.reshape(rows_P.shape[0], old_MHSK.shape[1], *given.shape[1:])
+        out = old_MHSK.at[rows_P, :, : new_PHTK.shape[2]].set(new_PHTK, mode="drop")
+        return jax.lax.bitcast_convert_type(out.reshape(old.shape), old_GSK.dtype)
+
+    return jax.tree.map(put, cache, new)
+
+
 def keep_reply(cache: ReplyCache, config: GPT2Config, chosen_B: jax.Array) -> KVCache:
     """Moves each row's chosen candidate behind its prefix, by one write; the result continues as an ordinary cache.
 

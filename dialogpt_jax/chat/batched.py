@@ -1,17 +1,16 @@
-"""Replies to many dialogues, in compiled batches of similar length.
-
-Letters: B rows, T prompt tokens.
-"""
+"""Replies to many dialogues: rows that are held at once, each given to the next dialogue when its reply has ended."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 
 from dialogpt_jax.arguments import MOST, as_plain, as_whole_number, shown
 from dialogpt_jax.data.batches import fill_up, pad_right
-from dialogpt_jax.decoding.generate import generate
-from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.logits import top_k_bucket
+from dialogpt_jax.decoding.request import Request, assemble, bucket_of
+from dialogpt_jax.decoding.rolling import Group, plan, roll, slots_of
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.soundness import NonFiniteLogits
 from dialogpt_jax.model import compute_dtype
@@ -22,7 +21,7 @@ from dialogpt_jax.replies.settings import checked_length, checked_sampling, few_
 from dialogpt_jax.text.dialogue import DialogueError, TurnList, as_turns
 
 DEFAULT_ROWS = 32
-SHORTEST_BATCH = 64  # tokens; the contexts of a batch are padded to this, or 4 times as much, or 16 times
+SHORTEST_BATCH = 64  # tokens; a context takes at least this of the memory, or 4 times as much, or 16 times
 
 
 def batched_answers(
@@ -49,29 +48,25 @@ def batched_answers(
     contexts = [model.encode(turns, max_new_tokens=longest_reply) for turns in checked]
     places = range(len(checked)) if places is None else places
     rows = batch_size or rows_that_fit(model, len(contexts), max(map(len, contexts), default=1), longest_reply)
-    # A batch is of one bucket, so there is one program for each bucket, however many dialogues there are.
-    buckets = [few_buckets(len(context), model.config.n_positions, SHORTEST_BATCH) for context in contexts]
-    groups = [[i for i, of_i in enumerate(buckets) if of_i == bucket] for bucket in sorted(set(buckets))]
-    found: dict[int, Candidate] = {}
-    for chosen in (group[begin : begin + rows] for group in groups for begin in range(0, len(group), rows)):
-        filled = fill_up(chosen, rows)
-        tokens_BT, lengths_B = pad_right([contexts[i] for i in filled], buckets[chosen[0]])
-        out = generate(
-            model.params,
-            model.config,
-            tokens_BT,
-            lengths_B,
-            sampling=rows_of_sampling(sampling, filled),
-            max_new_tokens=longest_reply,
-            keys=row_keys(seed, [places[i] for i in filled], [len(checked[i]) for i in filled]),
-            stops=model.stops(sampling),
+    groups = plan([len(context) for context in contexts], rows, model.config.n_positions)
+    bucket = top_k_bucket(sampling, model.config.vocab_size)
+    how: dict[str, Any] = {"max_new_tokens": longest_reply, "stops": model.stops(sampling)}
+    how["history_width"] = bucket_of(max(map(len, contexts), default=1), model.config.n_positions)
+
+    def request_of(group: Group) -> Request:
+        filled = fill_up(group.members, group.rows)
+        keys = row_keys(seed, [places[i] for i in filled], [len(checked[i]) for i in filled])
+        prompts = pad_right([contexts[i] for i in filled], group.width)
+        request = assemble(
+            model.config, *prompts, sampling=rows_of_sampling(sampling, filled), keys=keys, width=group.width, **how
         )
-        out = jax.device_get(out)
-        for row, i in enumerate(chosen):
+        return request.replace(bucket=bucket)  # of all rows: those of a group may need a smaller one
+
+    found: dict[int, Candidate] = {}
+    for replies in roll(model.params, model.config, groups, request_of, rows=rows):
+        for i, *reply in replies:
             try:
-                found[i] = candidate_of(
-                    model.tokenizer, out.tokens[row], out.logprobs[row], out.lengths[row], out.finished[row]
-                )
+                found[i] = candidate_of(model.tokenizer, *reply)
             except NonFiniteLogits as error:
                 raise NonFiniteLogits(f"dialogue {i}: {error}") from None
         if progress is not None:
@@ -90,6 +85,7 @@ def rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: int
     """So many rows of a batch as a quarter of the memory holds."""
     config = model.config
     slots = few_buckets(context, config.n_positions, SHORTEST_BATCH) + bucket_of(reply, config.n_positions)
+    slots = max(slots, slots_of(context + reply, config.n_positions))
     size = compute_dtype(model.params).itemsize
     cache = 2 * config.n_layer * config.n_embd * size * slots
     logits = 4 * 4 * config.padded_vocab_size  # a few float32 copies of a row's logits are alive at once

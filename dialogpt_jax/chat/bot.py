@@ -192,15 +192,15 @@ class Bot(RankingModel):
         progress: Callable[[int, int], None] | None = None,
         **search: Unpack[BeamWords],
     ) -> list[str]:
-        """A reply to each of many dialogues, in their order, in compiled batches of similar length.
+        """A reply to each of many dialogues, in their order; a reply that ends gives its row to the next dialogue.
 
         Args:
           dialogues: each a list of texts or of messages. A plain text is refused here, since a list of texts could mean
             one dialogue or several.
           sampling: its numbers may be arrays with one value a dialogue: value i is for dialogue i.
           beams: as above, for each dialogue.
-          batch_size: rows in a batch; by default 32 (beams count), or what a quarter of the memory at hand holds.
-          progress: called with (done, all) after each batch.
+          batch_size: replies that are made at once; by default 32 (beams count), or what a quarter of the memory holds.
+          progress: called with (done, all) whenever some have ended.
         """
         found = self.answers(
             dialogues,

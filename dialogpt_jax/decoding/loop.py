@@ -141,10 +141,13 @@ def decode(step_fn: StepFn, state: DecodeState) -> DecodeState:
     )
 
 
-def decode_some(step_fn: StepFn, state: DecodeState, most: jax.typing.ArrayLike) -> DecodeState:
-    """Steps until every row is done, or `most` steps are taken."""
+def decode_some(
+    step_fn: StepFn, state: DecodeState, most: jax.typing.ArrayLike, enough: jax.typing.ArrayLike | None = None
+) -> DecodeState:
+    """Steps until `enough` rows are done, by default every one, or `most` steps are taken."""
+    enough = state.counts_M.shape[0] if enough is None else enough
     _, state = jax.lax.while_loop(
-        lambda carry: (carry[0] < most) & ~jnp.all(carry[1].done_M),
+        lambda carry: (carry[0] < most) & (jnp.sum(carry[1].done_M) < enough),
         lambda carry: (carry[0] + 1, advance(step_fn, carry[1])),
         (jnp.int32(0), state),
     )
