@@ -43,7 +43,8 @@ Examples:
       --out RUN --steps 5000 --learning-rate 1e-4
   dialogpt train --config small --tokenizer DIR --data DIR --out RUN \\
       --steps 100000 --mesh data=2,fsdp=4 --dtype bfloat16
-  dialogpt train --pairs pairs.jsonl --valid held_out.jsonl --out RUN --export DIR
+  dialogpt train --pairs pairs.jsonl --valid held_out.jsonl --out RUN \\
+      --export DIR                                    a ranker of replies
   dialogpt train --config large --compile-only --topology v5e:2x4 \\
       --mesh fsdp=8 --max-length 1024 --batch-size 8
 """

@@ -90,7 +90,7 @@ for words in {}:
     if "jax" in sys.modules:
         sys.exit(" ".join(words))
 """
-EVERY = [*([name] for name in COMMANDS), ["data", "check"], ["data", "prepare"], ["data", "reddit"]]
+EVERY = [*([name] for name in COMMANDS), ["data", "check"], ["data", "prepare"], ["data", "pairs"], ["data", "reddit"]]
 
 
 def test_help_and_wrong_words_import_no_jax():
