@@ -8,7 +8,6 @@ own, and every reply equals that of a fresh prefill.
 import contextlib
 import html
 import inspect
-import json
 import os
 import threading
 import time
@@ -18,8 +17,9 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from dialogpt_jax.arguments import as_path, as_plain, shown
+from dialogpt_jax.arguments import shown
 from dialogpt_jax.chat.pieces import pieces_of
+from dialogpt_jax.chat.saved_chat import ChatError, SavedChat, read_chat, write_chat
 from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.decoding.beam_options import BeamOptions, BeamWords, beam_options, check_room, describe_beams
 from dialogpt_jax.decoding.beam_search import beam_program_behind, check_groups, rules_of
@@ -40,7 +40,6 @@ from dialogpt_jax.replies.settings import (
 )
 from dialogpt_jax.text.dialogue import Turn, Turns, as_turns, texts_of
 
-FORMAT = "dialogpt_jax chat 1"
 _SHOWN_TURNS = 12
 SMALLEST_CACHE = 128  # slots; a longer context takes the next power of two, for attention reads them all
 # New tokens of a turn, padded to this or the next power of two. GPT-2 small on one core of a Zen 5, float32: 16 tokens take
@@ -54,10 +53,6 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "max_new_tokens": checked_length,
     "beams": lambda beams: beam_options(beams, {}),
 }
-
-
-class ChatError(ValueError):
-    """There is nothing to undo or retry, another thread is using the chat, or a file holds no chat."""
 
 
 class Chat:
@@ -114,6 +109,9 @@ class Chat:
         self.finished, self.context_tokens = True, 0
         self._cache: Any = None
         self._cached: list[int] = []
+        self._ends_at: int | None = (
+            None  # the tokens at which the reply that is coming ends by itself, once that is known
+        )
         # Weak, so that a stream which its reader drops is closed at once, and recorded.
         self._running: Callable[[], Generator[str, None, None] | None] = lambda: None
         self._thread = 0  # the thread that began the running reply
@@ -163,29 +161,9 @@ class Chat:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes turns, seed and settings as one JSON object; its `turns` are a line of training data."""
-        path = as_path("path", path)
-        if self.sampling.processors:
-            raise ChatError("a file cannot hold the functions of its sampling; take them out before you save the chat")
         with self._free():
-            state = {
-                "format": FORMAT,
-                "turns": self._turns,
-                "seed": self.seed,
-                "attempt": self._attempt,
-                "max_new_tokens": self.max_new_tokens,
-                "sampling": {name: as_plain(value) for name, value in vars(self.sampling).items()},
-            }
-            if self.beams is not None:
-                state["beams"] = vars(self.beams)
-        part = path.parent / f".{path.name}.{os.getpid()}.part"
-        try:
-            part.write_text(json.dumps(state, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(part, path)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            saved = SavedChat(self._turns, self.seed, self._attempt, self.max_new_tokens, self.sampling, self.beams)
+        write_chat(path, saved)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: LanguageModel) -> "Chat":
@@ -194,26 +172,10 @@ class Chat:
         Raises:
           ChatError: the file holds no chat.
         """
-        path = as_path("path", path)
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            if state["format"] != FORMAT:
-                raise ValueError(f"its format is {state['format']!r}")
-            turns = state["turns"]
-            if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
-                raise ValueError("its turns are not a list of texts")
-            seed, attempt, length = state["seed"], state["attempt"], state["max_new_tokens"]
-            "".join(turns).encode()  # a lone surrogate would break every later turn
-            for number, least, most in ((seed, 0, 2**63), (attempt, 0, 2**32), (length, 1, 2**31)):
-                if isinstance(number, bool) or not isinstance(number, int) or not least <= number < most:
-                    raise ValueError(f"its numbers are out of range: {number!r}")
-            sampling = Sampling(**_as_today(state["sampling"]))
-            if any(isinstance(value, list | dict) for value in vars(sampling).values()):
-                raise ValueError("its sampling holds no numbers")
-            beams = BeamOptions(**state["beams"]) if state.get("beams") is not None else None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ChatError(f"{path}: not a saved chat ({error})") from None
-        chat = cls(model, seed=seed, sampling=sampling, max_new_tokens=length, turns=turns, beams=beams)
+        saved = read_chat(path)
+        how: dict[str, Any] = saved._asdict()
+        attempt = how.pop("attempt")
+        chat = cls(model, **how)
         chat._attempt = attempt
         return chat
 
@@ -270,13 +232,13 @@ class Chat:
         return pieces
 
     def _stream(self, before: list[str], text: str, attempt: int) -> Generator[str, None, None]:
-        tokenizer, eos = self._model.tokenizer, self._model.config.eos_token_id
+        tokenizer = self._model.tokenizer
         context = self._model.encode([*before, text], max_new_tokens=self.max_new_tokens)
         keys_B = row_keys(self.seed, [0], [len(before) + 1], [attempt])
         self.context_tokens = len(context)
         ids: list[int] = []
         said, record, safety = "", False, getattr(self._model, "safety", None)
-        held_back = False
+        held_back, self._ends_at = False, None
         try:
             tokens = self._tokens(context, keys_B) if self.beams is None else self._best(context, keys_B)
             pieces = pieces_of(tokens, tokenizer, ids=ids, safety=safety)
@@ -289,9 +251,7 @@ class Chat:
             raise
         finally:
             if record:
-                self.finished = bool(ids) and (
-                    held_back or ids[-1] == eos or any(text in said for text in self.sampling.stop_strings)
-                )
+                self.finished = held_back or len(ids) == self._ends_at
                 self._turns, self._attempt = [*before, text, said], attempt
 
     def _begun(self, context: list[int], keys_B: Any, candidates: int) -> tuple[Request, Any]:
@@ -327,7 +287,9 @@ class Chat:
         out, self._cache = beam_program_behind(params, config, request, rules_of(self.beams, 1), cache)
         self._cached = context
         best = [np.asarray(x)[0, 0] for x in (out.tokens, out.logprobs, out.lengths, out.finished)]
-        return candidate_of(self._model.tokenizer, *best).tokens.tolist()
+        found = candidate_of(self._model.tokenizer, *best)
+        self._ends_at = len(found.tokens) if found.finished else None
+        return found.tokens.tolist()
 
     def _tokens(self, context: list[int], keys_B: Any) -> Iterator[int]:
         """The reply's ids one by one. The cache is taken out, and put back when a call has returned it."""
@@ -339,25 +301,18 @@ class Chat:
             # The next call runs while the last one's tokens are read and shown; when all is said it does nothing.
             state, next_said = streaming.steps(params, config, state, most, request.processors)
             began = time.perf_counter()
-            (ids,), done = streaming.read(said)
+            (ids,), (finished,), done = streaming.read(said)
             said, most = next_said, _tokens_a_call(most, time.perf_counter() - began)
             if done:
                 self._cache = streaming.keep(config, state)
                 self._cached = (context + ids[:-1])[: self._cache.num_slots]  # the last token drawn is not in the cache
             else:
                 self._cache, self._cached = state.cache.prefix, context
+            self._ends_at = len(ids) if finished else None
             yield from ids[told:]
             told = len(ids)
             if not done:
                 self._cache, self._cached = None, []  # an error in the next call leaves nothing to trust
-
-
-def _as_today(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a saved chat by the names they have now: 0.1.0 had `penalize_context`."""
-    settings = dict(sampling)
-    if settings.pop("penalize_context", False):
-        settings["penalty_scope"] = "context"
-    return settings
 
 
 def _tokens_a_call(last: int, seconds: float) -> int:

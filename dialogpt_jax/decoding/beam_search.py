@@ -22,11 +22,11 @@ from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply, reor
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.beam import BeamRules, Hypotheses, begin, holds_a_stop, search
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING, BeamOptions, check_room
-from dialogpt_jax.decoding.generate import model_step, prefill, request_specs
+from dialogpt_jax.decoding.generate import describe_replies, model_step, prefill, request_specs
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 from dialogpt_jax.decoding.stops import Stops
-from dialogpt_jax.token_arrays import Array, array_library, is_traced
+from dialogpt_jax.token_arrays import array_library, is_traced
 
 
 @struct.dataclass
@@ -53,12 +53,11 @@ class Beams:
     logprobs: jax.Array
 
     def __repr__(self) -> str:
-        shapes = f"tokens and logprobs {jnp.shape(self.tokens)}"
-        if is_traced(self.lengths) or not isinstance(self.lengths, Array):
-            return f"Beams({shapes})"
-        scores, finished = np.asarray(self.scores), np.asarray(self.finished)
-        span = f"scores from {scores.min(initial=np.inf):.3f} to {scores.max(initial=-np.inf):.3f}"
-        return f"Beams({scores.size} replies, {finished.sum()} finished, {span}; {shapes})"
+        def figures() -> str:
+            scores = np.asarray(self.scores)
+            return f", scores from {scores.min(initial=np.inf):.3f} to {scores.max(initial=-np.inf):.3f}"
+
+        return describe_replies(self, figures)
 
 
 def beam_search(

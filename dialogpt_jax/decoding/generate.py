@@ -6,6 +6,7 @@ Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, R reply slots
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from dialogpt_jax.decoding.loop import DecodeState, StepFn, begin, decode
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.stops import Stops
+from dialogpt_jax.errors import counted
 from dialogpt_jax.token_arrays import Array, array_library, is_traced
 
 
@@ -46,12 +48,17 @@ class Generated:
     logprobs: jax.Array
 
     def __repr__(self) -> str:
-        shapes = f"tokens and logprobs {jnp.shape(self.tokens)}"
-        if is_traced(self.lengths) or not isinstance(self.lengths, Array):
-            return f"Generated({shapes})"
-        lengths, finished = np.asarray(self.lengths), np.asarray(self.finished)
-        span = f"{lengths.min(initial=2**31 - 1)} to {lengths.max(initial=0)} tokens"
-        return f"Generated({lengths.size} replies of {span}, {finished.sum()} finished; {shapes})"
+        return describe_replies(self, lambda: "")
+
+
+def describe_replies(replies: Any, figures: Callable[[], str]) -> str:
+    """A `Generated` or `Beams` on one line: shapes alone where it is traced, else `figures` too."""
+    name, shapes = type(replies).__name__, f"tokens and logprobs {jnp.shape(replies.tokens)}"
+    if is_traced(replies.lengths) or not isinstance(replies.lengths, Array):
+        return f"{name}({shapes})"
+    lengths, finished = np.asarray(replies.lengths), np.asarray(replies.finished)
+    span = f"{lengths.min(initial=2**31 - 1)} to {lengths.max(initial=0)} tokens"
+    return f"{name}({counted(lengths.size, 'replies')} of {span}, {finished.sum()} finished{figures()}; {shapes})"
 
 
 def prefill(

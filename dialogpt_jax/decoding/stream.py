@@ -62,21 +62,24 @@ def steps(
 def _said(state: DecodeState) -> jax.Array:
     """What a reader wants to know of a state, in one array of its own: the state itself is given away to the next call.
 
-    tokens, then how many of them there are, whether the row is done, and whether their log-probabilities are finite.
+    tokens, then how many of them there are, whether the row is done, whether it ended by itself, and whether their
+    log-probabilities are finite.
     """
-    columns = (state.counts_M, state.done_M, jnp.isfinite(state.logprobs_MR).all(axis=1))
+    columns = (state.counts_M, state.done_M, state.finished_M, jnp.isfinite(state.logprobs_MR).all(axis=1))
     return jnp.concatenate([state.tokens_MR, *(column_M[:, None].astype(jnp.int32) for column_M in columns)], axis=1)
 
 
-def read(said: jax.Array) -> tuple[list[list[int]], bool]:
-    """The replies so far and whether all are done; waits for the call that made `said`.
+def read(said: jax.Array) -> tuple[list[list[int]], list[bool], bool]:
+    """The replies so far, whether each has ended by itself, and whether all are done; waits for the call that made `said`.
 
     Raises:
       NonFiniteLogits: a token was drawn from logits that are no numbers.
     """
     on_host = np.asarray(said)
     check_finite(bool(on_host[:, -1].all()))
-    return [row[: row[-3]].tolist() for row in on_host], bool(on_host[:, -2].all())
+    counts_B, done_B, finished_B, _ = on_host[:, -4:].T
+    replies = [row[:count].tolist() for row, count in zip(on_host, counts_B, strict=True)]
+    return replies, finished_B.astype(bool).tolist(), bool(done_B.all())
 
 
 def keep(config: GPT2Config, state: DecodeState) -> KVCache:

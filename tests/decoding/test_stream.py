@@ -86,9 +86,10 @@ def test_steps_stop_where_they_are_told_and_where_all_is_said():
     for most, upto in ((3, 4), (2, 6), (50, STEPS), (1, STEPS)):
         state, now = steps(PARAMS, CONFIG, state, most)
         assert len(read(said)[0]) == 4  # still there
-        replies, done = read(now)
+        replies, finished, done = read(now)
         for row, reply in enumerate(replies):
             assert reply == out.tokens[row, : min(out.lengths[row], upto)].tolist()
+        assert finished == [bool(f) and n <= upto for f, n in zip(out.finished, out.lengths, strict=True)]
         assert done == (out.lengths <= upto).all()
         said = now
     assert len(set(out.lengths.tolist())) > 1
