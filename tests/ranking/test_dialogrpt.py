@@ -19,7 +19,7 @@ from dialogpt_jax.cli.main import main
 from dialogpt_jax.convert.mapping import from_params, to_params, to_ranker_params
 from dialogpt_jax.model import hidden
 from dialogpt_jax.ranking import dialogrpt
-from dialogpt_jax.ranking.dialogrpt import probabilities
+from dialogpt_jax.ranking.dialogrpt import probabilities, read_contexts, score_replies
 from dialogpt_jax.score_row import trunk_of
 
 # Probabilities of scores about 1 wide, in float32 and by programs of other shapes.
@@ -86,7 +86,10 @@ def hidden_of_text(tokens_BT, positions_BT):
 
 def alone(turns, reply) -> float:
     """The probability of one text without a cache, a bucket or another text."""
-    ids = ids_of(turns, reply)
+    return probability_of(ids_of(turns, reply))
+
+
+def probability_of(ids) -> float:
     tokens_BT = np.zeros((1, CONFIG.n_positions), np.int32)
     tokens_BT[0, : len(ids)] = ids
     positions_BT = np.arange(CONFIG.n_positions)[None]
@@ -115,6 +118,29 @@ def test_the_others_their_order_and_their_number_change_nothing(monkeypatch):
     assert RANKER.score(TURNS, []).shape == (0,)
     messages = [{"role": "user", "content": turn} for turn in TURNS]
     np.testing.assert_array_equal(RANKER.score(messages, [f" {reply}\n" for reply in REPLIES]), found)
+
+
+def test_contexts_of_several_lengths_are_one_call_and_pads_change_nothing():
+    said = [TURNS, TURNS[:1]]
+    contexts = [ids_of(turns, "") for turns in said]
+    replies = [[list(TOKENIZER.encode(reply.strip())) for reply in REPLIES[:4]], [[3, 4, 5], [6], [], [7, 8]]]
+    lengths_B = np.array([len(context) for context in contexts], np.int32)
+    counts_BN = np.array([[len(reply) for reply in row] for row in replies], np.int32)
+    found = []
+    for pad in (0, CONFIG.eos_token_id):
+        context_BT = np.full((2, 32), pad, np.int32)
+        replies_BNR = np.full((2, 4, 16), pad, np.int32)
+        for row in range(2):
+            context_BT[row, : lengths_B[row]] = contexts[row]
+            for n, reply in enumerate(replies[row]):
+                replies_BNR[row, n, : len(reply)] = reply
+        empty_B, prefix = read_contexts(RANKER.params, CONFIG, context_BT, lengths_B)
+        found.append(score_replies(RANKER.params, CONFIG, empty_B, prefix, lengths_B, replies_BNR, counts_BN))
+    np.testing.assert_array_equal(*found)
+    expected = [
+        [probability_of(context + reply) for reply in row] for context, row in zip(contexts, replies, strict=True)
+    ]
+    np.testing.assert_allclose(probabilities(found[0]), expected, atol=TOLERANCE)
 
 
 def test_what_is_too_long_is_cut_and_touches_no_other():
