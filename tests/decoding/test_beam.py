@@ -154,7 +154,7 @@ def groups_by_hand(start, limit, groups, beams, diversity, penalty, stopping):
     return sorted(itertools.chain(*ended), key=lambda pair: -pair[0])
 
 
-@pytest.mark.parametrize(("groups", "beams", "diversity", "stopping"), [(2, 2, 0.5, False), (3, 1, 1.5, "never")])
+@pytest.mark.parametrize(("groups", "beams", "diversity", "stopping"), [(3, 2, 1.5, True), (3, 1, 1.5, "never")])
 def test_groups_are_those_by_hand_and_rows_end_at_different_times(groups, beams, diversity, stopping):
     starts, limits = [0, 1, 2, 3, 1, 2], [8, 8, 8, 8, 2, 5]
     how = {"penalty": 0.8, "stopping": stopping}
