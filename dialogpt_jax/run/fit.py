@@ -298,14 +298,16 @@ class _Run:
         began, figures = time.perf_counter(), {}
         params = average_of(state.params, state.opt_state)
         if self.evaluate is not None:
+            if not done:
+                self.journal.tell("evaluating before the first step …")
             figures = as_figures(self.evaluate(params))
             self.journal.note(done, figures)
             self.journal.tell("  ".join([f"step {done}", *(f"{name} {value:,.4g}" for name, value in figures.items())]))
         if self.sample is not None:
-            lines = as_lines(self.sample(params))
-            self.journal.note(done, {"samples": lines})
             if self.evaluate is None:  # whose line has the number
                 self.journal.tell(f"step {done}, replies" if done else "before the first step, replies")
+            lines = as_lines(self.sample(params))
+            self.journal.note(done, {"samples": lines})
             for line in lines:
                 self.journal.tell(f"    {line}")
         pace.pause(time.perf_counter() - began)
