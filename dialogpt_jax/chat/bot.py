@@ -190,6 +190,7 @@ class Bot(RankingModel):
         beams: int | None = None,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        rank: str | RankFunction | Rank | None = None,
         **search: Unpack[BeamWords],
     ) -> list[str]:
         """A reply to each of many dialogues, in their order; a reply that ends gives its row to the next dialogue.
@@ -198,7 +199,7 @@ class Bot(RankingModel):
           dialogues: each a list of texts or of messages. A plain text is refused here, since a list of texts could mean
             one dialogue or several.
           sampling: its numbers may be arrays with one value a dialogue: value i is for dialogue i.
-          beams: as above, for each dialogue.
+          beams, rank: as for `reply`, for each dialogue.
           batch_size: replies that are made at once; by default 32 (beams count), or what a quarter of the memory holds.
           progress: called with (done, all) whenever some have ended.
         """
@@ -210,6 +211,7 @@ class Bot(RankingModel):
             beams=beams,
             batch_size=batch_size,
             progress=progress,
+            rank=rank,
             **search,
         )
         if self.safety is None:
@@ -226,17 +228,18 @@ class Bot(RankingModel):
         beams: int | None = None,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        rank: str | RankFunction | Rank | None = None,
         **search: Unpack[BeamWords],
     ) -> list[Candidate]:
-        """`replies` with what is known of each: tokens, log-probabilities, whether it ended by itself."""
+        """`replies` with what is known of each: tokens, log-probabilities, whether it ended; with a rank, why it won."""
         options = beam_options(beams, search)
-        how: dict[str, Any] = {
-            "sampling": sampling_for(sampling, options),
-            "seed": seed,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "progress": progress,
-        }
+        how: dict[str, Any] = {"seed": seed, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        if rank is not None:
+            if options is not None:
+                raise ValueError("rank and beams are two ways to a reply; give one of them")
+            how |= {"sampling": sampling, "progress": checked_progress(progress)}
+            return Candidates(first for first, *_ in self.rankings(as_dialogues(dialogues), rank, **how))
+        how |= {"sampling": sampling_for(sampling, options), "progress": progress}
         if options is None:
             return batched_answers(self, dialogues, **how)
         return searched_answers(self, dialogues, options, **how)

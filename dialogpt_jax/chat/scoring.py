@@ -10,6 +10,7 @@ from dialogpt_jax.decoding.score_batches import score_replies
 from dialogpt_jax.replies.candidates import Candidate, Candidates
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import checked_length
+from dialogpt_jax.replies.token_colors import pieces_of
 from dialogpt_jax.text.dialogue import DialogueError, Turns
 
 
@@ -70,7 +71,7 @@ def score_encoded(
     totals = {reply: _total(logprobs) for reply, logprobs in zip(different, alone, strict=True)}
     return [
         Candidates(
-            _candidate(reply, tokens, logprobs, eos, totals[tuple(tokens)])
+            _candidate(model, reply, tokens, logprobs, totals[tuple(tokens)])
             for reply, tokens, logprobs in zip(*each, strict=True)
         )
         for each in zip(replies, ids, within, strict=True)
@@ -128,11 +129,14 @@ def _ids_of(model: LanguageModel, replies: Sequence[str | Candidate]) -> list[li
     return [[*next(encoded), eos] if isinstance(r, str) else np.asarray(r.tokens).tolist() for r in replies]
 
 
-def _candidate(reply: str | Candidate, ids: Sequence[int], logprobs: np.ndarray, eos: int, alone: float) -> Candidate:
+def _candidate(
+    model: LanguageModel, reply: str | Candidate, ids: Sequence[int], logprobs: np.ndarray, alone: float
+) -> Candidate:
     total = _total(logprobs)
     text = reply if isinstance(reply, str) else reply.text
-    finished = bool(ids) and ids[-1] == eos
-    return Candidate(text, np.array(ids, np.int32), logprobs, total, finished, total - alone)
+    finished = bool(ids) and ids[-1] == model.config.eos_token_id
+    pieces = pieces_of(model.tokenizer, ids)
+    return Candidate(text, np.array(ids, np.int32), logprobs, total, finished, total - alone, pieces)
 
 
 def _total(logprobs: np.ndarray) -> float:

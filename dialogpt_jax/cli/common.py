@@ -20,6 +20,7 @@ from dialogpt_jax.cli.flags import (
     said,
 )
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
+from dialogpt_jax.cli.rank_flags import ModelsThatRank
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING_WORDS, BeamOptions
 from dialogpt_jax.decoding.sampling import SCOPES, Sampling, Scope
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
@@ -145,14 +146,15 @@ class ReplyFlags:
     )
 
 
-def load_bot(flags: ModelFlags) -> "Bot":
-    """The bot that the flags name, behind a compilation cache unless that is turned off."""
+def load_bot(flags: ModelFlags, ranking: ModelsThatRank | None = None) -> "Bot":
+    """The bot that the flags name, with what ranks its replies, behind a compilation cache unless that is turned off."""
     # Here, as in the commands, since it imports jax: their help need not wait for it.
     from dialogpt_jax.chat.loading import load
 
     if flags.compilation_cache:
         keep_compiled_programs()
-    return load(flags.model, dtype=flags.dtype, revision=flags.revision)
+    others = {} if ranking is None else {"reverse": ranking.reverse, "ranker": ranking.ranker}
+    return load(flags.model, dtype=flags.dtype, revision=flags.revision, **others)
 
 
 def sampling_of(flags: Any, base: Sampling = DEFAULT_SAMPLING) -> Sampling:

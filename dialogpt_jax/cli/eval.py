@@ -11,6 +11,7 @@ from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import BeamFlags, ModelFlags, SamplingChanges
 from dialogpt_jax.cli.eval_model import AskFlags, run_model
 from dialogpt_jax.cli.flags import FILES, FROM_0, FROM_1, RESULTS, UsageError, make_app
+from dialogpt_jax.cli.rank_flags import EvalRankFlags
 from dialogpt_jax.errors import counted
 from dialogpt_jax.evaluation import measures, reply_files, tables
 from dialogpt_jax.evaluation.cleaning import clean
@@ -32,6 +33,7 @@ Examples:
   dialogpt eval --data valid.jsonl.gz --contexts 6000 --out greedy.jsonl
   dialogpt eval --data valid.jsonl.gz --contexts 6000 --decode topk \\
       --out topk.jsonl --compare greedy.jsonl
+  dialogpt eval --data valid.jsonl.gz --contexts 1000 --rank mmi --out mmi.jsonl
 """
 app = make_app("eval", "dialogpt eval [OPTIONS]", help_epilogue=EXAMPLES)
 
@@ -138,6 +140,7 @@ def run(
     model: ModelFlags = ModelFlags(),  # noqa: B008
     sampling: SamplingChanges = SamplingChanges(),  # noqa: B008
     beams: BeamFlags = BeamFlags(),  # noqa: B008
+    rank: EvalRankFlags = EvalRankFlags(),  # noqa: B008
     shown: ResultFlags = ResultFlags(),
 ) -> int:
     if (files.raw and files.clean) or (shown.markdown and shown.json):
@@ -148,15 +151,18 @@ def run(
         )
     table: tables.Table | None
     if ask.data is None:
-        _refuse({"model": model.model, "contexts": ask.contexts, "out": ask.out, "part": ask.part}, "needs --data")
+        wrong = {"model": model.model, "contexts": ask.contexts, "out": ask.out, "part": ask.part, "rank": rank.by}
+        _refuse(wrong, "needs --data")
         table = measure_files(files, shown)
     else:
-        wrong = ("hypotheses", "references", "keys", "reference_sets", "meteor_jar")
-        _refuse({name: getattr(files, name) for name in wrong}, "does not go with --data")
+        of_files = ("hypotheses", "references", "keys", "reference_sets", "meteor_jar")
+        if rank.by is not None and files.hypotheses is not None:
+            raise UsageError("--hypotheses names a file of replies; --rank-hypotheses N says how many are ranked")
+        _refuse({name: getattr(files, name) for name in of_files}, "does not go with --data")
         if files.clean:
             raise ValueError("--clean does not go with --data; --out writes replies that can be cleaned")
         resampling = {"resamples": shown.bootstrap, "seed": shown.seed}
-        table = run_model(ask, model, sampling, beams, compared=files.compare, **resampling)
+        table = run_model(ask, model, sampling, beams, rank, compared=files.compare, **resampling)
     if table is None:
         return 0
     if shown.json:

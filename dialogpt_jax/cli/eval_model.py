@@ -10,6 +10,7 @@ from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import ModelFlags, beams_of, load_bot, sampling_of
 from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE
 from dialogpt_jax.cli.progress import show_progress
+from dialogpt_jax.cli.rank_flags import rank_of
 from dialogpt_jax.data.formats import held_out
 from dialogpt_jax.decoding.beam_options import describe_beams
 from dialogpt_jax.errors import counted
@@ -46,12 +47,13 @@ class AskFlags:
         ),
     ] = None
     decode: Annotated[
-        Literal[*settings.DECODINGS],  # type: ignore[valid-type]
+        Literal[*settings.DECODINGS] | None,  # type: ignore[valid-type]
         Parameter(
             metavar="HOW",
-            help="the best token; top-k sampling (k 10, the paper's); nucleus sampling (p 0.9); what `dialogpt reply` does",
+            help="the best token; top-k sampling (k 10, the paper's); nucleus sampling (p 0.9); what `dialogpt reply` does "
+            f"({settings.DEFAULT_DECODING}; with --rank {settings.RANKED_DECODING})",
         ),
-    ] = settings.DEFAULT_DECODING
+    ] = None
     max_new_tokens: Annotated[int, WHOLE, Parameter(metavar="N", help="the longest reply, in tokens")] = (
         settings.Settings.max_new_tokens
     )
@@ -80,15 +82,26 @@ class AskFlags:
 
 
 def run_model(
-    ask: AskFlags, model: ModelFlags, sampling: Any, beams: Any, *, compared: str | None, resamples: int, seed: int
+    ask: AskFlags,
+    model: ModelFlags,
+    sampling: Any,
+    beams: Any,
+    rank: Any,
+    *,
+    compared: str | None,
+    resamples: int,
+    seed: int,
 ) -> tables.Table | None:
     """The replies of a model to contexts of `--data`, and their measures; none of one `--part`."""
     from dialogpt_jax.evaluation import harness, model_measures
 
     if ask.part and not ask.out:
         raise ValueError("--part needs --out")
-    drawn = sampling_of(sampling, settings.DECODINGS[ask.decode])
-    asked = settings.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size, beams_of(beams))
+    searched = beams_of(beams)
+    ranked = rank_of(rank, searched)
+    decode = ask.decode or (settings.DEFAULT_DECODING if ranked is None else settings.RANKED_DECODING)
+    drawn = sampling_of(sampling, settings.DECODINGS[decode])
+    asked = settings.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size, searched, ranked)
     dialogues, dropped = held_out(str(ask.data))
     if dropped:
         streams.tell(dropped)
@@ -99,7 +112,7 @@ def run_model(
         held = counted(len(contexts), "contexts")
         streams.tell(f"{ask.data}: {held}, not the {ask.contexts:,} asked for; all of them are taken")
     other = None if compared is None else _replies_of(compared, contexts)
-    bot = load_bot(model)
+    bot = load_bot(model, rank)
     with show_progress("replies", "tokens") as progress:
         found = harness.answer(
             bot,
@@ -113,21 +126,24 @@ def run_model(
         streams.tell(f"{len(found):,} of {counted(len(contexts), 'replies')} in {ask.out}")
         return None
     bootstrap = {"resamples": resamples, "seed": seed}
+    name = decode if ranked is None else ranked.rule
     if other is None:
-        systems = {ask.decode: model_measures.measure_model(bot, contexts, found, dialogues, **bootstrap)}
+        systems = {name: model_measures.measure_model(bot, contexts, found, dialogues, **bootstrap)}
         differences = []
     else:
-        names = (ask.decode, os.path.basename(str(compared)))
+        names = (name, os.path.basename(str(compared)))
         systems = {
             name: model_measures.measure_replies(contexts, answers, **bootstrap)
             for name, answers in ((names[0], found), (names[1], other))
         }
         differences = [compare(*pair) for pair in zip(*systems.values(), strict=True)]
     run = harness.describe_run(bot, contexts, asked)
-    named = {"data": ask.data, "decode": ask.decode, "compare": compared, "bootstrap": resamples}
+    named = {"data": ask.data, "decode": decode, "compare": compared, "bootstrap": resamples}
     asked_of = f"{counted(len(contexts), 'contexts')} of {counted(len(dialogues), 'dialogues')}"
-    searched = "" if asked.beams is None else f", {describe_beams(asked.beams)}"
-    title = f"{asked_of}, {run['sampling']}{searched}, seed {seed}"
+    how = "" if searched is None else f", {describe_beams(searched)}"
+    if ranked is not None:
+        how = f", the best of {ranked.hypotheses} by {ranked.rule}"
+    title = f"{asked_of}, {run['sampling']}{how}, seed {seed}"
     return tables.Table(title, systems, differences, {**named, **run})
 
 

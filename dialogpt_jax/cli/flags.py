@@ -19,9 +19,9 @@ _ATTRIBUTES = re.compile(r"^  (\w+(?:, \w+)*): (.*(?:\n {3,}\S.*)*)", re.MULTILI
 
 # The panels of the help, in this order.
 OPTIONS, WHAT, HOW, WHERE = map(Group.create_ordered, ("Options", "What", "How", "Where and when"))
-FILES, ASK, REPLY, SAMPLING, AGAIN, WORDING, BEAMS = map(
+FILES, ASK, REPLY, SAMPLING, AGAIN, WORDING, BEAMS, RANK = map(
     Group.create_ordered,
-    ("From files", "From a model", "Reply", "Sampling", "Saying it again", "What is said", "Beams"),
+    ("From files", "From a model", "Reply", "Sampling", "Saying it again", "What is said", "Beams", "Rank"),
 )
 MODEL, RESULTS, EXAMPLES_READ = map(Group.create_ordered, ("Model", "Results", "Examples"))
 
@@ -81,7 +81,7 @@ def flags_of(
     types: Mapping[str, Any] | None = None,
     help: Mapping[str, str] | None = None,
     groups: Mapping[str, Group] | None = None,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str | tuple[str, ...]] | None = None,
 ) -> type:
     """A dataclass with a field, `None` by default, for each field of a dataclass of options.
 

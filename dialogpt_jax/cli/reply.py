@@ -1,9 +1,11 @@
 """`dialogpt reply`: a dialogue in, one reply or several out."""
 
 import dataclasses
+import importlib.util
 import json
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -19,10 +21,15 @@ from dialogpt_jax.cli.common import (
     seed_of,
 )
 from dialogpt_jax.cli.flags import HYPHEN, WHOLE, UsageError, make_app
-from dialogpt_jax.errors import counted
+from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
+from dialogpt_jax.errors import counted, naming
+from dialogpt_jax.evaluation.settings import Settings
 from dialogpt_jax.replies.settings import sampling_for, seed_or_drawn
 from dialogpt_jax.text.dialogue import as_turns
 from dialogpt_jax.text.lines import written_lines
+
+if TYPE_CHECKING:
+    from dialogpt_jax.chat.bot import Bot
 
 EXAMPLES = """\
 Examples:
@@ -31,6 +38,7 @@ Examples:
   echo "Hi!" | dialogpt reply -                 turns from a pipe, one a line
   dialogpt reply --json --candidates 4 "Hi!"    everything, for a program
   dialogpt reply --beams 4 "Hi!"                the best of a beam search
+  dialogpt reply --rank mmi --explain "Hi!"     the best of 16, and why
   dialogpt reply --data talk.jsonl > out.jsonl  a reply to each line
   dialogpt reply -- "-_-"                       a turn that begins with a hyphen
 """
@@ -60,19 +68,37 @@ def run(
     as_json: Annotated[
         bool, Parameter(name="--json", help="one JSON object: turns, seed, and each reply's figures")
     ] = False,
+    explain: Annotated[
+        bool, Parameter(help="with --rank: a table of all that were proposed, why the first won and the others did not")
+    ] = False,
+    plot: Annotated[
+        str | None,
+        Parameter(metavar="FILE.png", help="with --rank: a picture, forward against backward; needs matplotlib"),
+    ] = None,
     model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
     beams: BeamFlags = BeamFlags(),  # noqa: B008
+    rank: RankFlags = RankFlags(),  # noqa: B008
 ) -> int:
-    if HYPHEN in (data, out, model.model, model.revision, reply.seed):
+    if HYPHEN in (data, out, plot, model.model, model.revision, reply.seed, rank.reverse, rank.ranker):
         raise UsageError("`-` stands for turns from standard input, and for nothing else")
     searched = beams_of(beams)
-    settings = sampling_of(sampling, sampling_for(None, searched))
+    ranked = rank_of(rank, searched)
+    settings = sampling_of(sampling, sampling_for(None, searched, ranked))
     if data is not None:
-        if turns or candidates is not None or as_json:
+        if turns or candidates is not None or as_json or explain or plot is not None:
             raise UsageError("--data takes the texts from the file and gives JSON lines; leave the others out")
-        return _reply_to_file(data, out, model, reply, settings, searched)
+        asked = Settings(
+            settings, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens, beams=searched, rank=ranked
+        )
+        return _reply_to_file(data, out, asked, lambda: load_bot(model, rank))
+    if ranked is None and (explain or plot is not None):
+        raise UsageError(f"{'--explain' if explain else '--plot'} goes with --rank RULE")
+    if ranked is not None and candidates is not None:
+        raise UsageError("--candidates goes without --rank; --hypotheses N says how many, --explain shows them")
+    if explain and as_json:
+        raise UsageError("--json has all that --explain shows; give one of them")
     if out is not None:
         raise UsageError("--out goes with --data FILE")
     if not turns:
@@ -80,7 +106,13 @@ def run(
     said = list(written_lines(sys.stdin)) if turns == (HYPHEN,) else [turn.replace(HYPHEN, "-") for turn in turns]
     # What can be found wrong without a model is, before one is loaded.
     dialogue, seed = as_turns(said), seed_or_drawn(seed_of(reply.seed))
-    bot = load_bot(model)
+    if plot is not None:
+        _check_plot(plot)
+    bot = load_bot(model, rank)
+    if ranked is not None:
+        how = {"sampling": settings, "seed": seed, "max_new_tokens": reply.max_new_tokens}
+        found = bot.rankings([dialogue], ranked, everything=explain or as_json or plot is not None, **how)[0]
+        return _show_ranking(found, seed, explain=explain, as_json=as_json, plot=plot)
     number = 1 if candidates is None else candidates  # the first of any number is the reply
     how = {} if searched is None else dataclasses.asdict(searched)
     found = bot.candidates(dialogue, n=number, sampling=settings, seed=seed, max_new_tokens=reply.max_new_tokens, **how)
@@ -91,20 +123,41 @@ def run(
     return 0
 
 
-def _reply_to_file(data: str, out: str | None, model: ModelFlags, reply: ReplyFlags, sampling, beams) -> int:
+def _show_ranking(found, seed: int, *, explain: bool, as_json: bool, plot: str | None) -> int:
+    if plot is not None:
+        found.plot(plot)
+    if as_json:
+        streams.print_json(json.dumps({"seed": seed, "reply": found.reply} | found.to_dict(), ensure_ascii=False))
+    elif explain:
+        from dialogpt_jax.ranking.table import print_ranking
+
+        with naming(streams.OUTPUT):
+            print_ranking(found)
+    else:
+        streams.show(found.reply)
+    return 0
+
+
+def _check_plot(path: str) -> None:
+    """What would keep a picture from being written, found before anything is computed."""
+    if not path.lower().endswith(".png"):
+        raise UsageError(f"--plot is {path}; name a file that ends in .png")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib; `pip install matplotlib`, or leave --plot out")
+
+
+def _reply_to_file(data: str, out: str | None, settings: Settings, load: "Callable[[], Bot]") -> int:
     from dialogpt_jax.cli.progress import show_progress  # which one reply does without
     from dialogpt_jax.data.formats import dialogues_to_reply_to
     from dialogpt_jax.evaluation import harness
     from dialogpt_jax.evaluation.contexts import Context
     from dialogpt_jax.evaluation.replies import DialogueFile
-    from dialogpt_jax.evaluation.settings import Settings
 
     dialogues, told = dialogues_to_reply_to(data)
     if told:
         streams.tell(f"dialogpt reply: {told}")
     contexts = [Context(turns, "", number) for number, turns in enumerate(dialogues)]
-    settings = Settings(sampling, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens, beams=beams)
-    bot = load_bot(model)
+    bot = load()
     with show_progress("replies", "tokens") as progress:
         found = harness.answer(
             bot,

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dialogpt_jax.arguments import shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.beam_options import BeamOptions
@@ -34,6 +35,9 @@ from dialogpt_jax.evaluation.kept_rows import make_rows
 from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, Reply
 from dialogpt_jax.evaluation.settings import Settings
 from dialogpt_jax.model import Params
+from dialogpt_jax.ranking.dialogrpt import Ranker
+from dialogpt_jax.ranking.rank_options import Rank
+from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
 
@@ -63,13 +67,15 @@ def answer(
       layout: of that file.
       part: (i, n): batches i, i + n, i + 2n … only, and the replies of those: the share of one of n processes. The n
         files, put one behind the other, are the file of the whole run.
-      devices: `jax.Device`s, which share the batches; all of this process by default.
+      devices: `jax.Device`s, which share the batches; all of this process by default. What is ranked is made on one.
       progress: called with the replies that came new and the number that is still to come.
 
     Raises:
       ValueError: settings out of range; a file of another run, or broken (`RepliesFileError`); another process is
         writing to it (`BusyError`); the model's logits are no numbers (`NonFiniteLogits`).
     """
+    if settings.rank is not None:
+        _ranking(lm).backward_of(settings.rank)  # which may be missing
     length = min(settings.max_new_tokens, lm.config.n_positions)
     prompts = [lm.encode(context.turns, max_new_tokens=length) for context in contexts]
     batches = group_by_length([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
@@ -115,6 +121,9 @@ def generate_batches(
     """
     if not batches:
         return
+    if settings.rank is not None:
+        yield from _ranked_batches(_ranking(lm), contexts, batches, settings.rank, settings)
+        return
     config, rows = lm.config, settings.rows
     buckets = [bucket_of(max(len(prompts[i]) for i in batch), config.n_positions) for batch in batches]
     devices = list(jax.local_devices() if devices is None else devices)[: len(batches)]
@@ -136,6 +145,26 @@ def generate_batches(
             _reply(lm, contexts, settings.seed, i, *(x[d * rows + b] for x in jax.tree.leaves(replies)))
             for d, batch in enumerate(members)
             for b, i in enumerate(batch)
+        ]
+
+
+def _ranking(lm: LanguageModel) -> RankingModel:
+    if not isinstance(lm, RankingModel):
+        raise TypeError(f"a rank needs a Bot, which proposes several replies; got {shown(lm)}")
+    return lm
+
+
+def _ranked_batches(
+    lm: RankingModel, contexts: Sequence[Context], batches: Sequence[Sequence[int]], rank: Rank, settings: Settings
+) -> Iterator[list[Reply]]:
+    """The first of the ranking of each context. Its draws are by its place among all, as everywhere."""
+    how: dict[str, Any] = {"sampling": settings.sampling, "seed": settings.seed, "batch_size": settings.rows}
+    for batch in batches:
+        turns = [contexts[i].turns for i in batch]
+        rankings = lm.rankings(turns, rank, max_new_tokens=settings.max_new_tokens, places=batch, **how)
+        yield [
+            _reply(lm, contexts, settings.seed, i, best.tokens, len(best.tokens), best.finished, best.logprobs)
+            for i, (best, *_) in zip(batch, rankings, strict=True)
         ]
 
 
@@ -169,8 +198,9 @@ def _reply(
 
 
 def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Settings) -> dict[str, Any]:
-    """What decides the replies, for the first line of their file; model and contexts as digests of their content."""
+    """What decides the replies, for the first line of their file; models and contexts as digests of their content."""
     beams = {} if settings.beams is None else dataclasses.asdict(settings.beams)
+    rank = {} if settings.rank is None else _describe_rank(_ranking(lm), settings.rank)
     return {
         "model": digest_of_model(lm),
         "contexts": len(contexts),
@@ -181,7 +211,25 @@ def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Setti
         "rows": settings.rows,
         "platform": jax.default_backend(),
         **beams,
+        **rank,
     }
+
+
+def _describe_rank(lm: RankingModel, rank: Rank) -> dict[str, Any]:
+    """The rule with its numbers, and the model that decides."""
+    numbers = {"hypotheses": rank.hypotheses, "rank_temperature": rank.temperature}
+    if rank.by == "mmi":
+        backward = lm.backward_of(rank)
+        assert backward is not None
+        numbers |= {
+            "backward_weight": rank.backward_weight,
+            "source": rank.source,
+            "reverse": digest_of_model(backward),
+        }
+    if rank.by == "rpt":
+        assert lm.ranker is not None
+        numbers |= {"ranker": digest_of_model(lm.ranker)}
+    return {"rank": rank.rule, **numbers}
 
 
 def digest_of_data(contexts: Iterable[Any]) -> str:
@@ -192,7 +240,7 @@ def digest_of_data(contexts: Iterable[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def digest_of_model(lm: LanguageModel) -> str:
+def digest_of_model(lm: LanguageModel | Ranker) -> str:
     """Of the sizes, the vocabulary and the parameters, in a few characters."""
     model = hashlib.sha256()
     pieces = [lm.tokenizer.token(i) for i in range(lm.tokenizer.vocab_size)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.sampling import GREEDY, PAPER, Sampling
+from dialogpt_jax.ranking.rank_options import Rank
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SAMPLING,
@@ -24,6 +25,7 @@ DECODINGS: Mapping[str, Sampling] = {
     "chat": DEFAULT_SAMPLING,
 }
 DEFAULT_DECODING = "greedy"
+RANKED_DECODING = "topk"  # the paper's; the best token would be the same for all hypotheses
 ROWS = 32
 
 
@@ -36,6 +38,7 @@ class Settings:
       seed: of the draws, from 0.
       max_new_tokens: the longest reply, EOS included.
       beams: how beams are searched; `None`: without them.
+      rank: how one of several replies is chosen; `None`: one is made.
       rows: contexts in a batch, which one device answers at a time. Rounding differs with it (1e-6 in float32).
     """
 
@@ -44,9 +47,12 @@ class Settings:
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     rows: int = ROWS
     beams: BeamOptions | None = None
+    rank: Rank | None = None
 
     def __post_init__(self) -> None:
         checked_length(self.max_new_tokens)
         checked_sampling(self.sampling)
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; a batch has at least 1")
+        if self.rank is not None and self.beams is not None:
+            raise ValueError("rank and beams are two ways to a reply; give one of them")

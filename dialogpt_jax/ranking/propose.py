@@ -32,6 +32,7 @@ from dialogpt_jax.replies.settings import few_buckets, rows_of_sampling
 
 ROWS_AT_ONCE = 128  # hypotheses of all dialogues that are made together
 SHORTEST_CONTEXT = 64
+_OF_CANDIDATE = ("text", "tokens", "logprobs", "logprob", "finished", "pieces")
 
 
 def rank_replies(
@@ -46,6 +47,8 @@ def rank_replies(
     seed: int,
     max_new_tokens: int,
     everything: bool = False,
+    places: Sequence[int] | None = None,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Ranking]:
     """The ranked hypotheses of each dialogue, in their order.
@@ -59,12 +62,15 @@ def rank_replies(
       safety: what must not be said.
       sampling, seed, max_new_tokens: as for `Bot.replies`.
       everything: for a report: what the rule does not need is computed as well.
+      places: those that decide what is drawn, where the dialogues are a part of others.
+      batch_size: dialogues in a batch; at most, and by default, as many as have 128 hypotheses.
       progress: called with (done, all) after each batch.
     """
+    places = range(len(dialogues)) if places is None else places
     contexts = [model.encode(turns, max_new_tokens=max_new_tokens) for turns in dialogues]
     buckets = [few_buckets(len(context), model.config.n_positions, SHORTEST_CONTEXT) for context in contexts]
     most = max(ROWS_AT_ONCE // options.hypotheses, 1)
-    rows = min(most, 1 << (max(len(contexts), 1) - 1).bit_length())
+    rows = min(most, batch_size or 1 << (max(len(contexts), 1) - 1).bit_length())
     groups = [[i for i, of_i in enumerate(buckets) if of_i == bucket] for bucket in sorted(set(buckets))]
     found: dict[int, Ranking] = {}
     for chosen in (group[begin : begin + rows] for group in groups for begin in range(0, len(group), rows)):
@@ -78,12 +84,17 @@ def rank_replies(
             candidates=options.hypotheses,
             sampling=rows_of_sampling(sampling, filled),
             max_new_tokens=max_new_tokens,
-            keys=row_keys(seed, filled, [len(dialogues[i]) for i in filled]),
+            keys=row_keys(seed, [places[i] for i in filled], [len(dialogues[i]) for i in filled]),
             stops=model.stops(sampling),
         )
-        proposed = [_proposed(model, row, options.hypotheses, jax.device_get(out)) for row in range(len(chosen))]
+        out = jax.device_get(out)
+        fields = (out.tokens, out.logprobs, out.lengths, out.finished)
+        proposed = [
+            [candidate_of(model.tokenizer, *(x[row, n] for x in fields)) for n in range(options.hypotheses)]
+            for row in range(len(chosen))
+        ]
         turns = [dialogues[i] for i in chosen]
-        draws = [np.random.default_rng((seed, i, len(dialogues[i]))) for i in chosen]
+        draws = [choice_draw(seed, places[i], len(dialogues[i])) for i in chosen]
         models = (model, backward, ranker, safety)
         found |= zip(chosen, order(*models, turns, proposed, options, draws, everything=everything), strict=True)
         if progress is not None:
@@ -133,13 +144,12 @@ def order(
             flags = [f if tag is None else (*f, f"{UNSAFE}: {tag}") for f, tag in zip(flags, tags, strict=True)]
         ranked = [
             Ranked(
-                **{
-                    name: getattr(own[v.number], name) for name in ("text", "tokens", "logprobs", "logprob", "finished")
-                },
+                **{name: getattr(own[v.number], name) for name in _OF_CANDIDATE},
                 backward=evidence.backward[v.number] if evidence.backward else None,
                 pmi=evidence.pmi[v.number] if evidence.pmi else None,
                 ranker=evidence.ranker[v.number] if evidence.ranker else None,
                 repetition=repetition(words_of(texts[v.number])),
+                number=v.number,
                 flags=v.flags,
                 score=v.score,
                 why=v.why,
@@ -150,9 +160,9 @@ def order(
     return rankings
 
 
-def _proposed(model: LanguageModel, row: int, number: int, out: Any) -> list[Candidate]:
-    fields = (out.tokens, out.logprobs, out.lengths, out.finished)
-    return [candidate_of(model.tokenizer, *(x[row, n] for x in fields)) for n in range(number)]
+def choice_draw(seed: int, place: int, turns: int, attempt: int = 0) -> np.random.Generator:
+    """What a tempered choice is drawn with: of the same numbers as the row's key."""
+    return np.random.default_rng((seed, place, turns, attempt))
 
 
 def _asked(options: Rank, turns: list[str], texts: list[str]) -> list[float]:

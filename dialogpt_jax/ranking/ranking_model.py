@@ -1,10 +1,10 @@
 """A language model that proposes several replies and says which is best: what a bot is, before it talks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from dialogpt_jax.arguments import shown
+from dialogpt_jax.arguments import MOST, as_whole_number, shown
 from dialogpt_jax.decoding.sampling import PAPER, Sampling
 from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
 from dialogpt_jax.ranking.dialogrpt import Ranker
@@ -82,6 +82,8 @@ class RankingModel(LanguageModel):
         sampling: Sampling | None = None,
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        places: Sequence[int] | None = None,
+        batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Ranking]:
         """`rank` of many dialogues, in compiled batches of similar length.
@@ -90,14 +92,13 @@ class RankingModel(LanguageModel):
           dialogues: texts of turns.
           by, sampling, seed, max_new_tokens: as for `rank`.
           everything: all that can be known of a hypothesis, where the rule needs less.
+          places: those that decide what is drawn, where the dialogues are a part of others.
+          batch_size: dialogues in a batch; at most, and by default, as many as have 128 hypotheses.
           progress: called with (done, all) after each batch.
         """
         options = as_rank(by)
-        if options.by == "rpt" and self.ranker is None:
-            raise ValueError("ranking by rpt needs a ranker: give one, `load(…, ranker=DIR)` or `--ranker DIR`")
-        backward = None
-        if options.by == "mmi" or (everything and has_backward(self, self.reverse)):
-            backward = backward_for(self, self.reverse)
+        backward = self.backward_of(options, everything=everything)
+        sampling = self.with_ids(checked_sampling(PAPER if sampling is None else sampling, len(dialogues)))
         return rank_replies(
             self,
             dialogues,
@@ -105,9 +106,23 @@ class RankingModel(LanguageModel):
             backward=backward,
             ranker=self.ranker,
             safety=self.safety,
-            sampling=self.with_ids(checked_sampling(PAPER if sampling is None else sampling, len(dialogues))),
+            sampling=sampling,
             seed=seed_or_drawn(seed),
             max_new_tokens=min(checked_length(max_new_tokens), self.config.n_positions),
             everything=everything,
+            places=places,
+            batch_size=None if batch_size is None else as_whole_number("batch_size", batch_size, least=1, most=MOST),
             progress=progress,
         )
+
+    def backward_of(self, options: Rank, *, everything: bool = False) -> LanguageModel | None:
+        """The backward model that these options need, or for a report can have.
+
+        Raises:
+          ValueError: a model is missing by which they rank.
+        """
+        if options.by == "rpt" and self.ranker is None:
+            raise ValueError("ranking by rpt needs a ranker: give one, `load(…, ranker=DIR)` or `--ranker DIR`")
+        if options.by == "mmi" or (everything and has_backward(self, self.reverse)):
+            return backward_for(self, self.reverse)
+        return None

@@ -10,7 +10,7 @@ from dialogpt_jax.arguments import as_path
 from dialogpt_jax.ranking.guards import NO_REPLY, gravity
 from dialogpt_jax.replies.candidates import Candidate, on_one_line
 
-_COLUMNS = ("score", "forward", "backward", "pmi", "ranker")
+COLUMNS = ("score", "forward", "backward", "pmi", "ranker")
 _MOST = 32  # replies that are shown
 
 
@@ -22,6 +22,7 @@ class Ranked(Candidate):
       backward: log P(source | reply) by the backward model; `None` where there is none.
       ranker: what a ranker says of it, 0 to 1; `None` where there is none.
       repetition: the share of its pairs of words that came before in it.
+      number: its place among the proposed; number 0 is what would be given without a rank.
       flags: what a guard has against it.
       score: by the rule, the higher the better.
       why: in a few words, why it is given, or why not.
@@ -30,6 +31,7 @@ class Ranked(Candidate):
     backward: float | None
     ranker: float | None
     repetition: float
+    number: int
     flags: tuple[str, ...]
     score: float
     why: str
@@ -40,7 +42,8 @@ class Ranked(Candidate):
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it; a number that is none is `None`."""
         found = dataclasses.asdict(self)
-        found |= {"tokens": self.tokens.tolist(), "logprobs": self.logprobs.tolist(), "flags": list(self.flags)}
+        found |= {name: list(found[name]) for name in ("pieces", "flags")}
+        found |= {name: found[name].tolist() for name in ("tokens", "logprobs")}
         return {name: _finite(value) for name, value in found.items()}
 
 
@@ -71,11 +74,11 @@ class Ranking(list[Ranked]):
         return "\n".join([f"Ranking({len(self)} hypotheses by {self.rule})", *lines, *more])
 
     def _repr_html_(self) -> str:
-        shown = [name for name in _COLUMNS if any(_column(h, name) is not None for h in self)]
+        shown = [name for name in COLUMNS if any(column_of(h, name) is not None for h in self)]
         head = "".join(f"<th>{name}</th>" for name in ["", "reply", *shown, "tokens", "why"])
         rows = "".join(
             f"<tr><td>{place}</td><td style='text-align:left'>{html.escape(h.text)}</td>"
-            + "".join(f"<td>{_figure(_column(h, name))}</td>" for name in shown)
+            + "".join(f"<td>{figure(column_of(h, name))}</td>" for name in shown)
             + f"<td>{len(h.tokens)}</td><td style='text-align:left'>{html.escape(h.why)}</td></tr>"
             for place, h in enumerate(self[:_MOST], start=1)
         )
@@ -103,7 +106,7 @@ class Ranking(list[Ranked]):
             ("flagged", [(n, h) for n, h in numbered[1:] if h.flags], "tab:gray", "x", 40),
         ]
         for label, members, color, marker, size in groups:
-            points = [(h.logprob, y, n) for n, h in members if (y := _column(h, name)) is not None]
+            points = [(h.logprob, y, n) for n, h in members if (y := column_of(h, name)) is not None]
             axes.scatter(
                 [x for x, _, _ in points], [y for _, y, _ in points], s=size, c=color, marker=marker, label=label
             )
@@ -119,11 +122,13 @@ class Ranking(list[Ranked]):
         return None
 
 
-def _column(hypothesis: Ranked, name: str) -> float | None:
+def column_of(hypothesis: Ranked, name: str) -> float | None:
+    """One of the `COLUMNS` of a hypothesis; `None` where it is not known."""
     return hypothesis.logprob if name == "forward" else getattr(hypothesis, name)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A number as a table has it."""
     return "" if value is None else f"{value:.2f}"
 
 

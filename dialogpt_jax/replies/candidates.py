@@ -12,6 +12,7 @@ import numpy as np
 
 from dialogpt_jax.decoding.soundness import check_finite
 from dialogpt_jax.errors import counted
+from dialogpt_jax.replies.token_colors import pieces_of, tokens_as_html
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 _LONGEST = 80  # characters of a text on one line
@@ -32,6 +33,7 @@ class Candidate:
         EOS (Li et al. 2016). `None` of a drawn one.
       mean: of the log-probabilities, a token.
       perplexity: exp(−mean).
+      pieces: what each token adds to the text; the last token of a character adds all of it. Empty where nobody knows.
 
     Example:
       >>> one, other = bot.candidates("Any plans for today?", n=2)
@@ -47,6 +49,7 @@ class Candidate:
     logprob: float
     finished: bool
     pmi: float | None = None
+    pieces: tuple[str, ...] = ()
     mean: float = dataclasses.field(init=False)  # fields, so that a table of pandas has them as columns
     perplexity: float = dataclasses.field(init=False)
 
@@ -60,6 +63,10 @@ class Candidate:
         cut = "" if self.finished else ", cut"
         text, said = on_one_line(self.text), counted(len(self.tokens), "tokens")
         return f"Candidate({text}, logprob {self.logprob:.2f}, {pmi}{said}{cut})"
+
+    def _repr_html_(self) -> str:
+        """The text, each token on the colour of its log-probability, which shows where the mouse is; and the `repr`."""
+        return f"<p>{tokens_as_html(self)}</p><small>{html.escape(repr(self))}</small>"
 
 
 class Candidates(list[Candidate]):
@@ -95,7 +102,8 @@ def candidate_of(
         raise ValueError("no reply is possible: the sampling's processors forbid every token")
     tokens, logprobs = tokens[:length], logprobs[:length]
     check_finite(bool(np.isfinite(logprobs).all()))
-    return Candidate(tokenizer.decode(tokens), tokens, logprobs, float(logprobs.sum()), bool(finished))
+    text, pieces = tokenizer.decode(tokens), pieces_of(tokenizer, tokens.tolist())
+    return Candidate(text, tokens, logprobs, float(logprobs.sum()), bool(finished), pieces=pieces)
 
 
 def on_one_line(text: str) -> str:

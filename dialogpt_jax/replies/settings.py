@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dialogpt_jax.arguments import MOST, as_whole_number, shown
-from dialogpt_jax.decoding.sampling import GREEDY, NUMBERS, Sampling
+from dialogpt_jax.decoding.sampling import GREEDY, NUMBERS, PAPER, Sampling
 
 # The temperature by the marks of the bundled model's replies: see the table in its card. So low, every sixteenth reply
 # would go round in circles ("I have a cat and a cat"), if three tokens in a row might come again.
@@ -28,10 +28,15 @@ def checked_length(max_new_tokens: int) -> int:
     return as_whole_number("max_new_tokens", max_new_tokens, least=1, most=MOST)
 
 
-def sampling_for(sampling: Sampling | None, search: Any) -> Sampling:
-    """A sampling, or what stands where none is given: a search (`None`: there is none) is greedy, unless told to draw."""
+def sampling_for(sampling: Sampling | None, search: Any, rank: Any = None) -> Sampling:
+    """A sampling, or what stands where none is given.
+
+    A search (`None`: there is none) is greedy, unless told to draw; what is ranked is proposed as in the paper.
+    """
     if sampling is not None:
         return sampling
+    if rank is not None:
+        return PAPER
     return DEFAULT_SAMPLING if search is None else GREEDY
 
 
