@@ -10,7 +10,7 @@ from dialogpt_jax.decoding.score_batches import score_replies
 from dialogpt_jax.replies.candidates import Candidate, Candidates
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import checked_length
-from dialogpt_jax.replies.token_colors import pieces_of
+from dialogpt_jax.replies.token_colors import token_texts
 from dialogpt_jax.text.dialogue import DialogueError, Turns
 
 
@@ -135,7 +135,7 @@ def _candidate(
     total = _total(logprobs)
     text = reply if isinstance(reply, str) else reply.text
     finished = bool(ids) and ids[-1] == model.config.eos_token_id
-    pieces = pieces_of(model.tokenizer, ids)
+    pieces = token_texts(model.tokenizer, ids)
     return Candidate(text, np.array(ids, np.int32), logprobs, total, finished, total - alone, pieces)
 
 

@@ -127,7 +127,7 @@ def _show_ranking(found, seed: int, *, explain: bool, as_json: bool, plot: str |
     if plot is not None:
         found.plot(plot)
     if as_json:
-        streams.print_json(json.dumps({"seed": seed, "reply": found.reply} | found.to_dict(), ensure_ascii=False))
+        streams.print_json(json.dumps({"seed": seed} | found.to_dict(), ensure_ascii=False))
     elif explain:
         from dialogpt_jax.ranking.table import print_ranking
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dialogpt_jax.decoding.soundness import check_finite
 from dialogpt_jax.errors import counted
-from dialogpt_jax.replies.token_colors import pieces_of, tokens_as_html
+from dialogpt_jax.replies.token_colors import token_texts, tokens_as_html
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 _LONGEST = 80  # characters of a text on one line
@@ -102,7 +102,7 @@ def candidate_of(
         raise ValueError("no reply is possible: the sampling's processors forbid every token")
     tokens, logprobs = tokens[:length], logprobs[:length]
     check_finite(bool(np.isfinite(logprobs).all()))
-    text, pieces = tokenizer.decode(tokens), pieces_of(tokenizer, tokens.tolist())
+    text, pieces = tokenizer.decode(tokens), token_texts(tokenizer, tokens.tolist())
     return Candidate(text, tokens, logprobs, float(logprobs.sum()), bool(finished), pieces=pieces)
 
 

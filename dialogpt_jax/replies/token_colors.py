@@ -1,6 +1,6 @@
 """A reply's tokens by how probable each was: ids to pieces of text, pieces to levels that have a colour, levels to HTML.
 
-tokens ─pieces_of→ "I", " am", " fine"      logprobs ─levels→ 0, 1, 3      ─tokens_as_html→ <span style=…>I</span>…
+tokens ─token_texts→ "I", " am", " fine"      logprobs ─levels→ 0, 1, 3      ─tokens_as_html→ <span style=…>I</span>…
 """
 
 import html
@@ -41,7 +41,7 @@ class Span(NamedTuple):
         return next((level for level in LEVELS if probability >= level.least), LEVELS[-1])
 
 
-def pieces_of(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
     """What each id adds to the text; a character of several ids comes whole with its last."""
     pieces, held = [], b""
     for number in ids:

@@ -18,7 +18,7 @@ from dialogpt_jax.evaluation.replies import RepliesFileError, read_replies
 from dialogpt_jax.evaluation.settings import Settings
 from dialogpt_jax.ranking.report import Ranked, Ranking
 from dialogpt_jax.ranking.table import print_ranking
-from dialogpt_jax.replies.token_colors import END, pieces_of, spans_of
+from dialogpt_jax.replies.token_colors import END, spans_of, token_texts
 
 RANK = dg.Rank("mmi", hypotheses=4, backward_weight=0.5)
 FLAGS = ["--rank", "mmi", "--hypotheses", "4", "--backward-weight", "0.5", "--max-new-tokens", "9"]
@@ -95,7 +95,7 @@ def test_the_command_gives_what_the_library_gives(bot, ranking, folders, capsys,
     assert main([*words, "--json", "--plot", str(picture)]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert picture.stat().st_size > 10_000
-    expected = {"seed": 0, "reply": ranking[0].text} | ranking.to_dict()
+    expected = {"seed": 0} | ranking.to_dict()
     assert list(shown) == list(expected)
     assert [h["why"] for h in shown["hypotheses"]] == [h["why"] for h in expected["hypotheses"]]
     assert sorted(h["number"] for h in shown["hypotheses"]) == [0, 1, 2, 3]
@@ -161,10 +161,10 @@ def a_ranking(text, tokenizer):
     logprobs = np.linspace(-0.1, -9, len(ids)).astype(np.float32)
     known = {"backward": -3.5, "ranker": None, "repetition": 0.0, "number": 0, "score": -3.5, "pmi": 1.25}
     how = {"tokens": ids, "logprobs": logprobs, "logprob": float(logprobs.sum()), "finished": True}
-    pieces = pieces_of(tokenizer, ids.tolist())
+    pieces = token_texts(tokenizer, ids.tolist())
     first = Ranked(text=text, **how, **known, flags=(), why="given for a score of -3.50", pieces=pieces)
     other = dataclasses.replace(first, flags=("copies", "cut"), why="out: copies")
-    return Ranking([first, other], ["Hi"], "mmi")
+    return Ranking([first, other], ["Hi"], "mmi", "Hm.")
 
 
 def shown(ranking, width, **how):
@@ -207,6 +207,6 @@ def test_tokens_by_their_log_probability(bot, ranking):
     assert "<b>" not in page
     assert page.count("<span") == len(spans)
     cut = ranked.tokens[:-2].tolist()
-    assert "".join(pieces_of(bot.tokenizer, cut)) == bot.tokenizer.decode(cut)
+    assert "".join(token_texts(bot.tokenizer, cut)) == bot.tokenizer.decode(cut)
     assert all("".join(h.pieces) == h.text for h in ranking)
     assert ranking[0]._repr_html_().startswith("<p><span style='background:")
