@@ -20,11 +20,11 @@ from dialogpt_jax.replies.candidates import Candidate, on_one_line
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
-    DEFAULT_SAMPLING,
     DEFAULT_SEED,
     checked_length,
     checked_sampling,
     rows_of_sampling,
+    sampling_for,
     seed_or_drawn,
 )
 from dialogpt_jax.text.dialogue import DialogueError, Turns, as_turns
@@ -87,7 +87,7 @@ def self_chat(
     *,
     openings: Iterable[Turns] | None = None,
     turns: int = TURNS,
-    sampling: Sampling = DEFAULT_SAMPLING,
+    sampling: Sampling | None = None,
     other_sampling: Sampling | None = None,
     seed: int | None = DEFAULT_SEED,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
@@ -102,7 +102,8 @@ def self_chat(
       other: replies to that; by default the same bot. Any other model will do, since they exchange text.
       openings: how each conversation begins: a text, a list of texts or messages; 32 of small talk by default.
       turns: how many replies are said in each, those of both together.
-      sampling: of both, or of the first where `other_sampling` is given; an array of numbers has one a conversation.
+      sampling: of both, or of the first where `other_sampling` is given; what a bot has by default. An array of numbers has
+        one a conversation.
       other_sampling: of the other.
       seed: with a conversation's number and its turns it decides what is drawn; `None` draws one and logs it.
       max_new_tokens: the longest reply, in tokens.
@@ -147,7 +148,7 @@ def grow_conversations(
     *,
     openings: Iterable[Turns] | None = None,
     turns: int = TURNS,
-    sampling: Sampling = DEFAULT_SAMPLING,
+    sampling: Sampling | None = None,
     other_sampling: Sampling | None = None,
     seed: int | None = DEFAULT_SEED,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
@@ -167,6 +168,7 @@ def grow_conversations(
         if not isinstance(model, LanguageModel):
             raise TypeError(f"{name} is {shown(model)}; give a bot, such as `dg.load()`")
     progress = checked_progress(progress)
+    sampling = sampling_for(sampling, None)
     speakers = [
         (model, checked_sampling(chosen, len(begun)))
         for model, chosen in ((bot, sampling), (other, sampling if other_sampling is None else other_sampling))
