@@ -6,6 +6,7 @@ Letters: M rows, V vocabulary, B contexts, T tokens of them.
 import itertools
 import re
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +16,8 @@ from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, prompts
 
 from dialogpt_jax.decoding.generate import generate, generate_candidates
 from dialogpt_jax.decoding.logits import by_row
-from dialogpt_jax.decoding.processor_arrays import history_of, scopes_of, token_lists
-from dialogpt_jax.decoding.processors import NO_TOKEN, ReplyState, process
+from dialogpt_jax.decoding.processor_arrays import history_of, scopes_of, texts_as_ids, token_lists
+from dialogpt_jax.decoding.processors import NO_TOKEN, ReplyState, lower_repeats, process
 from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 
@@ -154,7 +155,7 @@ CASES = [
     *[{"no_repeat_ngram": size, "ngram_scope": scope} for size in (1, 2, 3, 4, 9) for scope in ("reply", "own", "context")],
     *[{**DRY, "dry_scope": scope, **more} for scope in ("reply", "own", "context")
       for more in ({}, {"dry_allowed_length": 2}, {"dry_range": 6}, {"dry_range": 1, "dry_multiplier": 0.0})],
-    {"dry_multiplier": 2.0, "dry_breakers": [9, 6]},
+    {"dry_multiplier": 2.0, "dry_breakers": [9, 6]}, {"dry_multiplier": 2.0, "repetition_penalty": 1.7},
     {"repetition_penalty": 0.6}, {"presence_penalty": -2.0, "frequency_penalty": -0.5},
     {"min_new_tokens": 3}, {"forced_tokens": [8, 2, 9]}, {"forced_end": True},
     {"decay_start": 0, "decay_factor": 1.5}, {"decay_start": 3, "decay_factor": 0.5},
@@ -188,6 +189,38 @@ def test_worked_examples_of_dry():
     lowered_MV = LOGITS - processed(DRY)
     lowered = [{int(v): round(float(row_V[v]), 4) for v in np.flatnonzero(row_V)} for row_V in lowered_MV]
     assert lowered == [{6: 2.0}, {}, {4: 2.0, 7: 1.0, 9: 1.0}, {3: 2.0, 5: 1.0}]
+
+
+def test_the_longest_repeat_of_a_token_counts():
+    """The last row is llama.cpp's example, a b c c b c y a b c. In the others 3 follows "1 2", n 2, and "5 2", n 1."""
+    replies = [[1, 2, 3, 9, 5, 2, 3, 8, 1, 2], [5, 2, 3, 8, 1, 2, 3, 9, 1, 2], [1, 2, 3, 3, 2, 3, 7, 1, 2, 3]]
+    sampling = Sampling(dry_multiplier=1.0, dry_base=2.0, dry_allowed_length=1, dry_scope="reply")
+    state = state_of(sampling)
+    state = ReplyState(np.array(replies), np.full(3, 10), np.full(3, 20), {}, state.lists, EOS)
+    lowered_MV = -np.asarray(jax.jit(lower_repeats)(np.zeros((3, VOCAB)), state, by_row(sampling, 3)))
+    lowered = [{int(v): float(row_V[v]) for v in np.flatnonzero(row_V)} for row_V in lowered_MV]
+    assert lowered == [{3: 2.0}, {3: 2.0}, {3: 4.0, 7: 2.0, 2: 1.0}]
+
+
+def test_texts_are_the_ids_of_a_tokenizer():
+    tokenizer = fakes.tiny_tokenizer()
+    given = {
+        "bad_words": ["rain", 3],
+        "logit_bias": {"the": -2.0, 5: 1.0},
+        "dry_multiplier": 1,
+        "dry_breakers": ["th", 4],
+    }
+    got = texts_as_ids(Sampling(**given), tokenizer)
+    assert got.bad_words == (*[tuple(tokenizer.encode(word)) for word in ("rain", " rain")], (3,))
+    assert got.logit_bias == (*[(tuple(tokenizer.encode(word)), -2.0) for word in ("the", " the")], ((5,), 1.0))
+    held = [i for i in range(tokenizer.vocab_size) if "th" in tokenizer.decode([i])]
+    assert len(held) > 2
+    assert got.dry_breakers == (*held, 4)
+    assert texts_as_ids(got, tokenizer) is got
+    with pytest.raises(
+        ValueError, match=r"^dry_breakers: no token holds 'in the rain'; give a shorter text, or a token id$"
+    ):
+        texts_as_ids(Sampling(dry_multiplier=1, dry_breakers=["in the rain"]), tokenizer)
 
 
 def test_own_turns_are_every_second_one_from_the_end():
