@@ -399,6 +399,34 @@ ODD = [
         (f"dg.load(revision={wrong})", TypeError, "revision is .*; give the name of a branch or tag, or a commit")
         for wrong in ("3", "pandas.Series([1, 2])", "np.ones((2, 4))", "b'main'")
     ),
+    (
+        "dg.Sampling(logit_bias={5: np.array([1.0, 2.0])})",
+        ValueError,
+        "a number of logit_bias is array.*; it must be",
+    ),
+    ("dg.Sampling(logit_bias={'': 1.0})", ValueError, "logit_bias holds a text of nothing; leave it out"),
+    ("dg.Sampling(bad_words=[['damn']])", ValueError, "a token of bad_words is 'damn'; it must be a whole number"),
+    ("dg.Sampling(stop_strings=['\\ud800'])", ValueError, "stop_strings holds '.ud800', which has a lone surrogate"),
+    ("dg.Sampling(bad_words=['\\ud800'])", ValueError, "bad_words holds '.ud800', which has a lone surrogate"),
+    ("dg.Sampling(forced_tokens='Hi')", ValueError, "forced_tokens is 'Hi'; give a list of token ids"),
+    ("dg.Sampling(no_repeat_ngram=np.array([0, 3]))", ValueError, "no_repeat_ngram is array.*, of which 0; it must be"),
+    ("dg.Sampling(dry_scope='all')", ValueError, "dry_scope is 'all'; it must be one of reply, own, context"),
+    ("dg.Sampling(xtc_threshold=0.1)", ValueError, "xtc_threshold goes with xtc_probability; give both, or leave"),
+    (
+        "bot.reply('Hi', sampling=dg.Sampling(suppress_tokens=[10**6]))",
+        ValueError,
+        "token id 1000000 is outside the vocabul",
+    ),
+    (
+        "bot.replies([['Hi']], sampling=dg.Sampling(bad_words=[10**6]))",
+        ValueError,
+        "token id 1000000 is outside the vocab",
+    ),
+    (
+        "bot.chat(sampling=dg.Sampling(dry_multiplier=1, dry_breakers=['no such'])).say('Hi')",
+        ValueError,
+        "no token holds 'no",
+    ),
     ("dg.Sampling(forced_end='yes')", TypeError, "forced_end is 'yes'; give True or False"),
     ("bot.reply('Hi', sampling=dg.Sampling(temperature=object()))", ValueError, "temperature is <object .*a number"),
     ("step(state=None)", TypeError, "state is None; give the TrainState of `init_state`"),

@@ -189,10 +189,8 @@ def _as_words(name: str, value: Any) -> tuple[Word, ...]:
 
 
 def _as_word(name: str, word: Any) -> Word:
-    if isinstance(word, str) and word:
-        return word
     if isinstance(word, str):
-        raise ValueError(f"{name} holds a text of nothing; leave it out")
+        return _as_text(name, word)
     found = _as_ids(name, word) if isinstance(word, Sequence) else _as_ids(name, (word,))
     if not found:
         raise ValueError(f"{name} holds a list of no tokens; leave it out, or give its token ids")
@@ -214,7 +212,7 @@ def _as_biases(name: str, value: Any) -> tuple[tuple[Word, float], ...]:
         raise ValueError(f"{name} is {shown(value)}; give a number for each token id, such as {{50: -2.0}}")
     found = {}
     for ids, bias in pairs:
-        if bias != -np.inf:
+        if not (is_number(bias) and bias == -np.inf):
             bias = as_number(f"a number of {name}", bias, least=-1e9, below=1e9)
         found[_as_word(name, as_plain(ids))] = float(bias)
     return tuple(found.items())
@@ -224,9 +222,15 @@ def _as_texts(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} is {shown(value)}; give a list of texts")
-    if not all(texts):
-        raise ValueError(f"{name} holds a text of nothing; leave it out, or give what ends a reply")
-    return tuple(texts)
+    return tuple(_as_text(name, text) for text in texts)
+
+
+def _as_text(name: str, text: str) -> str:
+    if not text:
+        raise ValueError(f"{name} holds a text of nothing; leave it out, or give what it is to find")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{name} holds {text!r}, which has a lone surrogate and is no text; leave it out")
+    return text
 
 
 def _as_functions(name: str, value: Any) -> tuple[Callable[..., Any], ...]:
