@@ -1,5 +1,6 @@
 """Replies to many dialogues: rows that are held at once, each given to the next dialogue when its reply has ended."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -60,13 +61,13 @@ def batched_answers(
         request = assemble(
             model.config, *prompts, sampling=rows_of_sampling(sampling, filled), keys=keys, width=group.width, **how
         )
-        return request.replace(bucket=bucket)  # of all rows: those of a group may need a smaller one
+        return dataclasses.replace(request, bucket=bucket)  # of all rows: those of a group may need a smaller one
 
     found: dict[int, Candidate] = {}
     for replies in roll(model.params, model.config, groups, request_of, rows=rows):
-        for i, *reply in replies:
+        for i, tokens, logprobs, length, finished in replies:
             try:
-                found[i] = candidate_of(model.tokenizer, *reply)
+                found[i] = candidate_of(model.tokenizer, tokens, logprobs, length, finished)
             except NonFiniteLogits as error:
                 raise NonFiniteLogits(f"dialogue {i}: {error}") from None
         if progress is not None:

@@ -146,7 +146,7 @@ class Bot(RankingModel):
         if options is None:
             out = generate_candidates(*asked, candidates=n, **how)
         else:
-            out = beam_search(*asked, n_best=n, **how, **dataclasses.asdict(options))
+            out = beam_search(*asked, **(how | dataclasses.asdict(options) | {"n_best": n}))
         out = jax.device_get(out)
         return Candidates(
             candidate_of(self.tokenizer, out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i], out.finished[0, i])

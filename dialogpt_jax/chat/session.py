@@ -105,7 +105,7 @@ class Chat:
         self._model, self._turns, self._attempt = model, texts_of(turns), 0
         self.beams = beam_options(beams, search)
         self.sampling = sampling_for(sampling, self.beams)
-        self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.seed, self.max_new_tokens = seed_or_drawn(seed), max_new_tokens
         self.finished, self.context_tokens = True, 0
         self._cache: Any = None
         self._cached: list[int] = []

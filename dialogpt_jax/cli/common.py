@@ -153,7 +153,7 @@ def load_bot(flags: ModelFlags, ranking: ModelsThatRank | None = None) -> "Bot":
 
     if flags.compilation_cache:
         keep_compiled_programs()
-    others = {} if ranking is None else {"reverse": ranking.reverse, "ranker": ranking.ranker}
+    others: dict[str, Any] = {} if ranking is None else {"reverse": ranking.reverse, "ranker": ranking.ranker}
     return load(flags.model, dtype=flags.dtype, revision=flags.revision, **others)
 
 

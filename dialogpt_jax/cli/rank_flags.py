@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
     class RankFlags(ModelsThatRank): ...
 
-    class EvalRankFlags(ModelsThatRank): ...
+    class EvalRankFlags(ModelsThatRank):
+        by: str | None
 else:
     _types = {"by": Literal[*RULES], "source": Literal[*SOURCES]}
 

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -110,9 +110,9 @@ def run(
         _check_plot(plot)
     bot = load_bot(model, rank)
     if ranked is not None:
-        how = {"sampling": settings, "seed": seed, "max_new_tokens": reply.max_new_tokens}
-        found = bot.rankings([dialogue], ranked, everything=explain or as_json or plot is not None, **how)[0]
-        return _show_ranking(found, seed, explain=explain, as_json=as_json, plot=plot)
+        how: dict[str, Any] = {"sampling": settings, "seed": seed, "max_new_tokens": reply.max_new_tokens}
+        [ranking] = bot.rankings([dialogue], ranked, everything=explain or as_json or plot is not None, **how)
+        return _show_ranking(ranking, seed, explain=explain, as_json=as_json, plot=plot)
     number = 1 if candidates is None else candidates  # the first of any number is the reply
     how = {} if searched is None else dataclasses.asdict(searched)
     found = bot.candidates(dialogue, n=number, sampling=settings, seed=seed, max_new_tokens=reply.max_new_tokens, **how)

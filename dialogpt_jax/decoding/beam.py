@@ -191,7 +191,8 @@ def _select(state: BeamState, logits_MV: jax.Array) -> tuple[BeamState, jax.Arra
     def of_group(said_BV: jax.Array, group: Any) -> tuple[jax.Array, Any]:
         fields, logits_MV = group
         before = dataclasses.replace(state, cache=None, **fields)
-        after, parents_BN = _select_of_all(before, logits_MV, before.rules.diversity_B[:, None] * said_BV)
+        cost_B: Any = before.rules.diversity_B
+        after, parents_BN = _select_of_all(before, logits_MV, cost_B[:, None] * said_BV)
         last_BN1 = jnp.maximum(after.live.counts_BN - 1, 0)[..., None]
         tokens_BN = jnp.take_along_axis(after.live.tokens_BNR, last_BN1, axis=2)[..., 0]
         goes_on_BN = ~before.done_B[:, None] & jnp.isfinite(after.live.scores_BN)

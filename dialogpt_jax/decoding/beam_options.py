@@ -87,8 +87,10 @@ def beam_options(beams: Any, words: BeamWords | Mapping[str, Any]) -> BeamOption
             raise TypeError(f"{name} is no argument; with beams there are {known}")
         if beams is None:
             raise ValueError(f"{name} goes with beams; give both, such as beams=4, or leave it out")
-    if beams is None or isinstance(beams, BeamOptions):
-        return dataclasses.replace(beams, **words) if words else beams
+    if beams is None:
+        return None
+    if isinstance(beams, BeamOptions):
+        return dataclasses.replace(beams, **words)
     return BeamOptions(beams, **words)
 
 

@@ -136,7 +136,7 @@ def begin_rows(params: Params, config: GPT2Config, request: Request) -> DecodeSt
     rows, width = request.tokens_BT.shape
     cache = init_cache(config, rows, width, compute_dtype(params))
     logits_PV, cache = prefill(params, config, request.tokens_BT, request.settings.lengths_M, cache)
-    how = {"slots": request.slots, "bucket": request.bucket, "eos": config.eos_token_id}
+    how: dict[str, Any] = {"slots": request.slots, "bucket": request.bucket, "eos": config.eos_token_id}
     how |= {"processors": request.processors, "stops": request.stops}
     return _by_row(begin(logits_PV, candidate_settings(request.settings, 1), cache, **how))
 
@@ -208,7 +208,8 @@ def roll(
         request = request_of(group)
         return group, request, begin_rows(params, config, request)
 
-    state, free, held = None, list(range(rows)), {}  # held: row → number of its context
+    state, free = None, list(range(rows))
+    held: dict[int, int] = {}  # row → number of its context
     ended: list[Ended] = []
     coming = begun()
     whole = (coming[1].processors, coming[1].stops) if coming else ()  # the same for all

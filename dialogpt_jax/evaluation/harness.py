@@ -217,7 +217,7 @@ def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Setti
 
 def _describe_rank(lm: RankingModel, rank: Rank) -> dict[str, Any]:
     """The rule with its numbers, and the model that decides."""
-    numbers = {"hypotheses": rank.hypotheses, "rank_temperature": rank.temperature}
+    numbers: dict[str, Any] = {"hypotheses": rank.hypotheses, "rank_temperature": rank.temperature}
     if rank.by == "mmi":
         backward = lm.backward_of(rank)
         assert backward is not None
