@@ -209,8 +209,7 @@ class GPT2(nn.Module):
         with jax.named_scope("embed"):
             # A pad may stand past the last position: it reads some row of wpe, for `lookup` gives NaN out of range.
             inside_BT = jnp.clip(positions_BT, 0, self.config.n_positions - 1)
-            x_BTD = self.wte(tokens_BT) + self.wpe(inside_BT)
-            x_BTD = self.drop(x_BTD, dropout_key is None, keys[-1])
+            x_BTD = self.drop(self.wte(tokens_BT) + self.wpe(inside_BT), dropout_key is None, keys[-1])
         caches = []
         inside = self.is_initializing() or self.is_mutable_collection("intermediates")  # what a function would hide
         for layer, block in enumerate(self.h):
@@ -311,9 +310,8 @@ def check_params(params: Params, config: GPT2Config) -> None:
         raise TypeError(f"params are {shown(params)}; give the tree that load_params and init_params return")
     blocks = {name for name in params if str(name).startswith("h_")}
     if len(blocks) != config.n_layer or f"h_{config.n_layer - 1}" not in blocks:
-        raise ValueError(
-            f"the parameters have {counted(len(blocks), 'blocks')}; the config's n_layer is {config.n_layer}"
-        )
+        held = counted(len(blocks), "blocks")
+        raise ValueError(f"the parameters have {held}; the config's n_layer is {config.n_layer}")
     outside, block = _shapes(config, is_int8(params))
     check_shapes("", {name: leaf for name, leaf in params.items() if name not in blocks}, outside)
     for layer in range(config.n_layer):
