@@ -1,24 +1,20 @@
 """Replies to many dialogues: rows that are held at once, each given to the next dialogue when its reply has ended."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 
 from dialogpt_jax.arguments import MOST, as_plain, as_whole_number, shown
-from dialogpt_jax.data.batches import fill_up, pad_right
-from dialogpt_jax.decoding.logits import top_k_bucket
-from dialogpt_jax.decoding.request import Request, assemble, bucket_of
-from dialogpt_jax.decoding.rolling import Group, plan, roll, slots_of
+from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.rolling import slots_of
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.soundness import NonFiniteLogits
 from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
-from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
-from dialogpt_jax.replies.settings import checked_length, checked_sampling, few_buckets, rows_of_sampling, seed_or_drawn
+from dialogpt_jax.replies.rolled import rolled_replies
+from dialogpt_jax.replies.settings import checked_length, checked_sampling, few_buckets, seed_or_drawn
 from dialogpt_jax.text.dialogue import DialogueError, TurnList, as_turns
 
 DEFAULT_ROWS = 32
@@ -49,28 +45,24 @@ def batched_answers(
     contexts = [model.encode(turns, max_new_tokens=longest_reply) for turns in checked]
     places = range(len(checked)) if places is None else places
     rows = batch_size or rows_that_fit(model, len(contexts), max(map(len, contexts), default=1), longest_reply)
-    groups = plan([len(context) for context in contexts], rows, model.config.n_positions)
-    bucket = top_k_bucket(sampling, model.config.vocab_size)
-    how: dict[str, Any] = {"max_new_tokens": longest_reply, "stops": model.stops(sampling)}
-    how["history_width"] = bucket_of(max(map(len, contexts), default=1), model.config.n_positions)
-
-    def request_of(group: Group) -> Request:
-        filled = fill_up(group.members, group.rows)
-        keys = row_keys(seed, [places[i] for i in filled], [len(checked[i]) for i in filled])
-        prompts = pad_right([contexts[i] for i in filled], group.width)
-        request = assemble(
-            model.config, *prompts, sampling=rows_of_sampling(sampling, filled), keys=keys, width=group.width, **how
-        )
-        return dataclasses.replace(request, bucket=bucket)  # of all rows: those of a group may need a smaller one
-
+    lots = rolled_replies(
+        model,
+        contexts,
+        sampling=sampling,
+        seed=seed,
+        places=places,
+        turns=[len(turns) for turns in checked],
+        max_new_tokens=longest_reply,
+        rows=rows,
+    )
     found: dict[int, Candidate] = {}
-    for replies in roll(model.params, model.config, groups, request_of, rows=rows):
+    for replies in lots:
         for i, tokens, logprobs, length, finished in replies:
             try:
                 found[i] = candidate_of(model.tokenizer, tokens, logprobs, length, finished)
             except NonFiniteLogits as error:
                 raise NonFiniteLogits(f"dialogue {i}: {error}") from None
-        if progress is not None:
+        if progress is not None and replies:
             progress(len(found), len(contexts))
     return Candidates(found[i] for i in range(len(contexts)))
 

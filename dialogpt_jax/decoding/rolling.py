@@ -192,6 +192,9 @@ def roll(
 ) -> Iterator[list[Ended]]:
     """The reply to each context of the groups, those that ended in one call of `go_on` at a time.
 
+    They are given when the next call is under way, at first none: so what the caller does with them costs no time, and a
+    caller who takes turns between several devices keeps all of them at work.
+
     Args:
       params, config: the model.
       groups: of `plan`, whose narrowest come first.
@@ -228,8 +231,7 @@ def roll(
             coming = begun()
         enough = few_of(rows) if coming else rows  # fewer are free, or the group would have been let in
         state, told = go_on(params, config, state, np.int32(MOST_STEPS), np.int32(enough), *whole)
-        if ended:
-            yield ended
+        yield ended
         told = jax.device_get(told)
         done = [row for row in held if told.done_M[row]]
         ended = [_ended(held.pop(row), told, row) for row in done]

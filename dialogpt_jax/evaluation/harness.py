@@ -1,10 +1,11 @@
 """Contexts flow in; a model's replies to them come out, from compiled batches that any number of devices may share.
 
-    contexts ─plan→ batches ─rounds→ one batch a device ─generate→ replies ─as they come→ file ─again→ the batches left
+    contexts ─group_by_length→ batches ─a device each→ replies ─as they come→ file ─again→ the batches not in it whole
 
-A batch is decided by the contexts and its size alone: always the same rows in the same program, whichever device takes
-it, however many there are, and whether the run was interrupted. So none of these changes a reply. A batch that was not
-written whole is made again.
+Within a batch a reply that ends gives its row to the next context (`decoding/rolling.py`). A batch is decided by the
+contexts and its size alone: always the same contexts in the same programs, whichever device takes it, however many there
+are, and whether the run was interrupted. So none of these changes a reply. A batch that was not written whole is made
+again. With beams or a rank, whose rows do not come and go, a batch is as many contexts as there are rows.
 
 Letters: B rows of all devices together, T prompt tokens.
 """
@@ -22,11 +23,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.arguments import shown
-from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import fill_up, pad_right
-from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.beam_search import beam_search
-from dialogpt_jax.decoding.generate import Generated, generate
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.decoding.soundness import check_finite
@@ -34,12 +32,14 @@ from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.kept_rows import make_rows
 from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, Reply
 from dialogpt_jax.evaluation.settings import Settings
-from dialogpt_jax.model import Params
 from dialogpt_jax.ranking.dialogrpt import Ranker
 from dialogpt_jax.ranking.rank_options import Rank
 from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.rolled import rolled_replies
+
+ROWFULS = 8  # contexts of a batch, as multiples of the rows: the rows run empty once a batch
 
 
 def answer(
@@ -55,9 +55,8 @@ def answer(
 ) -> list[Reply]:
     """A reply to each context, in their order: those that `out` holds already, and the others.
 
-    Compiled once for each bucket of context lengths (a power of two from 16 on). A run that is interrupted leaves whole
-    batches in `out`; the same call goes on from there, and ends with the same file, byte for byte on the same kind of
-    machine.
+    A run that is interrupted leaves in `out` what had come; the same call goes on from the whole batches in it, and ends
+    with the same file, byte for byte on the same kind of machine.
 
     Args:
       lm: the model.
@@ -78,11 +77,16 @@ def answer(
         _ranking(lm).backward_of(settings.rank)  # which may be missing
     length = min(settings.max_new_tokens, lm.config.n_positions)
     prompts = [lm.encode(context.turns, max_new_tokens=length) for context in contexts]
-    batches = group_by_length([len(prompt) for prompt in prompts], settings.rows)[part[0] :: part[1]]
+    rolls = settings.beams is None and settings.rank is None
+    size = settings.rows * (ROWFULS if rolls else 1)
+    batches = group_by_length([len(prompt) for prompt in prompts], size)[part[0] :: part[1]]
     kept_in = None if out is None else layout(out, describe_run(lm, contexts, settings), contexts)
 
     def make(left: list[Sequence[int]]) -> Iterator[list[Reply]]:
-        return generate_batches(lm, contexts, prompts, left, settings, devices=devices)
+        if settings.rank is not None:
+            return _ranked_batches(_ranking(lm), contexts, left, settings.rank, settings)
+        make_batches = roll_batches if rolls else search_batches
+        return make_batches(lm, contexts, prompts, left, settings, devices=devices)
 
     return make_rows(kept_in, batches, make, progress)
 
@@ -106,7 +110,7 @@ def rounds(batches: Sequence[Sequence[int]], buckets: Sequence[int], devices: in
         yield from (members[begin : begin + devices] for begin in range(0, len(members), devices))
 
 
-def generate_batches(
+def roll_batches(
     lm: LanguageModel,
     contexts: Sequence[Context],
     prompts: Sequence[Sequence[int]],
@@ -115,14 +119,55 @@ def generate_batches(
     *,
     devices: Sequence[Any] | None = None,
 ) -> Iterator[list[Reply]]:
-    """The replies of each round of batches, as they come; arguments as in `answer`.
+    """The replies of all batches as they end; arguments as in `answer`. A device that is done takes the next batch."""
+    waiting = iter(batches)
+    sampling, longest = lm.with_ids(settings.sampling), min(settings.max_new_tokens, lm.config.n_positions)
+
+    def one_device(device: Any) -> Iterator[list[Reply]]:
+        params = None
+        for batch in waiting:
+            params = jax.device_put(lm.params, device) if params is None else params
+            lots = rolled_replies(
+                lm,
+                [prompts[i] for i in batch],
+                sampling=sampling,
+                seed=settings.seed,
+                places=batch,
+                turns=[len(contexts[i].turns) for i in batch],
+                max_new_tokens=longest,
+                rows=settings.rows,
+                params=params,
+            )
+            for lot in lots:
+                yield [
+                    _reply(lm, contexts, settings.seed, batch[place], tokens, logprobs, length, finished)
+                    for place, tokens, logprobs, length, finished in lot
+                ]
+
+    running = [one_device(device) for device in (jax.local_devices() if devices is None else devices)]
+    while running:
+        for one in list(running):
+            replies = next(one, None)
+            if replies is None:
+                running.remove(one)
+            elif replies:
+                yield replies
+
+
+def search_batches(
+    lm: LanguageModel,
+    contexts: Sequence[Context],
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    settings: Settings,
+    *,
+    devices: Sequence[Any] | None = None,
+) -> Iterator[list[Reply]]:
+    """The best of the beams of each round of batches, as they come; arguments as in `answer`.
 
     Rows are sharded over a mesh of the devices, parameters are on each of them.
     """
-    if not batches:
-        return
-    if settings.rank is not None:
-        yield from _ranked_batches(_ranking(lm), contexts, batches, settings.rank, settings)
+    if not batches or settings.beams is None:
         return
     config, rows = lm.config, settings.rows
     buckets = [bucket_of(max(len(prompts[i]) for i in batch), config.n_positions) for batch in batches]
@@ -140,9 +185,11 @@ def generate_batches(
             "keys": jax.device_put(keys, NamedSharding(mesh, PartitionSpec("rows"))),
             "stops": lm.stops(settings.sampling),
         }
-        replies = jax.device_get(_ask(params, config, tokens_BT, lengths_B, settings.beams, how))
+        how |= dataclasses.asdict(settings.beams)
+        found = jax.device_get(beam_search(params, config, tokens_BT, lengths_B, **how))
+        best = [x[:, 0] for x in (found.tokens, found.logprobs, found.lengths, found.finished)]
         yield [
-            _reply(lm, contexts, settings.seed, i, *(x[d * rows + b] for x in jax.tree.leaves(replies)))
+            _reply(lm, contexts, settings.seed, i, *(x[d * rows + b] for x in best))
             for d, batch in enumerate(members)
             for b, i in enumerate(batch)
         ]
@@ -163,24 +210,13 @@ def _ranked_batches(
         turns = [contexts[i].turns for i in batch]
         rankings = lm.rankings(turns, rank, max_new_tokens=settings.max_new_tokens, places=batch, **how)
         yield [
-            _reply(lm, contexts, settings.seed, i, best.tokens, len(best.tokens), best.finished, best.logprobs)
+            _reply(lm, contexts, settings.seed, i, best.tokens, best.logprobs, len(best.tokens), best.finished)
             for i, (best, *_) in zip(batch, rankings, strict=True)
         ]
 
 
-def _ask(
-    params: Params, config: GPT2Config, tokens_BT: Any, lengths_B: Any, beams: BeamOptions | None, how: Any
-) -> Generated:
-    """A reply to each row: drawn, or the best of its beams."""
-    if beams is None:
-        return generate(params, config, tokens_BT, lengths_B, **how)
-    found = beam_search(params, config, tokens_BT, lengths_B, **dataclasses.asdict(beams), **how)
-    best = jax.tree.map(lambda x: x[:, 0], found)
-    return Generated(best.tokens, best.lengths, best.finished, best.logprobs)
-
-
 def _reply(
-    lm: LanguageModel, contexts: Sequence[Context], seed: int, i: int, tokens, length, finished, logprobs
+    lm: LanguageModel, contexts: Sequence[Context], seed: int, i: int, tokens, logprobs, length, finished
 ) -> Reply:
     context, length = contexts[i], int(length)
     check_finite(bool(np.isfinite(logprobs[:length]).all()))

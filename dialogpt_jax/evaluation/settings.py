@@ -39,7 +39,7 @@ class Settings:
       max_new_tokens: the longest reply, EOS included.
       beams: how beams are searched; `None`: without them.
       rank: how one of several replies is chosen; `None`: one is made.
-      rows: contexts in a batch, which one device answers at a time. Rounding differs with it (1e-6 in float32).
+      rows: contexts that one device answers at a time. Rounding differs with it (1e-6 in float32).
     """
 
     sampling: Sampling = DECODINGS[DEFAULT_DECODING]

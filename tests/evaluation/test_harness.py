@@ -29,6 +29,14 @@ def some_contexts(num):
 
 
 CONTEXTS = some_contexts(42)
+BATCH = 2 * ROWS  # five batches, and one of two
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dialogpt_jax.evaluation.harness.ROWFULS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,24 +80,25 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("rounds_before", [1, 4])
-def test_stopped_and_gone_on_with_is_the_same_file(bot, unbroken, one_device, tmp_path, rounds_before):
+@pytest.mark.parametrize(("stop_at", "kept"), [(1, 0), (2 * BATCH + 1, 2 * BATCH)])
+def test_stopped_and_gone_on_with_is_the_same_file(bot, unbroken, one_device, tmp_path, stop_at, kept):
     out, seen = tmp_path / "out.jsonl", []
 
     def stop(replies, left):
-        seen.append((len(replies), left))
-        if len(seen) == rounds_before:
+        seen.append(len(replies))
+        assert left == len(CONTEXTS) - sum(seen)
+        if sum(seen) >= stop_at:
             raise StoppedError
 
     with pytest.raises(StoppedError):
         answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device, progress=stop)
-    assert out.read_bytes().count(b"\n") == 1 + ROWS * rounds_before
+    assert out.read_bytes().count(b"\n") == 1 + sum(seen) < 1 + kept + BATCH
     news = []
     answer(
         bot, CONTEXTS, SETTINGS, out=out, devices=one_device, progress=lambda new, left: news.append((len(new), left))
     )
     assert out.read_bytes() == unbroken
-    assert sum(num for num, _ in news) == len(CONTEXTS) - ROWS * rounds_before  # nothing is made twice
+    assert sum(num for num, _ in news) == len(CONTEXTS) - kept  # of whole batches nothing is made twice
     assert news[-1][1] == 0
 
 
@@ -98,12 +107,13 @@ def test_killed_within_a_line_and_then_once_more_it_goes_on(bot, unbroken, one_d
     out = tmp_path / "out.jsonl"
 
     def stop(replies, left):
-        raise StoppedError
+        if left < len(CONTEXTS) - BATCH:
+            raise StoppedError
 
     for _ in range(2):
         with pytest.raises(StoppedError):
             answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device, progress=stop)
-        assert len(read_replies(out)) == ROWS
+        assert BATCH < len(read_replies(out)) < 2 * BATCH
         out.write_bytes(out.read_bytes()[:-3])
     answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device)
     assert out.read_bytes() == unbroken
@@ -124,21 +134,20 @@ def test_lines_that_are_gone_are_made_again_with_their_batch(bot, unbroken, one_
     out.write_bytes(b"".join([head, *lines[:7], *lines[8:]]))
     answer(bot, CONTEXTS, SETTINGS, out=out, devices=one_device, progress=lambda new, left: news.append(len(new)))
     assert out.read_bytes() == unbroken
-    assert news == [ROWS]
+    assert sum(news) == BATCH
 
 
 def test_a_finished_run_computes_nothing(bot, unbroken, tmp_path, monkeypatch):
     (tmp_path / "o").write_bytes(unbroken)
-    monkeypatch.setattr("dialogpt_jax.evaluation.harness.generate", None)
+    monkeypatch.setattr("dialogpt_jax.evaluation.harness.rolled_replies", None)
     assert len(answer(bot, CONTEXTS, SETTINGS, out=tmp_path / "o")) == len(CONTEXTS)
     assert (tmp_path / "o").read_bytes() == unbroken
 
 
 def test_the_number_of_devices_changes_nothing(bot, unbroken, tmp_path):
-    """Eleven batches: a full round of eight devices, and one that is not."""
+    """Six batches: each device takes the next when it is done with one."""
     (tmp_path / "o").write_bytes(unbroken)
-    used = jax.local_devices()
-    assert len(used) == 8
+    used = jax.local_devices()[:2]
     found = answer(bot, CONTEXTS, SETTINGS, devices=used)
     for one, other in zip(read_replies(tmp_path / "o").values(), found, strict=True):
         assert one._replace(logprob=0) == other._replace(logprob=0)
@@ -158,17 +167,18 @@ def test_beams_are_the_bot_s_on_one_device_and_on_several(bot, one_device):
     assert describe_run(bot, CONTEXTS, settings) != describe_run(bot, CONTEXTS, plain)
 
 
-def test_rows_are_on_all_devices(bot, monkeypatch):
+def test_each_device_takes_a_batch(bot, monkeypatch):
     seen = []
 
-    def spy(params, config, tokens_BT, lengths_B, *, keys, **rest):
-        seen.append((len(keys.sharding.device_set), keys.sharding.shard_shape(keys.shape), tokens_BT.shape[0]))
-        raise StoppedError
+    def spy(lm, contexts, *, params, rows, **rest):
+        seen.append((params["wte"]["embedding"].devices(), len(contexts), rows))
+        yield []
 
-    monkeypatch.setattr("dialogpt_jax.evaluation.harness.generate", spy)
-    with pytest.raises(StoppedError):
-        answer(bot, CONTEXTS, SETTINGS)
-    assert seen == [(8, (ROWS,), 8 * ROWS)]
+    monkeypatch.setattr("dialogpt_jax.evaluation.harness.rolled_replies", spy)
+    answer(bot, CONTEXTS, SETTINGS)
+    used = jax.local_devices()
+    assert len(used) == 8
+    assert seen == [({used[i]}, BATCH if i < 5 else 2, ROWS) for i in range(6)]
 
 
 def test_no_device_waits_for_another(bot):
