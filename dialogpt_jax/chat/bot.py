@@ -335,10 +335,12 @@ class Bot(RankingModel):
         seed: int | None = DEFAULT_SEED,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         beams: int | None = None,
+        rank: str | RankFunction | Rank | None = None,
         **search: Unpack[BeamWords],
     ) -> Chat:
         """A conversation, `dialogpt_jax.Chat`, that keeps its turns and, between them, the cache."""
-        return Chat(self, seed=seed, sampling=sampling, max_new_tokens=max_new_tokens, beams=beams, **search)
+        how: dict[str, Any] = {"seed": seed, "sampling": sampling, "max_new_tokens": max_new_tokens}
+        return Chat(self, beams=beams, rank=rank, **how, **search)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes a model directory that this package, transformers and CTranslate2 load; in int8, this package alone."""

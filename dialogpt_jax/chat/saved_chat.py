@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from dialogpt_jax.arguments import as_path, as_plain
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.ranking.rank_options import Rank
 
 FORMAT = "dialogpt_jax chat 1"
 
@@ -29,6 +30,7 @@ class SavedChat(NamedTuple):
     max_new_tokens: int
     sampling: Sampling
     beams: BeamOptions | None = None
+    rank: Rank | None = None
 
 
 def write_chat(path: str | os.PathLike[str], chat: SavedChat) -> None:
@@ -41,12 +43,15 @@ def write_chat(path: str | os.PathLike[str], chat: SavedChat) -> None:
     path = as_path("path", path)
     if chat.sampling.processors:
         raise ChatError("a file cannot hold the functions of its sampling; take them out before you save the chat")
+    if chat.rank is not None and callable(chat.rank.by):
+        raise ChatError("a file cannot hold the function by which its replies are ranked; set another rank, or none")
     sampling = {name: as_plain(value) for name, value in vars(chat.sampling).items()}
     state = {"format": FORMAT} | chat._asdict() | {"sampling": sampling}
-    if chat.beams is None:
-        del state["beams"]
-    else:
-        state["beams"] = vars(chat.beams)
+    for name, options in (("beams", chat.beams), ("rank", chat.rank)):
+        if options is None:
+            del state[name]
+        else:
+            state[name] = vars(options)
     part = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
         part.write_text(json.dumps(state, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -82,9 +87,10 @@ def read_chat(path: str | os.PathLike[str]) -> SavedChat:
         if any(isinstance(value, list | dict) for value in vars(sampling).values()):
             raise ValueError("its sampling holds no numbers")
         beams = BeamOptions(**state["beams"]) if state.get("beams") is not None else None
+        rank = Rank(**state["rank"]) if state.get("rank") is not None else None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ChatError(f"{path}: not a saved chat ({error})") from None
-    return SavedChat(turns, seed, attempt, length, sampling, beams)
+    return SavedChat(turns, seed, attempt, length, sampling, beams, rank)
 
 
 def _as_today(sampling: Mapping[str, Any]) -> dict[str, Any]:

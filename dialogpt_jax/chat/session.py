@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -27,6 +27,9 @@ from dialogpt_jax.decoding.request import Request, assemble, bucket_of
 from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
 from dialogpt_jax.errors import counted
 from dialogpt_jax.model import compute_dtype
+from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank, describe_rank
+from dialogpt_jax.ranking.ranking_model import RankingModel
+from dialogpt_jax.ranking.report import Ranking
 from dialogpt_jax.replies.candidates import candidate_of, on_one_line
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
@@ -52,6 +55,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "sampling": checked_sampling,
     "max_new_tokens": checked_length,
     "beams": lambda beams: beam_options(beams, {}),
+    "rank": lambda rank: None if rank is None else as_rank(rank),
 }
 
 
@@ -66,11 +70,14 @@ class Chat:
       model: a `Bot`, or any `LanguageModel`.
       seed, sampling, max_new_tokens, beams: as for a `Bot`, with the words that go with `beams`; one number each, since
         there is one dialogue. With beams a reply comes whole, streamed or not.
+      rank: as for `Bot.reply`: several replies are made, and the best one comes, whole.
       turns: what was said before, as texts or messages.
 
     Attributes:
       seed, sampling, max_new_tokens: as given; they may be set between turns.
       beams: `None`, or how beams are searched; it may be set to a number of them.
+      rank: `None`, or how one of several replies is chosen; it may be set.
+      ranking: of a ranked reply, the last one's `Ranking`: what was proposed and why it won.
       finished: whether the last reply ended by itself.
       context_tokens: how many tokens of context the last reply had.
 
@@ -87,7 +94,8 @@ class Chat:
     seed: int
     sampling: Sampling
     max_new_tokens: int
-    beams: Any  # a number comes back as `BeamOptions`
+    beams: Any = None  # a number comes back as `BeamOptions`
+    rank: Any = None  # a rule comes back as `Rank`
 
     def __init__(
         self,
@@ -98,15 +106,18 @@ class Chat:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         turns: Turns = (),
         beams: int | BeamOptions | None = None,
+        rank: str | RankFunction | Rank | None = None,
         **search: Unpack[BeamWords],
     ):
         if not isinstance(model, LanguageModel):
             raise TypeError(f"a chat is with a Bot; got {shown(model)}; `load` gives one")
         self._model, self._turns, self._attempt = model, texts_of(turns), 0
         self.beams = beam_options(beams, search)
-        self.sampling = sampling_for(sampling, self.beams)
+        self.rank = rank
+        self.sampling = sampling_for(sampling, self.beams, self.rank)
         self.seed, self.max_new_tokens = seed_or_drawn(seed), max_new_tokens
         self.finished, self.context_tokens = True, 0
+        self.ranking: Ranking | None = None
         self._cache: Any = None
         self._cached: list[int] = []
         self._ends_at: int | None = (
@@ -120,6 +131,13 @@ class Chat:
         value = _CHECKS[name](value) if name in _CHECKS else value
         if name == "beams" and value is not None:
             check_room(value, self._model.config.vocab_size)
+        if name == "rank" and value is not None:
+            if not isinstance(self._model, RankingModel):
+                raise TypeError(f"a rank needs a Bot, which proposes several replies; got {shown(self._model)}")
+            self._model.backward_of(value)  # which may be missing
+        others = {"beams": self.rank, "rank": self.beams}
+        if value is not None and others.get(name) is not None:
+            raise ValueError("rank and beams are two ways to a reply; give one of them")
         super().__setattr__(name, value)
 
     @property
@@ -141,7 +159,7 @@ class Chat:
         """Takes the last turn and its reply back; the user's text."""
         with self._free():
             text = self._last_answered("undo")
-            self._turns, self._attempt = self._turns[:-2], 0
+            self._turns, self._attempt, self.ranking = self._turns[:-2], 0, None
             return text
 
     def retry(self) -> str:
@@ -157,12 +175,13 @@ class Chat:
     def reset(self) -> None:
         """Forgets all turns."""
         with self._free():
-            self._turns, self._attempt = [], 0
+            self._turns, self._attempt, self.ranking = [], 0, None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes turns, seed and settings as one JSON object; its `turns` are a line of training data."""
         with self._free():
             saved = SavedChat(self._turns, self.seed, self._attempt, self.max_new_tokens, self.sampling, self.beams)
+            saved = saved._replace(rank=self.rank)
         write_chat(path, saved)
 
     @classmethod
@@ -194,7 +213,8 @@ class Chat:
     def described(self) -> str:
         """How replies are made, for a person."""
         searched = "" if self.beams is None else f", {describe_beams(self.beams)}"
-        return f"{describe_sampling(self.sampling)}{searched}"
+        ranked = "" if self.rank is None else f", {describe_rank(self.rank)}"
+        return f"{describe_sampling(self.sampling)}{searched}{ranked}"
 
     def _said(self) -> list[tuple[str, str]]:
         """Who said what: the last turn is the bot's, the one before it the user's, and so on back."""
@@ -238,10 +258,14 @@ class Chat:
         self.context_tokens = len(context)
         ids: list[int] = []
         said, record, safety = "", False, getattr(self._model, "safety", None)
-        held_back, self._ends_at = False, None
+        held_back, self._ends_at, self.ranking = False, None, None
+        pieces: Iterable[str]
         try:
-            tokens = self._tokens(context, keys_B) if self.beams is None else self._best(context, keys_B)
-            pieces = pieces_of(tokens, tokenizer, ids=ids, safety=safety)
+            if self.rank is not None:
+                pieces = [self._ranked(context, keys_B, [*before, text], attempt, ids)]
+            else:
+                tokens = self._tokens(context, keys_B) if self.beams is None else self._best(context, keys_B)
+                pieces = pieces_of(tokens, tokenizer, ids=ids, safety=safety)
             for piece in pieces if self.beams is None else ["".join(pieces)]:
                 said += piece
                 yield piece
@@ -290,6 +314,26 @@ class Chat:
         found = candidate_of(self._model.tokenizer, *best)
         self._ends_at = len(found.tokens) if found.finished else None
         return found.tokens.tolist()
+
+    def _ranked(self, context: list[int], keys_B: Any, turns: list[str], attempt: int, ids: list[int]) -> str:
+        """The best of several replies; its ids go into `ids`. The cache goes on from it by one write."""
+        config, rank = self._model.config, self.rank
+        request, cache = self._begun(context, keys_B, rank.hypotheses)
+        state, _ = streaming.start(self._model.params, config, request, cache)
+        state, said = streaming.steps(self._model.params, config, state, self.max_new_tokens, request.processors)
+        replies, finished, _ = streaming.read(said)
+        proposed = [
+            candidate_of(self._model.tokenizer, np.array(own, np.int32), logprobs_R, len(own), ended)
+            for own, logprobs_R, ended in zip(replies, np.asarray(state.logprobs_MR), finished, strict=True)
+        ]
+        assert isinstance(self._model, RankingModel)
+        self.ranking = self._model.order(turns, proposed, rank, seed=self.seed, attempt=attempt)
+        best = self.ranking[0]
+        ids += best.tokens.tolist()
+        self._ends_at = len(ids) if best.finished else None
+        self._cache = streaming.keep(config, state, [best.number])
+        self._cached = (context + ids[:-1])[: self._cache.num_slots]
+        return self.ranking.reply
 
     def _tokens(self, context: list[int], keys_B: Any) -> Iterator[int]:
         """The reply's ids one by one. The cache is taken out, and put back when a call has returned it."""

@@ -3,6 +3,7 @@
 temperature 0.7 top_p none                     numbers, `none` turns one off
 penalty_scope own    forced_end yes
 beams 4              early_stopping never      `beams none`: no search
+rank mmi hypotheses 8                          `rank off`: one reply is drawn
 stop_strings "see you" bye                     a list takes all words behind it; `none` empties it
 logit_bias well=-2                             TEXT=N, each
 """
@@ -14,12 +15,13 @@ from typing import Any
 
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING_WORDS, BeamOptions
 from dialogpt_jax.decoding.sampling import FOLLOWERS, LISTS, NUMBERS, SCOPES
+from dialogpt_jax.ranking.rank_options import SETTINGS as OF_RANK
 
 TEXTS = ("stop_strings", "bad_words", "dry_breakers")
 # Of a sampling, all but its functions; of beams; and what a chat has besides.
 SETTINGS = (*NUMBERS, *SCOPES, "forced_end", *(name for name in LISTS if name != "processors"))
 OF_BEAMS = tuple(field.name for field in dataclasses.fields(BeamOptions))
-SETTABLE = (*SETTINGS, *OF_BEAMS, "max_new_tokens", "seed")
+SETTABLE = (*SETTINGS, *OF_BEAMS, *OF_RANK, "max_new_tokens", "seed")
 
 
 def settings_of(words: str) -> dict[str, Any]:
@@ -78,8 +80,10 @@ def _listed(name: str, words: Sequence[str]) -> Any:
 
 
 def _value(name: str, word: str) -> Any:
-    if name in SCOPES:
+    if name in SCOPES or name == "source":
         return word
+    if name == "rank":
+        return None if word in ("off", "none") else word
     if name == "forced_end":
         if word not in ("yes", "no"):
             raise ValueError(f"forced_end: {word!r} is not `yes` or `no`")
@@ -90,9 +94,9 @@ def _value(name: str, word: str) -> Any:
         return EARLY_STOPPING_WORDS[word]
     if name == "beams" and word == "none":
         return None
-    if name not in (*NUMBERS, "length_penalty", "diversity_penalty"):
+    if name not in (*NUMBERS, "length_penalty", "diversity_penalty", "backward_weight", "rank_temperature"):
         return _whole(name, word)
-    if word == "none" and name != "length_penalty":
+    if word == "none" and name not in ("length_penalty", "backward_weight", "rank_temperature"):
         return None
     try:
         return float(word)

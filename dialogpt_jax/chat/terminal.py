@@ -18,15 +18,17 @@ from rich.console import Console
 
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.chat.session import Chat, ChatError
-from dialogpt_jax.chat.setting_words import OF_BEAMS, SETTABLE, SETTINGS, settings_of
+from dialogpt_jax.chat.setting_words import OF_BEAMS, OF_RANK, SETTABLE, SETTINGS, settings_of
 from dialogpt_jax.chat.wrapping import WordWrap
 from dialogpt_jax.decoding.beam_options import change_beams
 from dialogpt_jax.errors import counted, escape_controls, one_line
+from dialogpt_jax.ranking.rank_options import change_rank
+from dialogpt_jax.ranking.table import PIPE, print_ranking
 from dialogpt_jax.replies.settings import checked_length, sampling_for, seed_or_drawn
 from dialogpt_jax.text.dialogue import TruncationWarning
 from dialogpt_jax.text.lines import written_lines
 
-COMMANDS = ("/undo", "/retry", "/reset", "/save", "/load", "/settings", "/help", "/quit")
+COMMANDS = ("/undo", "/retry", "/reset", "/save", "/load", "/settings", "/why", "/help", "/quit")
 HELP = """\
 /undo              take the last turn and its reply back
 /retry             another reply to the last turn
@@ -37,6 +39,8 @@ HELP = """\
 /settings top_k 5  set one of them (or top_k=5); `none`: off
 /settings bad_words one "or another"  all of a list
 /settings beams 4  the best of a search; it comes whole
+/settings rank mmi the best of several; it comes whole
+/why               what they were, and why it won
 /help              this list
 /quit              leave, as Ctrl-D does
 Ctrl-C             stop a reply"""
@@ -136,6 +140,11 @@ class Terminal:
                 with _files():
                     self.chat = Chat.load(rest, self._bot)
                 self._show_turns(rest)
+            case "why" if self.chat.ranking is None:
+                raise ValueError("the last reply was not chosen among others; /settings rank mmi")
+            case "why":
+                pipe = Console(stderr=True, highlight=False, width=PIPE)
+                print_ranking(self.chat.ranking, self._out if self._person else pipe)
             case "settings":
                 self._set(rest)
                 shown = f"{self.chat.described()}, max_new_tokens {self.chat.max_new_tokens}"
@@ -156,14 +165,20 @@ class Terminal:
     def _set(self, words: str) -> None:
         changes = settings_of(words)
         beams = change_beams(self.chat.beams, {name: changes[name] for name in OF_BEAMS if name in changes})
+        rank = change_rank(self.chat.rank, {name: changes[name] for name in OF_RANK if name in changes})
+        if rank is not None and beams is not None:
+            raise ValueError("rank and beams are two ways to a reply; turn one off: /settings rank off, or beams none")
         sampling = self.chat.sampling
-        if sampling == sampling_for(None, self.chat.beams):  # what nobody has said follows the beams
-            sampling = sampling_for(None, beams)
+        if sampling == sampling_for(None, self.chat.beams, self.chat.rank):  # what nobody has said follows these
+            sampling = sampling_for(None, beams, rank)
         drawn = {name: value for name, value in changes.items() if name in SETTINGS}
         changed = dataclasses.replace(sampling, **drawn)
         length = checked_length(changes.get("max_new_tokens", self.chat.max_new_tokens))
         seed = seed_or_drawn(changes.get("seed", self.chat.seed))  # all is sound before anything is set
+        if rank is None:
+            self.chat.rank = None
         self.chat.beams = beams  # unless they are too many for the vocabulary
+        self.chat.rank = rank  # unless no model is there for it
         self.chat.sampling, self.chat.max_new_tokens, self.chat.seed = changed, length, seed
 
     def _show(self, pieces: Iterator[str]) -> None:

@@ -15,6 +15,7 @@ from dialogpt_jax.cli.common import (
     seed_of,
 )
 from dialogpt_jax.cli.flags import make_app
+from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
 from dialogpt_jax.replies.settings import sampling_for
 
 EXAMPLES = """\
@@ -23,6 +24,7 @@ Examples:
   dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
   dialogpt chat --load chat.json                go on with what /save wrote
   dialogpt chat --beams 4                       the best of a beam search, whole
+  dialogpt chat --rank mmi                      the best of 16, whole; /why says why
   printf 'Hi!\\nHow are you?\\n' | dialogpt chat  a reply a line
 """
 app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)
@@ -36,15 +38,18 @@ def run(
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
     beams: BeamFlags = BeamFlags(),  # noqa: B008
+    rank: RankFlags = RankFlags(),  # noqa: B008
 ) -> int:
     from dialogpt_jax.chat.session import Chat
     from dialogpt_jax.chat.terminal import Terminal
 
     searched, seed = beams_of(beams), seed_of(reply.seed)
-    settings = sampling_of(sampling, sampling_for(None, searched))
-    bot = load_bot(model)
+    ranked = rank_of(rank, searched)
+    settings = sampling_of(sampling, sampling_for(None, searched, ranked))
+    bot = load_bot(model, rank)
     if load is not None:
         chat = Chat.load(load, bot)
     else:
-        chat = Chat(bot, seed=seed, sampling=settings, max_new_tokens=reply.max_new_tokens, beams=searched)
+        how = {"seed": seed, "sampling": settings, "max_new_tokens": reply.max_new_tokens}
+        chat = Chat(bot, beams=searched, rank=ranked, **how)
     return Terminal(bot, chat, name=model.model or "the bundled model", loaded=load).run()

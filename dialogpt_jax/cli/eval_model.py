@@ -18,6 +18,7 @@ from dialogpt_jax.evaluation import settings, tables
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.intervals import compare
 from dialogpt_jax.evaluation.replies import Reply, read_replies
+from dialogpt_jax.ranking.rank_options import describe_rank
 
 
 def _part(_: Any, tokens: Any) -> tuple[int, int]:
@@ -142,7 +143,7 @@ def run_model(
     asked_of = f"{counted(len(contexts), 'contexts')} of {counted(len(dialogues), 'dialogues')}"
     how = "" if searched is None else f", {describe_beams(searched)}"
     if ranked is not None:
-        how = f", the best of {ranked.hypotheses} by {ranked.rule}"
+        how = f", {describe_rank(ranked)}"
     title = f"{asked_of}, {run['sampling']}{how}, seed {seed}"
     return tables.Table(title, systems, differences, {**named, **run})
 

@@ -82,11 +82,17 @@ def read(said: jax.Array) -> tuple[list[list[int]], list[bool], bool]:
     return replies, finished_B.astype(bool).tolist(), bool(done_B.all())
 
 
-def keep(config: GPT2Config, state: DecodeState) -> KVCache:
-    """The prefix with the replies (one a row) behind it, taken from a state; the last token of each is not there yet."""
-    return _keep(config, state.cache.prefix, state.cache.lengths_B, state.cache.reply)
+def keep(config: GPT2Config, state: DecodeState, chosen_B: jax.typing.ArrayLike | None = None) -> KVCache:
+    """The prefix with a reply a row behind it, taken from a state; the last token of each is not there yet.
+
+    Args:
+      chosen_B: which of a row's replies; the first by default.
+    """
+    lengths_B = state.cache.lengths_B
+    chosen_B = np.zeros(lengths_B.shape, np.int32) if chosen_B is None else np.asarray(chosen_B, np.int32)
+    return _keep(config, state.cache.prefix, lengths_B, state.cache.reply, chosen_B)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="prefix")
-def _keep(config: GPT2Config, prefix: KVCache, lengths_B: jax.Array, reply: KVCache) -> KVCache:
-    return caches.keep_reply(ReplyCache(prefix, lengths_B, reply), config, jnp.zeros_like(lengths_B))
+def _keep(config: GPT2Config, prefix: KVCache, lengths_B: jax.Array, reply: KVCache, chosen_B: jax.Array) -> KVCache:
+    return caches.keep_reply(ReplyCache(prefix, lengths_B, reply), config, chosen_B)

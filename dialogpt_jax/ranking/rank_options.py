@@ -4,7 +4,8 @@ Nothing here imports jax, for the help of a command shows the defaults.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from dialogpt_jax.arguments import MOST, as_number, as_whole_number, shown
 
@@ -55,6 +56,42 @@ class Rank:
     def rule(self) -> str:
         """The rule's name; of a function, its own."""
         return self.by if isinstance(self.by, str) else getattr(self.by, "__name__", "function")
+
+
+# The fields as a chat's settings call them.
+SETTINGS = {
+    "rank": "by",
+    "hypotheses": "hypotheses",
+    "backward_weight": "backward_weight",
+    "source": "source",
+    "rank_temperature": "temperature",
+}
+
+
+def change_rank(rank: "Rank | None", changes: Mapping[str, Any]) -> "Rank | None":
+    """Options with some `SETTINGS` changed; `rank` among the changes begins to rank, or with `None` ends it.
+
+    Raises:
+      ValueError: one of the others where nothing is ranked, or out of range.
+    """
+    fields = {SETTINGS[name]: value for name, value in changes.items()}
+    if rank is None and "by" not in fields:
+        for name in changes:
+            raise ValueError(f"{name} goes with a rank; say rank mmi, too")
+        return None
+    if fields.get("by", "") is None:
+        return None
+    return Rank(**fields) if rank is None else dataclasses.replace(rank, **fields)
+
+
+def describe_rank(rank: "Rank") -> str:
+    """For a person: `the best of 16 by mmi`, and what is not as it is by default."""
+    said = [f"the best of {rank.hypotheses} by {rank.rule}"]
+    for name, field in SETTINGS.items():
+        value = getattr(rank, field)
+        if field not in ("by", "hypotheses") and value != getattr(Rank, field):
+            said.append(f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}")
+    return ", ".join(said)
 
 
 def as_rank(rank: "str | RankFunction | Rank") -> Rank:

@@ -8,10 +8,11 @@ from dialogpt_jax.arguments import MOST, as_whole_number, shown
 from dialogpt_jax.decoding.sampling import PAPER, Sampling
 from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
 from dialogpt_jax.ranking.dialogrpt import Ranker
-from dialogpt_jax.ranking.propose import rank_replies
+from dialogpt_jax.ranking.propose import choice_draw, order, rank_replies
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
 from dialogpt_jax.ranking.report import Ranking
 from dialogpt_jax.ranking.safety import Safety
+from dialogpt_jax.replies.candidates import Candidate
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -114,6 +115,14 @@ class RankingModel(LanguageModel):
             batch_size=None if batch_size is None else as_whole_number("batch_size", batch_size, least=1, most=MOST),
             progress=progress,
         )
+
+    def order(
+        self, turns: list[str], proposed: Sequence[Candidate], options: Rank, *, seed: int, attempt: int = 0
+    ) -> Ranking:
+        """Hypotheses of one dialogue, however they were made, in their order; `attempt` counts the tries of a chat."""
+        draws = [choice_draw(seed, 0, len(turns), attempt)]
+        models = (self, self.backward_of(options), self.ranker, self.safety)
+        return order(*models, [turns], [proposed], options, draws)[0]
 
     def backward_of(self, options: Rank, *, everything: bool = False) -> LanguageModel | None:
         """The backward model that these options need, or for a report can have.

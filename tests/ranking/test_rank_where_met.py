@@ -10,14 +10,18 @@ from fakes import tiny_bot
 from rich.console import Console
 
 import dialogpt_jax as dg
+from dialogpt_jax.chat.session import ChatError
+from dialogpt_jax.chat.terminal import Terminal
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.data.formats import held_out
+from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.evaluation import harness
 from dialogpt_jax.evaluation.contexts import Context, cut
 from dialogpt_jax.evaluation.replies import RepliesFileError, read_replies
 from dialogpt_jax.evaluation.settings import Settings
 from dialogpt_jax.ranking.report import Ranked, Ranking
 from dialogpt_jax.ranking.table import print_ranking
+from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.token_colors import END, spans_of, token_texts
 
 RANK = dg.Rank("mmi", hypotheses=4, backward_weight=0.5)
@@ -210,3 +214,61 @@ def test_tokens_by_their_log_probability(bot, ranking):
     assert "".join(token_texts(bot.tokenizer, cut)) == bot.tokenizer.decode(cut)
     assert all("".join(h.pieces) == h.text for h in ranking)
     assert ranking[0]._repr_html_().startswith("<p><span style='background:")
+
+
+def test_a_ranked_chat_goes_on_from_the_winner(bot, monkeypatch, tmp_path, capsys):
+    """Its replies are `bot.reply`'s, and a turn feeds only what the winner left new."""
+    letters = [i for i in range(320) if not (bot.tokenizer.token(i).isalpha() and bot.tokenizer.token(i).isascii())]
+    sampling = dataclasses.replace(dg.PAPER, suppress_tokens=[i for i in letters if i != bot.config.eos_token_id])
+    chat, starts, real = bot.chat(rank=RANK, sampling=sampling, **HOW), [], streaming.start
+
+    def look(params, config, request, cache):
+        starts.append(int(request.starts_B[0]))
+        return real(params, config, request, cache)
+
+    monkeypatch.setattr(streaming, "start", look)
+    held, kept, numbers = [], [], []
+    for text in ("Hi", "no", "And you?", "Well."):
+        expected = bot.reply([*chat.turns, text], rank=RANK, sampling=sampling, **HOW)
+        context = bot.encode([*chat.turns, text], max_new_tokens=9)
+        same = next((i for i, (a, b) in enumerate(zip(held, context[:-1], strict=False)) if a != b), len(held))
+        assert chat.say(text) == expected
+        assert starts[-1] == min(same, len(context) - 1)
+        kept.append(starts[-1] - len(held) if held else None)
+        held = [*context, *chat.ranking[0].tokens.tolist()[:-1]]
+        numbers.append(chat.ranking[0].number)
+    assert 0 in kept  # all that the winner had said was still there
+    assert any(numbers)  # which was not the first of the proposed
+    assert chat.retry() != chat.ranking[1].text
+    assert chat.turns[-1] != expected
+    chat.save(tmp_path / "chat.json")
+    other = dg.Chat.load(tmp_path / "chat.json", bot)
+    assert other.rank == RANK
+    lines = (
+        "Do you?\n/why\n/settings\n/settings rank off\n/settings\n/settings hypotheses 4\n/settings rank pmi beams 4\n"
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines + "/settings rank best\n/undo\n/why\n"))
+    Terminal(bot, other, name="x").run()
+    out, err = capsys.readouterr()
+    assert out == chat.say("Do you?") + "\n"
+    assert chat.ranking[0].why in err
+    assert err.count("the best of 4 by mmi, backward_weight 0.5") == 1
+    assert "hypotheses goes with a rank" in err
+    assert "rank and beams are two ways to a reply" in err
+    assert "rank is by 'best'; give mmi" in err
+    assert err.splitlines()[-1].startswith("the last reply was not chosen among others")
+
+
+def test_what_does_not_go_with_a_ranked_chat(bot, tmp_path):
+    with pytest.raises(ValueError, match="rank and beams are two ways"):
+        bot.chat(rank="pmi", beams=2)
+    with pytest.raises(ValueError, match="ranking by rpt needs a ranker"):
+        bot.chat(rank="rpt")
+    with pytest.raises(TypeError, match="a rank needs a Bot"):
+        dg.Chat(LanguageModel(bot.params, bot.config, bot.tokenizer), rank="pmi")
+    with pytest.raises(ChatError, match="the function by which its replies are ranked"):
+        bot.chat(rank=lambda turns, texts: [0] * len(texts)).save(tmp_path / "x.json")
+    assert bot.chat(rank="pmi").sampling == dg.PAPER
+    assert bot.chat().sampling != dg.PAPER
+    with pytest.raises(TypeError, match="rank"):
+        bot.stream("Hi", rank="pmi")
