@@ -24,7 +24,7 @@ Examples:
   dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
   dialogpt chat --load chat.json                go on with what /save wrote
   dialogpt chat --beams 4                       the best of a beam search, whole
-  dialogpt chat --rank mmi                      the best of 16, whole; /why says why
+  dialogpt chat --rank mmi                      the best of 16; /why says why
   printf 'Hi!\\nHow are you?\\n' | dialogpt chat  a reply a line
 """
 app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)

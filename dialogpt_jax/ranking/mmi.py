@@ -5,16 +5,21 @@ comes first (`data.examples.order_and_weigh` with `reverse`), punishes what coul
 
     hypothesis [x y EOS], source [a b EOS]:   the row   x y EOS a b EOS     of which a, b and the last EOS are scored
 
-Letters: M hypotheses, T tokens of a hypothesis and its source.
+Letters: M hypotheses, T tokens of a hypothesis and its source, S scored tokens, D model.
 """
 
+import functools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.request import bucket_of
-from dialogpt_jax.decoding.score import score
+from dialogpt_jax.likelihood import hidden_of_texts, losses_of_hidden
+from dialogpt_jax.model import Params
 from dialogpt_jax.ranking.rank_options import ALL
 from dialogpt_jax.replies.language_model import LanguageModel
 
@@ -84,8 +89,27 @@ def row_totals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequ
         chosen = order[begin : begin + size]
         filled = fill_up(chosen, size)
         width = bucket_of(max(len(rows[m]) for m in filled), model.config.n_positions)
+        scored = bucket_of(max(len(rows[m]) - starts[m] for m in filled), width)
         tokens_MT, lengths_M = pad_right([rows[m] for m in filled], width)
-        starts_M = np.array([starts[m] for m in filled])
-        found = score(model.params, model.config, tokens_MT, starts_M, lengths_M)
-        totals[chosen] = np.asarray(found.total)[: len(chosen)]
+        starts_M = np.array([starts[m] for m in filled], np.int32)
+        found = _totals(model.params, model.config, tokens_MT, starts_M, lengths_M, scored=scored)
+        totals[chosen] = np.asarray(found)[: len(chosen)]
     return totals.tolist()
+
+
+@functools.partial(jax.jit, static_argnames=("config", "scored"))
+def _totals(
+    params: Params, config: GPT2Config, tokens_MT: jax.Array, starts_M: jax.Array, lengths_M: jax.Array, *, scored: int
+) -> jax.Array:
+    """log P of the tokens from each row's start to its length, at most `scored` of them.
+
+    As `decoding.score.score`, but only what is scored meets the vocabulary: of a hypothesis and its source a third, and the
+    head is a third of GPT-2 small's work.
+    """
+    x_MTD = hidden_of_texts(params, config, tokens_MT, None, None, False)
+    places_MS = starts_M[:, None] + jnp.arange(scored)[None]
+    inside_MS = places_MS < lengths_M[:, None]
+    places_MS = jnp.minimum(places_MS, tokens_MT.shape[1] - 1)
+    x_MSD = jnp.take_along_axis(x_MTD, (places_MS - 1)[..., None], axis=1)
+    next_MS = jnp.take_along_axis(tokens_MT, places_MS, axis=1)
+    return -jnp.where(inside_MS, losses_of_hidden(params, config, x_MSD, next_MS), 0.0).sum(axis=1)

@@ -282,9 +282,9 @@ def test_tab_completes_commands_settings_and_files(tmp_path, monkeypatch):
     assert completions("/settings ") == [f"{name} " for name in SETTABLE]
     assert completions("/load ch") == ["chat.json", "chats/"]
     assert completions("Hello /s") == completions("") == completions("/undo x") == []
-    assert [line.split()[0] for line in HELP.splitlines() if re.match(r"/\w+ (?!top_k|bad_words|beams|rank)", line)] == list(
-        COMMANDS
-    )
+    assert [
+        line.split()[0] for line in HELP.splitlines() if re.match(r"/\w+ (?!top_k|bad_words|beams|rank)", line)
+    ] == list(COMMANDS)
     assert max(map(len, HELP.splitlines())) <= 60  # no line is broken in a narrow window
 
 
