@@ -331,7 +331,7 @@ class Chat:
         best = self.ranking[0]
         ids += best.tokens.tolist()
         self._ends_at = len(ids) if best.finished else None
-        self._cache = streaming.keep(config, state, [best.number])
+        self._cache = streaming.keep(config, state, np.array([best.number]))
         self._cached = (context + ids[:-1])[: self._cache.num_slots]
         return self.ranking.reply
 

@@ -140,11 +140,11 @@ class Terminal:
                 with _files():
                     self.chat = Chat.load(rest, self._bot)
                 self._show_turns(rest)
-            case "why" if self.chat.ranking is None:
-                raise ValueError("the last reply was not chosen among others; /settings rank mmi")
             case "why":
+                if (ranking := self.chat.ranking) is None:
+                    raise ValueError("the last reply was not chosen among others; /settings rank mmi")
                 pipe = Console(stderr=True, highlight=False, width=PIPE)
-                print_ranking(self.chat.ranking, self._out if self._person else pipe)
+                print_ranking(ranking, self._out if self._person else pipe)
             case "settings":
                 self._set(rest)
                 shown = f"{self.chat.described()}, max_new_tokens {self.chat.max_new_tokens}"

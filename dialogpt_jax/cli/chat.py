@@ -1,11 +1,12 @@
 """`dialogpt chat`: flags in, a conversation at the terminal out."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from dialogpt_jax.cli.common import (
     BeamFlags,
+    Block,
     ModelFlags,
     ReplyFlags,
     SamplingFlags,
@@ -34,6 +35,7 @@ app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)
 def run(
     *,
     load: Annotated[str | None, Parameter(metavar="FILE", help="go on with a chat that /save wrote")] = None,
+    block: Block = None,
     model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
@@ -46,10 +48,10 @@ def run(
     searched, seed = beams_of(beams), seed_of(reply.seed)
     ranked = rank_of(rank, searched)
     settings = sampling_of(sampling, sampling_for(None, searched, ranked))
-    bot = load_bot(model, rank)
+    bot = load_bot(model, rank, block)
     if load is not None:
         chat = Chat.load(load, bot)
     else:
-        how = {"seed": seed, "sampling": settings, "max_new_tokens": reply.max_new_tokens}
+        how: dict[str, Any] = {"seed": seed, "sampling": settings, "max_new_tokens": reply.max_new_tokens}
         chat = Chat(bot, beams=searched, rank=ranked, **how)
     return Terminal(bot, chat, name=model.model or "the bundled model", loaded=load).run()

@@ -23,6 +23,7 @@ from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
 from dialogpt_jax.cli.rank_flags import ModelsThatRank
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING_WORDS, BeamOptions
 from dialogpt_jax.decoding.sampling import SCOPES, Sampling, Scope
+from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.weights.dtypes import DTypeName
 
@@ -98,6 +99,15 @@ else:
     }
     SamplingChanges = flags_of(Sampling, SAMPLING, defaults=Sampling(None, min_new_tokens=None), **_how)
     SamplingFlags = flags_of(Sampling, SAMPLING, defaults=DEFAULT_SAMPLING, **_how)
+Block = Annotated[
+    str | None,
+    Parameter(
+        metavar="FILE",
+        group=REPLY,
+        help="what the bot must not say, in any case: a word or phrase a line, or a regular expression between slashes; "
+        "another reply is given instead, shown sentence by sentence",
+    ),
+]
 CompilationCache = Annotated[
     bool,
     Parameter(
@@ -146,14 +156,19 @@ class ReplyFlags:
     )
 
 
-def load_bot(flags: ModelFlags, ranking: ModelsThatRank | None = None) -> "Bot":
-    """The bot that the flags name, with what ranks its replies, behind a compilation cache unless that is turned off."""
+def load_bot(flags: ModelFlags, ranking: ModelsThatRank | None = None, block: str | None = None) -> "Bot":
+    """The bot that the flags name, with what ranks its replies and the file of what it must not say.
+
+    It is behind a compilation cache, unless that is turned off.
+    """
     # Here, as in the commands, since it imports jax: their help need not wait for it.
     from dialogpt_jax.chat.loading import load
 
     if flags.compilation_cache:
         keep_compiled_programs()
     others: dict[str, Any] = {} if ranking is None else {"reverse": ranking.reverse, "ranker": ranking.ranker}
+    if block is not None:
+        others["safety"] = Safety.read(block)
     return load(flags.model, dtype=flags.dtype, revision=flags.revision, **others)
 
 

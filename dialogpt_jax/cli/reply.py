@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import (
     BeamFlags,
+    Block,
     ModelFlags,
     ReplyFlags,
     SamplingFlags,
@@ -75,19 +76,20 @@ def run(
         str | None,
         Parameter(metavar="FILE.png", help="with --rank: a picture, forward against backward; needs matplotlib"),
     ] = None,
+    block: Block = None,
     model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
     beams: BeamFlags = BeamFlags(),  # noqa: B008
     rank: RankFlags = RankFlags(),  # noqa: B008
 ) -> int:
-    if HYPHEN in (data, out, plot, model.model, model.revision, reply.seed, rank.reverse, rank.ranker):
+    if HYPHEN in (data, out, plot, block, model.model, model.revision, reply.seed, rank.reverse, rank.ranker):
         raise UsageError("`-` stands for turns from standard input, and for nothing else")
     searched = beams_of(beams)
     ranked = rank_of(rank, searched)
     settings = sampling_of(sampling, sampling_for(None, searched, ranked))
     if data is not None:
-        if turns or candidates is not None or as_json or explain or plot is not None:
+        if turns or candidates is not None or as_json or explain or plot is not None or block is not None:
             raise UsageError("--data takes the texts from the file and gives JSON lines; leave the others out")
         asked = Settings(
             settings, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens, beams=searched, rank=ranked
@@ -97,6 +99,8 @@ def run(
         raise UsageError(f"{'--explain' if explain else '--plot'} goes with --rank RULE")
     if ranked is not None and candidates is not None:
         raise UsageError("--candidates goes without --rank; --hypotheses N says how many, --explain shows them")
+    if block is not None and ranked is None and (candidates is not None or as_json):
+        raise UsageError("--block gives one reply; with --rank, --json and --explain show what was kept back")
     if explain and as_json:
         raise UsageError("--json has all that --explain shows; give one of them")
     if out is not None:
@@ -108,13 +112,17 @@ def run(
     dialogue, seed = as_turns(said), seed_or_drawn(seed_of(reply.seed))
     if plot is not None:
         _check_plot(plot)
-    bot = load_bot(model, rank)
+    bot = load_bot(model, rank, block)
     if ranked is not None:
         how: dict[str, Any] = {"sampling": settings, "seed": seed, "max_new_tokens": reply.max_new_tokens}
         [ranking] = bot.rankings([dialogue], ranked, everything=explain or as_json or plot is not None, **how)
         return _show_ranking(ranking, seed, explain=explain, as_json=as_json, plot=plot)
     number = 1 if candidates is None else candidates  # the first of any number is the reply
     how = {} if searched is None else dataclasses.asdict(searched)
+    if block is not None:
+        how |= {"sampling": settings, "seed": seed, "max_new_tokens": reply.max_new_tokens}
+        streams.show(bot.reply(dialogue, **how))
+        return 0
     found = bot.candidates(dialogue, n=number, sampling=settings, seed=seed, max_new_tokens=reply.max_new_tokens, **how)
     if as_json:
         streams.print_json(_everything(dialogue, seed, found))

@@ -1,12 +1,14 @@
 """What must not be said is not said, drawn, ranked, batched or streamed; and the reasons are tags, never part of a text."""
 
 import dataclasses
+import re
 
 import pytest
 from fakes import tiny_bot
 
 import dialogpt_jax as dg
 from dialogpt_jax.chat.pieces import pieces_of
+from dialogpt_jax.cli.main import main
 from dialogpt_jax.ranking.safety import whole_sentences
 
 HOW = {"max_new_tokens": 12, "seed": 2}
@@ -125,3 +127,16 @@ def test_a_chat_remembers_what_it_said(bot):
     assert chat.say(TURNS[0]) == "Hm."
     assert (chat.turns, chat.finished) == ([TURNS[0], "Hm."], True)
     assert chat.say("no") == bot.reply([TURNS[0], "Hm.", "no"], seed=2, max_new_tokens=12)
+
+
+def test_a_file_of_the_command_line(bot, tmp_path, capsys):
+    bot.save(tmp_path / "model")
+    reply = bot.reply(TURNS, **HOW)
+    (tmp_path / "words.txt").write_text(f"/{re.escape(reply)}/\n", encoding="utf-8")
+    words = ["reply", *TURNS, "--model", str(tmp_path / "model"), "--max-new-tokens", "12", "--seed", "2"]
+    assert main([*words, "--block", str(tmp_path / "words.txt")]) == 0
+    assert capsys.readouterr().out.rstrip("\n") not in ("", reply)
+    assert main([*words, "--block", str(tmp_path / "none.txt")]) == 1
+    assert "none.txt" in capsys.readouterr().err
+    assert main([*words, "--block", "words.txt", "--json"]) == 2
+    assert "--block gives one reply" in capsys.readouterr().err
