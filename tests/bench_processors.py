@@ -70,7 +70,7 @@ def draw_often(logits_MV, state, sampling, keys_M, bucket):
             sampling=sampling,
             bucket=bucket,
             xtc_now_M=xtc_now(sampling, keys_M, last_M),
-        )
+        )[0]
 
     return jax.lax.fori_loop(0, TIMES, once, jnp.zeros(logits_MV.shape[0], jnp.int32))
 

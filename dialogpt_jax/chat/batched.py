@@ -9,7 +9,6 @@ from dialogpt_jax.arguments import MOST, as_plain, as_whole_number, shown
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.rolling import slots_of
 from dialogpt_jax.decoding.sampling import Sampling
-from dialogpt_jax.decoding.soundness import NonFiniteLogits
 from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
 from dialogpt_jax.replies.language_model import LanguageModel
@@ -39,8 +38,7 @@ def batched_answers(
     checked = as_dialogues(dialogues)
     sampling = model.with_ids(checked_sampling(sampling, len(checked)))
     longest_reply, seed = min(checked_length(max_new_tokens), model.config.n_positions), seed_or_drawn(seed)
-    if batch_size is not None:
-        batch_size = as_whole_number("batch_size", batch_size, least=1, most=MOST)
+    batch_size = checked_rows(batch_size, len(checked))
     progress = checked_progress(progress)
     contexts = [model.encode(turns, max_new_tokens=longest_reply) for turns in checked]
     places = range(len(checked)) if places is None else places
@@ -60,8 +58,8 @@ def batched_answers(
         for i, tokens, logprobs, length, finished in replies:
             try:
                 found[i] = candidate_of(model.tokenizer, tokens, logprobs, length, finished)
-            except NonFiniteLogits as error:
-                raise NonFiniteLogits(f"dialogue {i}: {error}") from None
+            except ValueError as error:
+                raise type(error)(f"dialogue {i}: {error}") from None
         if progress is not None and replies:
             progress(len(found), len(contexts))
     return Candidates(found[i] for i in range(len(contexts)))
@@ -72,6 +70,14 @@ def checked_progress(progress: Callable[[int, int], None] | None) -> Callable[[i
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is {shown(progress)}; give a function of (done, all)")
     return progress
+
+
+def checked_rows(batch_size: int | None, dialogues: int) -> int | None:
+    """A batch's rows as asked, no more than the dialogues can fill; up to 32 stay, so that one program serves all lists."""
+    if batch_size is None:
+        return None
+    rows = as_whole_number("batch_size", batch_size, least=1, most=MOST)
+    return min(rows, max(DEFAULT_ROWS, 1 << (max(dialogues, 1) - 1).bit_length()))
 
 
 def rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: int) -> int:

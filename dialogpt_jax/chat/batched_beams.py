@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
-from dialogpt_jax.arguments import MOST, as_whole_number
-from dialogpt_jax.chat.batched import SHORTEST_BATCH, as_dialogues, checked_progress, rows_that_fit
+from dialogpt_jax.chat.batched import SHORTEST_BATCH, as_dialogues, checked_progress, checked_rows, rows_that_fit
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.beam_options import BeamOptions, check_room
 from dialogpt_jax.decoding.beam_search import beam_search, check_groups
@@ -44,8 +43,7 @@ def searched_answers(
     check_room(options, model.config.vocab_size)
     check_groups(options, sampling)
     longest_reply, seed = min(checked_length(max_new_tokens), model.config.n_positions), seed_or_drawn(seed)
-    if batch_size is not None:
-        batch_size = as_whole_number("batch_size", batch_size, least=1, most=MOST)
+    batch_size = checked_rows(batch_size, len(checked))
     progress = checked_progress(progress)
     contexts = [model.encode(turns, max_new_tokens=longest_reply) for turns in checked]
     longest = max(map(len, contexts), default=1)

@@ -30,10 +30,12 @@ from dialogpt_jax.arguments import as_number, as_whole_number, shown
 from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply, keep_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import Generated, as_asked
+from dialogpt_jax.decoding.logits import is_possible
 from dialogpt_jax.decoding.loop import RowSettings
 from dialogpt_jax.decoding.processors import ReplyState, process
 from dialogpt_jax.decoding.request import Request, assemble
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
+from dialogpt_jax.decoding.soundness import marked
 from dialogpt_jax.decoding.stops import Stops, said_a_stop
 from dialogpt_jax.token_arrays import is_traced
 
@@ -158,6 +160,7 @@ def advance(candidates_fn: CandidatesFn, keep_fn: KeepFn, state: ContrastiveStat
     rows_B = jnp.arange(chosen_B.shape[0])
     token_B = ids_BK[rows_B, chosen_B].astype(jnp.int32)
     logprob_B = state.logits_BV[rows_B, token_B] - jax.nn.logsumexp(state.logits_BV, axis=-1)
+    logprob_B = marked(logprob_B, is_possible(processed_BV))
     slot_B = jnp.where(going_B, state.counts_B, state.tokens_BR.shape[1])  # past the end: dropped
     tokens_BR = state.tokens_BR.at[rows_B, slot_B].set(token_B, mode="drop")
     counts_B = state.counts_B + going_B

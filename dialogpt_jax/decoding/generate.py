@@ -35,7 +35,8 @@ class Generated:
       lengths: int32 (B,), tokens of the reply, its EOS included.
       finished: bool (B,), false where it was cut by `max_new_tokens` or by the model's positions.
       logprobs: float32 (B, max_new_tokens), the model's own, before penalties and warpers; 0 after the end. Not finite
-        where the model's logits were not: then the tokens mean nothing. What a `Bot` does raises `NonFiniteLogits` there.
+        where the model's logits were not, +infinity where the sampling left no token: then the tokens mean nothing. What a
+        `Bot` does raises there.
 
     Example:
       >>> bot.tokenizer.decode(out.tokens[0, : out.lengths[0]])

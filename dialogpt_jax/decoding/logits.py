@@ -291,8 +291,8 @@ def choose(
     bucket: int | None,
     processors: Sequence[Any] = (),
     xtc_now_M: jax.Array | None = None,
-) -> jax.Array:
-    """The next token of each row, int32.
+) -> tuple[jax.Array, jax.Array]:
+    """The next token of each row, int32; and whether any was possible: else it means nothing.
 
     Args:
       logits_MV: the model's, float32; −inf is never chosen.
@@ -304,8 +304,16 @@ def choose(
       xtc_now_M: of `xtc_now`.
     """
     logits_MV = process(logits_MV, state, sampling=sampling, processors=processors)
+    possible_M = is_possible(logits_MV)
     if sampling.temperature is None:
-        return logits_MV.argmax(axis=-1).astype(jnp.int32)
+        return logits_MV.argmax(axis=-1).astype(jnp.int32), possible_M
     logits_MX, ids_MX = warp(logits_MV, sampling=sampling, bucket=bucket, eos=state.eos, xtc_now_M=xtc_now_M)
     drawn_M = draw(logits_MX, uniforms_M)
-    return drawn_M if ids_MX is None else jnp.take_along_axis(ids_MX, drawn_M[:, None], axis=1)[:, 0].astype(jnp.int32)
+    if ids_MX is not None:
+        drawn_M = jnp.take_along_axis(ids_MX, drawn_M[:, None], axis=1)[:, 0].astype(jnp.int32)
+    return drawn_M, possible_M
+
+
+def is_possible(logits_MV: jax.Array) -> jax.Array:
+    """Whether there is a token to choose: none is NaN or infinity, and one is not forbidden."""
+    return jnp.isfinite(logits_MV.max(axis=-1))

@@ -21,6 +21,7 @@ from flax import struct
 from dialogpt_jax.decoding.logits import choose, xtc_now
 from dialogpt_jax.decoding.processors import ReplyState, TokenLists
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.soundness import marked
 from dialogpt_jax.decoding.stops import Stops, said_a_stop
 
 # tokens_MT, positions_MT, cache → logits_MTV (float32) of the token after each, and the cache with these tokens in it
@@ -55,7 +56,8 @@ class DecodeState:
     Attributes:
       settings: what each row brought.
       tokens_MR: int32, the reply so far; EOS where nothing is written.
-      logprobs_MR: float32, log-probability of each by the model's own distribution; 0 where nothing is written.
+      logprobs_MR: float32, log-probability of each by the model's own distribution; 0 where nothing is written,
+        `soundness.FORBIDDEN` where no token was possible.
       counts_M: int32, tokens of the reply, its EOS included.
       finished_M: bool, EOS was drawn, or a text that ends a reply was said.
       last_M: int32, the last token drawn. It is not in the cache yet: a step begins by feeding it.
@@ -161,7 +163,7 @@ def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
         uniforms_M = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
             settings.keys_M, state.counts_M
         )
-        drawn_M = choose(
+        drawn_M, possible_M = choose(
             logits_MV,
             uniforms_M,
             ReplyState(
@@ -178,7 +180,7 @@ def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
             xtc_now_M=xtc_now(settings.sampling, settings.keys_M, state.counts_M),
         )
         chosen_M = jnp.take_along_axis(logits_MV, drawn_M[:, None], axis=1)[:, 0]
-        logprob_M = chosen_M - jax.nn.logsumexp(logits_MV, axis=-1)
+        logprob_M = marked(chosen_M - jax.nn.logsumexp(logits_MV, axis=-1), possible_M)
     going_M = ~state.done_M
     rows_M = jnp.arange(drawn_M.shape[0])
     slot_M = jnp.where(going_M, state.counts_M, state.tokens_MR.shape[1])  # past the end: dropped

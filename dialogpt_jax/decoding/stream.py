@@ -23,7 +23,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import begin_replies, model_step
 from dialogpt_jax.decoding.loop import DecodeState, decode_some
 from dialogpt_jax.decoding.request import Request
-from dialogpt_jax.decoding.soundness import check_finite
+from dialogpt_jax.decoding.soundness import FORBIDDEN, check_finite, check_possible
 from dialogpt_jax.model import Params
 
 
@@ -62,10 +62,12 @@ def steps(
 def _said(state: DecodeState) -> jax.Array:
     """What a reader wants to know of a state, in one array of its own: the state itself is given away to the next call.
 
-    tokens, then how many of them there are, whether the row is done, whether it ended by itself, and whether their
-    log-probabilities are finite.
+    tokens, then how many of them there are, whether the row is done, whether it ended by itself, whether their
+    log-probabilities are finite, and whether each was possible.
     """
-    columns = (state.counts_M, state.done_M, state.finished_M, jnp.isfinite(state.logprobs_MR).all(axis=1))
+    finite_M = jnp.isfinite(state.logprobs_MR).all(axis=1)
+    possible_M = (state.logprobs_MR != FORBIDDEN).all(axis=1)
+    columns = (state.counts_M, state.done_M, state.finished_M, finite_M, possible_M)
     return jnp.concatenate([state.tokens_MR, *(column_M[:, None].astype(jnp.int32) for column_M in columns)], axis=1)
 
 
@@ -74,10 +76,12 @@ def read(said: jax.Array) -> tuple[list[list[int]], list[bool], bool]:
 
     Raises:
       NonFiniteLogits: a token was drawn from logits that are no numbers.
+      ValueError: none was possible.
     """
     on_host = np.asarray(said)
-    check_finite(bool(on_host[:, -1].all()))
-    counts_B, done_B, finished_B, _ = on_host[:, -4:].T
+    counts_B, done_B, finished_B, finite_B, possible_B = on_host[:, -5:].T
+    check_possible(bool(possible_B.all()))
+    check_finite(bool(finite_B.all()))
     replies = [row[:count].tolist() for row, count in zip(on_host, counts_B, strict=True)]
     return replies, finished_B.astype(bool).tolist(), bool(done_B.all())
 

@@ -27,7 +27,7 @@ from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.beam_search import beam_search
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
-from dialogpt_jax.decoding.soundness import check_finite
+from dialogpt_jax.decoding.soundness import check_logprobs
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.kept_rows import make_rows
 from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, Reply
@@ -219,7 +219,7 @@ def _reply(
     lm: LanguageModel, contexts: Sequence[Context], seed: int, i: int, tokens, logprobs, length, finished
 ) -> Reply:
     context, length = contexts[i], int(length)
-    check_finite(bool(np.isfinite(logprobs[:length]).all()))
+    check_logprobs(logprobs[:length])
     return Reply(
         context=i,
         dialogue=context.dialogue,

@@ -86,7 +86,8 @@ def choose(
 
 def _drawn(scores: Sequence[float], temperature: float, uniform: float) -> int:
     """The place that a uniform number falls on in softmax(scores / temperature)."""
-    tempered = np.asarray(scores) / temperature
+    with np.errstate(over="ignore"):
+        tempered = np.asarray(scores) / temperature
     if not np.isfinite(tempered).all():
         return 0
     weights = np.exp(tempered - tempered.max())

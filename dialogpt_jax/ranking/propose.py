@@ -174,9 +174,12 @@ def _asked(options: Rank, turns: list[str], texts: list[str]) -> list[float]:
     assert callable(options.by)
     given = as_plain(options.by(list(turns), list(texts)))
     numbers: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
-    if len(numbers) != len(texts) or not all(isinstance(n, int | float | np.number) for n in numbers):
-        raise ValueError(f"{options.rule} gave {shown(given)} for {len(texts)} texts; it must give a number for each")
-    return [float(number) for number in numbers]
+    try:
+        if len(numbers) == len(texts) and all(isinstance(n, int | float | np.number) for n in numbers):
+            return [float(number) for number in numbers]
+    except (OverflowError, TypeError):  # an integer beyond float64, or a complex number
+        pass
+    raise ValueError(f"{options.rule} gave {shown(given)} for {len(texts)} texts; it must give a number for each")
 
 
 def _split(values: Sequence[float], sizes: Sequence[int]) -> list[list[float]]:

@@ -71,7 +71,10 @@ class Ranking(list[Ranked]):
     def __repr__(self) -> str:
         more = [f"… {len(self) - _MOST} more"] if len(self) > _MOST else []
         lines = [f"{h.score:9.2f}  {on_one_line(h.text)}: {h.why}" for h in self[:_MOST]]
-        return "\n".join([f"Ranking({len(self)} hypotheses by {self.rule})", *lines, *more])
+        return "\n".join([f"Ranking({self._title()})", *lines, *more])
+
+    def _title(self) -> str:
+        return f"{len(self)} {'hypothesis' if len(self) == 1 else 'hypotheses'} by {self.rule}"
 
     def _repr_html_(self) -> str:
         shown = [name for name in COLUMNS if any(column_of(h, name) is not None for h in self)]
@@ -114,7 +117,7 @@ class Ranking(list[Ranked]):
                 axes.annotate(str(number), (x, y), fontsize=8, xytext=(5, 3), textcoords="offset points")
         axes.set_xlabel("log P(reply | context)")
         axes.set_ylabel("log P(source | reply)" if name == "backward" else "log P(reply | context) − log P(reply)")
-        axes.set_title(f"{len(self)} hypotheses by {self.rule}")
+        axes.set_title(self._title())
         axes.legend()
         if path is None:
             return figure

@@ -25,7 +25,8 @@ class Safety:
 
     Attributes:
       words: words and phrases, found in any case, as whole words.
-      patterns: regular expressions, Python's, found in any case.
+      patterns: regular expressions, Python's, found in any case. Nothing limits their time: of one such as `(a+)+$`, a
+        reply of a few dozen letters may take hours.
       classifiers: functions of a text, true where it must not be said.
       default: what is said instead.
 

@@ -10,7 +10,7 @@ import reprlib
 
 import numpy as np
 
-from dialogpt_jax.decoding.soundness import check_finite
+from dialogpt_jax.decoding.soundness import check_logprobs, check_possible
 from dialogpt_jax.errors import counted
 from dialogpt_jax.replies.token_colors import token_texts, tokens_as_html
 from dialogpt_jax.text.tokenizer import Tokenizer
@@ -96,12 +96,11 @@ def candidate_of(
 
     Raises:
       NonFiniteLogits: a log-probability is not finite.
-      ValueError: it has no token, as where a beam search has found nothing.
+      ValueError: no token was possible; a beam search then gives none.
     """
-    if length == 0:
-        raise ValueError("no reply is possible: the sampling's processors forbid every token")
+    check_possible(length > 0)
     tokens, logprobs = tokens[:length], logprobs[:length]
-    check_finite(bool(np.isfinite(logprobs).all()))
+    check_logprobs(logprobs)
     text, pieces = tokenizer.decode(tokens), token_texts(tokenizer, tokens.tolist())
     return Candidate(text, tokens, logprobs, float(logprobs.sum()), bool(finished), pieces=pieces)
 

@@ -17,6 +17,7 @@ import pytest
 from compile_counter import count_compilations
 
 import dialogpt_jax as dg
+from dialogpt_jax.chat.batched import checked_rows
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.settings import DEFAULT_SAMPLING
@@ -438,3 +439,23 @@ def test_logits_that_are_no_numbers_are_told_wherever_in_a_reply_they_come(broke
     with pytest.raises(dg.NonFiniteLogits):
         chat.say("Hi!")
     assert chat.turns == []
+
+
+def test_a_sampling_that_forbids_every_token_gives_an_error_and_no_reply(bot):
+    nothing = dg.Sampling(0, suppress_tokens=list(range(320)))
+    chat, said = bot.chat(sampling=nothing), "no reply is possible: the sampling's processors forbid every token"
+    with pytest.raises(ValueError, match=f"^{said}"):
+        bot.reply("Hi!", sampling=nothing)
+    with pytest.raises(ValueError, match=f"^dialogue 0: {said}"):
+        bot.replies([["Hi!"], ["Hi!", "no", "Hello"]], sampling=nothing)
+    with pytest.raises(ValueError, match=f"^{said}"):
+        chat.say("Hi!")
+    assert chat.turns == []
+
+
+def test_a_batch_has_no_more_rows_than_dialogues_can_fill():
+    """A batch of a billion rows for two dialogues would be a cache of a billion rows."""
+    assert [checked_rows(asked, 40) for asked in (None, 1, 33, 64, 10**9)] == [None, 1, 33, 64, 64]
+    assert [checked_rows(asked, 2) for asked in (8, 32, 33)] == [8, 32, 32]
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        checked_rows(0, 2)

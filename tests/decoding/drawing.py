@@ -47,7 +47,7 @@ def state_of(counts_M, seen_MV=None, *, slots=4, eos=EOS):
 def choose_all(logits_V, uniforms_J, *, sampling, bucket=None, seen_V=None, count=1):
     """One row's token at each of many uniforms."""
     times = len(uniforms_J)
-    drawn_J = choose_jitted(
+    drawn_J, _ = choose_jitted(
         np.tile(logits_V, (times, 1)),
         np.asarray(uniforms_J, np.float32),
         state_of(np.full(times, count), None if seen_V is None else np.tile(seen_V, (times, 1))),

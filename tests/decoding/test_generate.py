@@ -63,7 +63,7 @@ def by_hand(row, sampling, steps=STEPS, candidate=0):
     while len(reply) < min(steps, CONFIG.n_positions - len(prompt)):
         logits_V = next_logits(prompt + reply)
         uniform = jax.random.uniform(jax.random.fold_in(key, len(reply)))
-        drawn = choose_jitted(
+        drawn, _ = choose_jitted(
             logits_V[None],
             uniform[None],
             state_by_hand(prompt, reply),

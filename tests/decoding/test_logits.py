@@ -65,7 +65,7 @@ def draw_with_keys(logits_MV, seen_MV, counts_M, keys_MJ, sampling):
     """J draws for each row: one uniform a key, as a step of the loop draws it."""
     times = keys_MJ.shape[1]
     sampling = jax.tree.map(lambda x: jnp.repeat(x, times), sampling)
-    drawn_N = choose(
+    drawn_N, _ = choose(
         jnp.repeat(logits_MV, times, axis=0),
         jax.vmap(jax.random.uniform)(keys_MJ.reshape(-1)),
         state_of(jnp.repeat(counts_M, times), jnp.repeat(seen_MV, times, axis=0)),

@@ -12,6 +12,7 @@ from scipy.stats import chi2
 from dialogpt_jax.decoding.logits import by_row
 from dialogpt_jax.decoding.loop import RowSettings, advance, begin, decode
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
+from dialogpt_jax.decoding.soundness import FORBIDDEN, NonFiniteLogits, check_logprobs
 
 # float32 log-probabilities of logits about 1 wide: sums over other numbers of slots round differently.
 TOLERANCE = 2e-5
@@ -44,7 +45,7 @@ def blank_diary(rows):
 PROMPT_LENGTHS = np.array([7, 1, 3, 9, 2])
 
 
-def chain_begin(starts, limits, *, slots=16, sampling=GREEDY, keys=None, logits=chain_logits):
+def chain_begin(starts, limits, *, slots=16, sampling=GREEDY, keys=None, logits=chain_logits, processors=()):
     """The state of replies that continue the tokens `starts`, each of a context of its own length."""
     rows = len(starts)
     settings = RowSettings(
@@ -53,7 +54,8 @@ def chain_begin(starts, limits, *, slots=16, sampling=GREEDY, keys=None, logits=
         keys_M=jax.random.split(jax.random.key(0), rows) if keys is None else keys,
         sampling=by_row(sampling, rows),
     )
-    return begin(logits(jnp.asarray(starts)), settings, blank_diary(rows), slots=slots, bucket=None, eos=END)
+    how = {"slots": slots, "bucket": None, "eos": END, "processors": processors}
+    return begin(logits(jnp.asarray(starts)), settings, blank_diary(rows), **how)
 
 
 decode_chain = jax.jit(lambda state: decode(chain_step, state))
@@ -207,3 +209,33 @@ def random_step(tokens_MT, _, cache):
 
 advance_random = jax.jit(lambda state: advance(random_step, state))
 decode_random = jax.jit(lambda state: decode(random_step, state))
+
+
+def test_where_no_token_is_possible_the_log_probability_says_so():
+    """Row 0 says "1", and then the function leaves nothing; row 1 is free; row 2 gets a NaN. Row 3's model is broken."""
+
+    def function(logits_MV, state):
+        none_M1 = (state.counts_M == 1)[:, None] & (jnp.arange(4) == 0)[:, None]
+        nan_MV = (jnp.arange(4) == 2)[:, None] & (jnp.arange(6) == 4)[None]
+        return jnp.where(nan_MV, jnp.nan, jnp.where(none_M1, -jnp.inf, logits_MV))
+
+    def broken(tokens_M):
+        return chain_logits(tokens_M).at[3, 1].set(jnp.nan)
+
+    how = {"slots": 4, "sampling": Sampling(temperature=1.0), "logits": broken, "processors": (function,)}
+    state = jax.jit(lambda: advance(chain_step, chain_begin([0, 0, 0, 0], [4] * 4, **how)))()
+    got_M2 = np.asarray(state.logprobs_MR)[:, :2]
+    assert np.isfinite(got_M2[0, 0])
+    assert got_M2[0, 1] == FORBIDDEN
+    assert np.isfinite(got_M2[1]).all()
+    assert got_M2[2, 0] == FORBIDDEN
+    assert np.isnan(got_M2[3, 0])
+
+
+def test_log_probabilities_that_are_no_numbers_are_one_of_two_errors():
+    check_logprobs(np.array([-1.0, -2.0]))
+    with pytest.raises(NonFiniteLogits):
+        check_logprobs(np.array([-1.0, np.nan]))
+    with pytest.raises(ValueError, match=r"^no reply is possible: the sampling's processors forbid every token") as raised:
+        check_logprobs(np.array([-1.0, FORBIDDEN, np.nan]))
+    assert type(raised.value) is ValueError

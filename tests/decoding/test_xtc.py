@@ -64,7 +64,7 @@ def test_it_comes_last_and_as_often_as_it_is_told(top_k):
     assert abs(now_M.mean() - 0.25) < 0.03
     uniforms_M = np.asarray(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys_M))
     assert abs(np.corrcoef(now_M, uniforms_M)[0, 1]) < 0.05  # not the number that draws the token
-    drawn_M = choose_jitted(
+    drawn_M, _ = choose_jitted(
         np.tile(logits_V, (times, 1)),
         uniforms_M,
         state_of(np.ones(times), eos=15),

@@ -61,7 +61,7 @@ def over_the_grid(logits_MV, counts_M, seen_MV, sampling, *, bucket):
     uniforms_J = (jnp.arange(GRID) + 0.5) / GRID
 
     def one(logits_V, count, seen_V):
-        drawn_J = choose(
+        drawn_J, _ = choose(
             jnp.broadcast_to(logits_V, (GRID, VOCAB)),
             uniforms_J,
             state_of(jnp.broadcast_to(count, (GRID,)), jnp.broadcast_to(seen_V, (GRID, VOCAB)), eos=EOS),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import jax
 import numpy as np
@@ -179,9 +180,16 @@ def test_a_function_ranks(bot):
     unflagged = [h for h in found if not h.flags]
     assert [h.score for h in unflagged] == sorted((h.score for h in unflagged), reverse=True)
     assert (seen, found.rule) == ([DIALOGUES[1]], "longest")
-    for wrong in (lambda turns, texts: 1.0, lambda turns, texts: [1.0], lambda turns, texts: ["a"] * len(texts)):
+    for wrong in (1.0, [1.0], ["a"] * 5, [10**400] * 5, np.ones(5) + 1j):
         with pytest.raises(ValueError, match="it must give a number for each"):
-            bot.reply("Hi", rank=dg.Rank(wrong, hypotheses=5), **HOW)
+            bot.reply("Hi", rank=dg.Rank(lambda turns, texts, wrong=wrong: wrong, hypotheses=5), **HOW)
+
+
+def test_a_temperature_next_to_zero_takes_the_best_without_a_warning():
+    evidence, draw = Evidence([-1.0, -2.0], [-1.0, -2.0]), np.random.default_rng(0)
+    with warnings.catch_warnings(action="error"):
+        found = choose(dg.Rank("likelihood", temperature=5e-324), evidence, [(), ()], draw)
+    assert [verdict.number for verdict in found] == [0, 1]
 
 
 def test_a_ranker_ranks(bot):
