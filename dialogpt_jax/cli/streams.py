@@ -45,7 +45,8 @@ def show(text: str) -> None:
 
 def print_json(text: str) -> None:
     """Prints JSON, whose value stays what it is: where the output has ASCII only, the other characters as escapes."""
-    every = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    encoding = sys.stdout.encoding or "utf-8"  # a `StringIO` has none
+    every = encoding.lower().replace("-", "") == "utf8"
     with naming(OUTPUT):
         print((_CONTROLS if every else _NOT_ASCII).sub(lambda found: json.dumps(found[0])[1:-1], text))
 

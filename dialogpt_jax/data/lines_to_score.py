@@ -112,7 +112,13 @@ def _taken_out(where: str, line: bytes) -> tuple[bytes, list[str] | None]:
         wanted = "a list of texts" if name == "replies" else "a text"
         raise DataError(f"{where}: `{name}` is not {wanted}; nothing was scored")
     for number, reply in enumerate(replies, start=1):
+        what = f"reply {number}" if name == "replies" else "the reply"
         if not reply.strip():
-            what = f"reply {number} is empty" if name == "replies" else "the reply is empty"
-            raise DataError(f"{where}: {what}; write something, or leave it out; nothing was scored")
+            raise DataError(f"{where}: {what} is empty; write something, or leave it out; nothing was scored")
+        try:
+            reply.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{where}: {what} holds a lone surrogate, which is no character; nothing was scored"
+            ) from None
     return json.dumps({key: value for key, value in found.items() if key != name}).encode(), replies

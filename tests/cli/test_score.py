@@ -163,6 +163,7 @@ def test_pandas_reads_the_rows_as_they_are(command, expected, tmp_path):
         (b'{"turns": ["Hi"], "replies": []}\n', "standard input, line 1: `replies` is not a list of texts"),
         (b'{"turns": ["Hi"], "replies": ["a", " "]}\n', "standard input, line 1: reply 2 is empty; write something"),
         (b'{"turns": ["Hi"], "reply": ""}\n', "standard input, line 1: the reply is empty; write something"),
+        (b'{"turns": ["Hi"], "replies": ["a", "\\ud800"]}\n', "line 1: reply 2 holds a lone surrogate"),
         (b'{"turns": [], "reply": "a"}\n', "standard input, line 1: no turn; a dialogue has at least"),
         (b'{"turns": [\n', "standard input, line 1: not JSON"),
         (

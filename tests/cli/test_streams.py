@@ -211,3 +211,9 @@ def test_a_killed_command_leaves_nothing_half_written(model, tmp_path, number):
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (128 + number, b"", b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_goes_into_an_output_without_an_encoding(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    streams.print_json('{"a": "☕"}')
+    assert sys.stdout.getvalue() == '{"a": "☕"}\n'

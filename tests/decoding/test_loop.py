@@ -223,8 +223,8 @@ def test_where_no_token_is_possible_the_log_probability_says_so():
         return chain_logits(tokens_M).at[3, 1].set(jnp.nan)
 
     how = {"slots": 4, "sampling": Sampling(temperature=1.0), "logits": broken, "processors": (function,)}
-    state = jax.jit(lambda: advance(chain_step, chain_begin([0, 0, 0, 0], [4] * 4, **how)))()
-    got_M2 = np.asarray(state.logprobs_MR)[:, :2]
+    logprobs_MR = jax.jit(lambda: advance(chain_step, chain_begin([0, 0, 0, 0], [4] * 4, **how)).logprobs_MR)()
+    got_M2 = np.asarray(logprobs_MR)[:, :2]
     assert np.isfinite(got_M2[0, 0])
     assert got_M2[0, 1] == FORBIDDEN
     assert np.isfinite(got_M2[1]).all()
@@ -236,6 +236,8 @@ def test_log_probabilities_that_are_no_numbers_are_one_of_two_errors():
     check_logprobs(np.array([-1.0, -2.0]))
     with pytest.raises(NonFiniteLogits):
         check_logprobs(np.array([-1.0, np.nan]))
-    with pytest.raises(ValueError, match=r"^no reply is possible: the sampling's processors forbid every token") as raised:
+    with pytest.raises(
+        ValueError, match=r"^no reply is possible: the sampling's processors forbid every token"
+    ) as raised:
         check_logprobs(np.array([-1.0, FORBIDDEN, np.nan]))
     assert type(raised.value) is ValueError

@@ -238,6 +238,7 @@ def test_a_ranking_shows_itself(ranking, tmp_path):
     lines = repr(ranking).splitlines()
     assert lines[0] == "Ranking(6 hypotheses by mmi)"
     assert len(lines) == 7
+    assert repr(dg.Ranking(ranking[:1], ranking.turns, "mmi", "")).startswith("Ranking(1 hypothesis by mmi)")
     assert repr(ranking[0]).startswith("Ranked(")
     assert ranking._repr_html_().count("<tr>") == 7
     found = json.loads(json.dumps(ranking.to_dict(), allow_nan=False))
