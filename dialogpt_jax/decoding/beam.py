@@ -34,6 +34,7 @@ from dialogpt_jax.decoding.beam_options import EARLY_STOPPING
 from dialogpt_jax.decoding.logits import warp, xtc_now
 from dialogpt_jax.decoding.loop import RowSettings, StepFn
 from dialogpt_jax.decoding.processors import ReplyState, process
+from dialogpt_jax.decoding.soundness import marked
 from dialogpt_jax.decoding.stops import Stops, said_a_stop
 
 # A cache and parents_BN → the cache in which beam n of a row is what its beam parents[n] was.
@@ -216,7 +217,8 @@ def _select_of_all(state: BeamState, logits_MV: jax.Array, cost_BV: jax.Array | 
     over_BC = (tokens_BC == state.eos) | (count_B1 + 1 >= most_B1) | jnp.isposinf(scores_BC)
     logits_BC = logits_MV[jnp.arange(rows)[:, None] * beams + parents_BC, tokens_BC]
     total_BN = jax.nn.logsumexp(logits_MV, axis=-1).reshape(rows, beams)
-    grown = _grow(live, parents_BC, tokens_BC, logits_BC - jnp.take_along_axis(total_BN, parents_BC, axis=1), scores_BC)
+    logprobs_BC = logits_BC - jnp.take_along_axis(total_BN, parents_BC, axis=1)
+    grown = _grow(live, parents_BC, tokens_BC, marked(logprobs_BC, ~jnp.isposinf(scores_BC)), scores_BC)
     if state.stops is not None:
         over_BC |= holds_a_stop(grown, state.stops)
 

@@ -24,6 +24,7 @@ from dialogpt_jax.decoding.logits import by_row
 from dialogpt_jax.decoding.loop import RowSettings
 from dialogpt_jax.decoding.request import candidate_settings
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
+from dialogpt_jax.decoding.soundness import FORBIDDEN
 from dialogpt_jax.quantization import quantize
 
 # float32 sums of some ten log-probabilities.
@@ -219,6 +220,30 @@ def test_where_one_reply_is_possible_there_is_one():
     assert found.counts_BN.tolist() == [[3, 0], [3, 0]]
     assert found.tokens_BNR[:, 0, :3].tolist() == [[1, 2, END]] * 2
     assert np.isneginf(found.scores_BN[:, 1]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_function_that_gives_no_number_is_seen_in_the_log_probability(value):
+    """It gives one to row 0 alone, whose log-probabilities say so; the model is sound."""
+
+    def broken(logits_MV, state):
+        return logits_MV.at[: len(logits_MV) // 2, 2].set(value)
+
+    settings = RowSettings(jnp.full(2, 3), jnp.full(2, 8), jax.random.split(jax.random.key(0), 2), by_row(GREEDY, 2))
+    rules = BeamRules(np.ones(2, np.float32), np.zeros(2, np.int32))
+    how = {"slots": 8, "bucket": None, "eos": END, "processors": (broken,)}
+
+    def best():
+        starts = jnp.array([1, 1])
+        state = begin(
+            jnp.asarray(CHAIN)[0, starts], candidate_settings(settings, 2), rules, jnp.repeat(starts, 2), **how
+        )
+        return state.live.logprobs_BNR, state.ended.logprobs_BNR
+
+    live_BNR, ended_BNR = jax.device_get(jax.jit(best)())
+    assert ended_BNR[0, 0, 0] == FORBIDDEN
+    assert np.isfinite(live_BNR[1]).all()
+    assert np.isfinite(ended_BNR[1]).all()
 
 
 # Drawn beams.
