@@ -79,8 +79,12 @@ class Safety:
             if compiled.search(text):
                 return f"pattern {pattern!r}"
         for classifier in self.classifiers:
-            if classifier(text):
-                return getattr(classifier, "__name__", type(classifier).__name__)
+            name, found = getattr(classifier, "__name__", type(classifier).__name__), classifier(text)
+            try:
+                if found:
+                    return name
+            except ValueError:  # an array of several
+                raise ValueError(f"{name} of classifiers gave {shown(found)}; it must give one truth value") from None
         return None
 
     @classmethod

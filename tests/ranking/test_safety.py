@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 from fakes import tiny_bot
 
@@ -140,3 +141,11 @@ def test_a_file_of_the_command_line(bot, tmp_path, capsys):
     assert "none.txt" in capsys.readouterr().err
     assert main([*words, "--block", "words.txt", "--json"]) == 2
     assert "--block gives one reply" in capsys.readouterr().err
+
+
+def test_a_classifier_that_gives_an_array_is_named():
+    def several(text):
+        return np.zeros(2)
+
+    with pytest.raises(ValueError, match="several of classifiers gave .*; it must give one truth value"):
+        dg.Safety(classifiers=[several]).why_not("Hi")
