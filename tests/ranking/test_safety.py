@@ -147,5 +147,5 @@ def test_a_classifier_that_gives_an_array_is_named():
     def several(text):
         return np.zeros(2)
 
-    with pytest.raises(ValueError, match="several of classifiers gave .*; it must give one truth value"):
+    with pytest.raises(ValueError, match=r"several of classifiers gave .*; it must give one truth value"):
         dg.Safety(classifiers=[several]).why_not("Hi")
