@@ -37,10 +37,11 @@ def rolled_replies(
       sampling: checked, with ids for texts; value i of an array is context i's.
       seed, places, turns: what decides the keys: the place and the turns of each context.
       max_new_tokens: at most the model's positions.
-      rows: replies that are made at once.
+      rows: replies that are made at once, at most: no more than the next power of two of the contexts.
       params: the model's, where they are to lie on another device.
     """
     config = model.config
+    rows = min(rows, 1 << (max(len(contexts), 1) - 1).bit_length())
     bucket, longest = top_k_bucket(sampling, config.vocab_size), max(map(len, contexts), default=1)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stops": model.stops(sampling)}
     how["history_width"] = bucket_of(longest, config.n_positions)

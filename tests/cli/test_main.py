@@ -169,14 +169,14 @@ import sys
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.evaluation import harness
 
-batches = harness.generate_batches
+batches = harness.roll_batches
 
 def hold(*words, **named):
     print("writing", flush=True)
     sys.stdin.readline()
     yield from batches(*words, **named)
 
-harness.generate_batches = hold
+harness.roll_batches = hold
 sys.exit(main(sys.argv[1:]))
 """
 
