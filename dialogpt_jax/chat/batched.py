@@ -73,7 +73,7 @@ def checked_progress(progress: Callable[[int, int], None] | None) -> Callable[[i
 
 
 def checked_rows(batch_size: int | None, dialogues: int) -> int | None:
-    """A batch's rows as asked, no more than the dialogues can fill; up to 32 stay, so that one program serves all lists."""
+    """A batch's rows as asked; over 32, no more than the dialogues can fill."""
     if batch_size is None:
         return None
     rows = as_whole_number("batch_size", batch_size, least=1, most=MOST)
