@@ -15,7 +15,7 @@ from dialogpt_jax.cli.common import (
     sampling_of,
     seed_of,
 )
-from dialogpt_jax.cli.flags import make_app
+from dialogpt_jax.cli.flags import make_app, said
 from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
 from dialogpt_jax.replies.settings import sampling_for
 
@@ -34,7 +34,13 @@ app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)
 @app.default
 def run(
     *,
-    load: Annotated[str | None, Parameter(metavar="FILE", help="go on with a chat that /save wrote")] = None,
+    load: Annotated[
+        str | None,
+        Parameter(
+            metavar="FILE",
+            help="go on with a chat that /save wrote, with its settings but for those that are said here",
+        ),
+    ] = None,
     block: Block = None,
     model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
@@ -51,7 +57,21 @@ def run(
     bot = load_bot(model, rank, block)
     if load is not None:
         chat = Chat.load(load, bot)
+        _change(chat, reply, sampling, searched, ranked)
     else:
         how: dict[str, Any] = {"seed": seed, "sampling": settings, "max_new_tokens": reply.max_new_tokens}
         chat = Chat(bot, beams=searched, rank=ranked, **how)
     return Terminal(bot, chat, name=model.model or "the bundled model", loaded=load).run()
+
+
+def _change(chat: Any, reply: ReplyFlags, sampling: Any, searched: Any, ranked: Any) -> None:
+    """What the flags say goes before what the file of a chat says."""
+    if searched is not None or ranked is not None:
+        chat.beams, chat.rank = None, None  # one way to a reply at a time
+        chat.beams, chat.rank = searched, ranked
+    if said(sampling):
+        chat.sampling = sampling_of(sampling, chat.sampling)
+    if reply.seed != ReplyFlags.seed:
+        chat.seed = seed_of(reply.seed)
+    if reply.max_new_tokens != ReplyFlags.max_new_tokens:
+        chat.max_new_tokens = reply.max_new_tokens

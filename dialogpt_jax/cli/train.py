@@ -123,7 +123,7 @@ def run(
     if inputs.export is not None:
         from dialogpt_jax.weights.directory import check_target
 
-        check_target(inputs.export, replace=False)
+        check_target(inputs.export, replace=False, advice="name another place, or delete it")
         if Path(inputs.export).resolve() == Path(inputs.out).resolve():
             raise ValueError(
                 f"--export is {inputs.export}, the folder of the run; choose another, such as {inputs.out}/model"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 CUT, REPEATS, COPIES, DUPLICATE, EMPTY, UNSAFE, NOT_FINITE = (
     "cut",
     "repeats itself",
-    "copies",
+    "copies what was said",
     "duplicate",
     "empty",
     "unsafe",

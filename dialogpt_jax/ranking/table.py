@@ -46,7 +46,7 @@ def ranking_table(ranking: Ranking, width: int, *, colors: bool) -> Group:
         text.append("\n" + _words(hypothesis), style="dim")
         table.add_row(str(place), *(values if wide else ()), text)
     title = Text(f"{counted(len(ranking), 'hypotheses')} by {ranking.rule}", style="bold")
-    return Group(title, table, *([_legend()] if colors and ranking[0].pieces else []))
+    return Group(title, table, _figures_mean(shown), *([_legend()] if colors and ranking[0].pieces else []))
 
 
 def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
@@ -69,6 +69,16 @@ def _words(hypothesis: Ranked) -> str:
     """Why, with the flags that this does not name already."""
     unsaid = [flag for flag in hypothesis.flags if flag not in hypothesis.why]
     return escape_controls(f"{', '.join(unsaid)}: {hypothesis.why}" if unsaid else hypothesis.why, keep="")
+
+
+def _figures_mean(shown: list[str]) -> Text:
+    meanings = {
+        "forward": "log P(reply | what was said)",
+        "backward": "log P(what was said | reply)",
+        "pmi": "log P(reply | what was said) − log P(reply)",
+        "ranker": "the ranker's, 0 to 1",
+    }
+    return Text("; ".join(f"{name}: {meanings[name]}" for name in shown if name in meanings), style="dim")
 
 
 def _legend() -> Text:

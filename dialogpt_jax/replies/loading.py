@@ -13,7 +13,8 @@ def load_language_model(
     model: str | os.PathLike[str], *, dtype: str | None = None, revision: str | None = None
 ) -> LanguageModel:
     """A model directory, or a name on the Hub, as a model with its tokenizer; arguments as for `dialogpt_jax.load`."""
-    folder = resolve(as_path("model", model), revision=revision)
+    as_path("model", model)  # found sound; it stays what it is, for a name on the Hub is no path
+    folder = resolve(model, revision=revision)
     params, config = load_params(folder, dtype=dtype)
     tokenizer = Tokenizer.load(folder)
     try:

@@ -269,12 +269,13 @@ def write_directory(
     return target
 
 
-def check_target(path: str | os.PathLike[str], *, replace: bool = True) -> None:
+def check_target(path: str | os.PathLike[str], *, replace: bool = True, advice: str = "--force replaces it") -> None:
     """Passes if `write_directory` may write there.
 
     Args:
       path: the directory to be.
       replace: whether a model that is there may be replaced.
+      advice: what to do where it may not.
 
     Raises:
       ModelDirectoryError: a file; a directory that holds something and is no model directory; a model, if it may not be
@@ -287,7 +288,7 @@ def check_target(path: str | os.PathLike[str], *, replace: bool = True) -> None:
         if not (target / CONFIG_FILE).is_file():
             raise ModelDirectoryError(f"{path}: holds other files and is no model directory; choose a new or empty one")
         if not replace:
-            raise ModelDirectoryError(f"{path}: a model is there already; --force replaces it")
+            raise ModelDirectoryError(f"{path}: a model is there already; {advice}")
 
 
 def check_new_file(path: str | os.PathLike[str], *, replace: bool = False) -> None:

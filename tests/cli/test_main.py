@@ -10,6 +10,7 @@ import warnings
 import fakes
 import pytest
 
+import dialogpt_jax as dg
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.chat.terminal import Terminal
 from dialogpt_jax.cli import common, program_cache
@@ -248,6 +249,31 @@ def test_the_terminal_is_told_which_chat_was_loaded(command, model, tmp_path, mo
     Chat(model[1], turns=["Hello", "no"]).save(file)
     assert command("chat", "--load", file)[0] == command("chat")[0] == 0
     assert loaded == [(file, ["Hello", "no"]), (None, [])]
+
+
+def test_what_is_said_beside_load_goes_before_what_the_file_says(command, model, tmp_path, monkeypatch):
+    chats = []
+
+    class Noting(Terminal):
+        def run(self):
+            chats.append(self.chat)
+            return 0
+
+    monkeypatch.setattr("dialogpt_jax.chat.terminal.Terminal", Noting)
+    file = str(tmp_path / "chat.json")
+    Chat(model[1], turns=["Hello", "no"], seed=3, max_new_tokens=9, sampling=dg.Sampling(temperature=0.5)).save(file)
+    for words in (
+        (),
+        ("--temperature", "1", "--seed", "5", "--max-new-tokens", "6"),
+        ("--beams", "4"),
+        ("--rank", "pmi"),
+    ):
+        assert command("chat", "--load", file, *words)[0] == 0
+    plain, changed, searched, ranked = chats
+    assert (plain.seed, plain.max_new_tokens, plain.sampling.temperature) == (3, 9, 0.5)
+    assert (changed.seed, changed.max_new_tokens, changed.sampling.temperature) == (5, 6, 1)
+    assert (searched.beams.beams, searched.rank, searched.seed) == (4, None, 3)
+    assert (ranked.beams, ranked.rank.by) == (None, "pmi")
 
 
 def test_a_warning_is_one_line_and_the_reply_comes(command):

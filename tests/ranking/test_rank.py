@@ -112,7 +112,11 @@ def test_a_flag_counts_before_any_score():
     order, found = order_of([9.0, 1.0, 8.0, 2.0, 7.0], [(COPIES,), (), (DUPLICATE,), (), (CUT,)])
     assert order == [3, 1, 4, 0, 2]
     assert found[0].why.startswith("given for a score of 2.00, the next has 1.00")
-    assert [verdict.why for verdict in found[2:]] == ["out: cut", "out: copies", "says what another one says"]
+    assert [verdict.why for verdict in found[2:]] == [
+        "out: cut",
+        "out: copies what was said",
+        "says what another one says",
+    ]
     order, found = order_of([1.0, 2.0], [(EMPTY,), (REPEATS, CUT)])
     assert order == [1, 0]
     assert found[0].why == "given, though it is flagged (repeats itself, cut): so is every other one"

@@ -167,7 +167,7 @@ def a_ranking(text, tokenizer):
     how = {"tokens": ids, "logprobs": logprobs, "logprob": float(logprobs.sum()), "finished": True}
     pieces = token_texts(tokenizer, ids.tolist())
     first = Ranked(text=text, **how, **known, flags=(), why="given for a score of -3.50", pieces=pieces)
-    other = dataclasses.replace(first, flags=("copies", "cut"), why="out: copies")
+    other = dataclasses.replace(first, flags=("copies what was said", "cut"), why="out: copies what was said")
     return Ranking([first, other], ["Hi"], "mmi", "Hm.")
 
 
@@ -187,7 +187,7 @@ def test_the_table_fits_its_window_and_colours_only_where_there_are_some(bot, mo
         assert all(Console().measure(line.rstrip()).maximum <= width for line in lines)
         assert "\x1b" not in table
         joined = "".join(table.split())
-        for word in ("\\x1b]0;title\\x07", "-3.50", "1.25", "given", "out:copies", "cut", "好き"):
+        for word in ("\\x1b]0;title\\x07", "-3.50", "1.25", "given", "out:copieswhatwassaid", "cut", "好き"):
             assert word in joined, (width, word)
     colored = shown(ranking, 80, force_terminal=True, color_system="256")
     assert "\x1b[32m" in colored

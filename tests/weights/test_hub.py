@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from weights.hub_server import Hub, serve
 
+import dialogpt_jax as dg
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert.mapping import rows
@@ -149,6 +150,16 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(server, name, rev
     with pytest.raises(HubError, match=message) as caught:
         fetch(name, revision)
     assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [dg.load, dg.load_params, dg.load_ranker, lambda name: dg.load(reverse=name)],
+    ids=["load", "params", "ranker", "reverse"],
+)
+def test_a_name_is_asked_of_the_hub_whoever_loads_it(load):
+    with pytest.raises(HubError, match=r"^some/absent: no such file or directory here, and not in the cache; offline"):
+        load("some/absent")
 
 
 def test_offline_and_not_cached_is_one_line(server):
