@@ -116,7 +116,8 @@ def _why(
         if flags[i]:
             return f"given, though it is flagged ({', '.join(flags[i])}): so is every other one"
         drawn = f"drawn at temperature {options.temperature:g} with" if options.temperature else "given for"
-        behind = f", the next has {scores[second[0]]:.2f}" if second and not options.temperature else ""
+        rival = [n for n in second if gravity(flags[n]) == gravity(flags[i]) and not options.temperature]
+        behind = f", the next has {scores[rival[0]]:.2f}" if rival else ""
         return f"{drawn} a score of {scores[i]:.2f}{behind}"
     if gravity(flags[i]) > gravity(flags[winner]):
         return "says what another one says" if DUPLICATE in flags[i] else f"out: {', '.join(flags[i])}"

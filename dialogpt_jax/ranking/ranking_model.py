@@ -117,12 +117,30 @@ class RankingModel(LanguageModel):
         )
 
     def order(
-        self, turns: list[str], proposed: Sequence[Candidate], options: Rank, *, seed: int, attempt: int = 0
+        self,
+        turns: Turns,
+        candidates: Sequence[Candidate],
+        by: str | RankFunction | Rank = "mmi",
+        *,
+        seed: int = DEFAULT_SEED,
+        attempt: int = 0,
     ) -> Ranking:
-        """Hypotheses of one dialogue, however they were made, in their order; `attempt` counts the tries of a chat."""
-        draws = [choice_draw(seed, 0, len(turns), attempt)]
+        """Candidates of one dialogue, however they were made, in the order of a rule.
+
+        Args:
+          turns, by: as for `rank`.
+          candidates: such as `candidates` and `score` give; the latter takes texts of yours.
+          seed, attempt: of a choice that is drawn; `attempt` counts the tries of a chat.
+
+        Example:
+          >>> mine = bot.score("I lost my keys again.", ["I lost my keys again.", "Did you look in the car?"])
+          >>> bot.order("I lost my keys again.", mine)[0].text  # the copy has the better score, and is held back
+          'Did you look in the car?'
+        """
+        options, texts = as_rank(by), as_turns(turns)
+        draws = [choice_draw(seed, 0, len(texts), attempt)]
         models = (self, self.backward_of(options), self.ranker, self.safety)
-        return order(*models, [turns], [proposed], options, draws)[0]
+        return order(*models, [texts], [candidates], options, draws)[0]
 
     def backward_of(self, options: Rank, *, everything: bool = False) -> LanguageModel | None:
         """The backward model that these options need, or for a report can have.

@@ -117,6 +117,7 @@ def test_a_flag_counts_before_any_score():
         "out: copies what was said",
         "says what another one says",
     ]
+    assert order_of([9.0, 1.0], [(COPIES,), ()])[1][0].why == "given for a score of 1.00"
     order, found = order_of([1.0, 2.0], [(EMPTY,), (REPEATS, CUT)])
     assert order == [1, 0]
     assert found[0].why == "given, though it is flagged (repeats itself, cut): so is every other one"
