@@ -6,9 +6,11 @@ beams 4              early_stopping never      `beams none`: no search
 rank mmi hypotheses 8                          `rank off`: one reply is drawn
 stop_strings "see you" bye                     a list takes all words behind it; `none` empties it
 logit_bias well=-2                             TEXT=N, each
+seed random                                    draws one
 """
 
 import dataclasses
+import difflib
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -45,8 +47,12 @@ def settings_of(words: str) -> dict[str, Any]:
         name, _, value = left[0].partition("=")
         left = ([value] if value else []) + left[1:]
         left = left[1:] if left[:1] == ["="] else left
-        if name not in SETTABLE or not left:
-            raise ValueError(f"/settings NAME VALUE or NAME=VALUE, with one of {', '.join(SETTABLE)}")
+        if name not in SETTABLE:
+            near = difflib.get_close_matches(name, SETTABLE, n=1)
+            known = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTABLE)}"
+            raise ValueError(f"{name} is no setting; {known}")
+        if not left:
+            raise ValueError(f"{name} has no value; /settings NAME VALUE, or NAME=VALUE")
         if name in LISTS:
             changes[name], left = _listed(name, left), []
         else:
@@ -82,6 +88,8 @@ def _listed(name: str, words: Sequence[str]) -> Any:
 def _value(name: str, word: str) -> Any:
     if name in SCOPES or name == "source":
         return word
+    if name == "seed" and word == "random":
+        return None
     if name == "rank":
         return None if word in ("off", "none") else word
     if name == "forced_end":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -126,6 +127,10 @@ def run_model(
     if ask.part:
         streams.tell(f"{len(found):,} of {counted(len(contexts), 'replies')} in {ask.out}")
         return None
+    if sys.stderr is not None and sys.stderr.isatty():  # who sees the bar end
+        streams.tell(
+            "measuring the replies …" if other is not None else "measuring the replies, and the model on the data …"
+        )
     bootstrap = {"resamples": resamples, "seed": seed}
     name = decode if ranked is None else ranked.rule
     if other is None:

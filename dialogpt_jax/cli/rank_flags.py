@@ -11,7 +11,8 @@ from dialogpt_jax.ranking.rank_options import RULES, SOURCES, Rank
 
 HELP = {
     "by": "propose several replies and give the best: by `mmi`, what a backward model makes of them; `pmi`, what the "
-    "context adds; `rpt`, a ranker; or `likelihood` (none: one reply is drawn)",
+    "context adds; `rpt`, a ranker; or `likelihood` (none: one reply is drawn). They are drawn among the 10 best tokens at "
+    "temperature 1, unless a sampling is said",
     "hypotheses": "with --rank: so many are proposed",
     "backward_weight": "with --rank mmi: how much the backward model counts, 0 to 1; the rest is likelihood",
     "source": "with --rank mmi: what it is asked for, the `last` turn or `all`",

@@ -103,7 +103,7 @@ def test_ctrl_c_keeps_the_turns_that_were_done(command, model, tmp_path, monkeyp
     [
         (("Hi", "--data", "x"), 2, "give TEXT or --data FILE, not both"),
         (("Hi", " "), 2, "opening 2 is empty; write something"),
-        (("Hi", "--other-sampling", "temp=1"), 2, "give NAME VALUE or NAME=VALUE, with one of temperature, top_k"),
+        (("Hi", "--other-sampling", "temp=1"), 2, "temp is no setting; "),
         (("Hi", "--other-sampling", "top_k=x"), 2, "top_k: 'x' is not a number"),
         (("Hi", "--other-sampling", "top_k=-1"), 1, "top_k is -1.0; it must be a whole number from 1 to 1024"),
         (("Hi", "--out", "there"), 1, "there is there already; name another file, or delete it"),

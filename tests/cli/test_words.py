@@ -184,12 +184,14 @@ def test_settings_of_a_chat_are_words():
     assert settings_of("suppress_tokens 3 4") == {"suppress_tokens": [3, 4]}
     assert settings_of("logit_bias well=-2 a=b=1") == {"logit_bias": {"well": -2.0, "a=b": 1.0}}
     assert settings_of("bad_words none") == {"bad_words": []}
+    assert settings_of("seed random top_k 3") == {"seed": None, "top_k": 3.0}
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("bad_words", "/settings NAME VALUE or NAME=VALUE, with one of temperature, "),
+        ("bad_words", "bad_words has no value; /settings NAME VALUE, or NAME=VALUE"),
+        ("temprature 1", "temprature is no setting; did you mean temperature?"),
         ("forced_end maybe", "forced_end: 'maybe' is not `yes` or `no`"),
         ("suppress_tokens 3 x", "suppress_tokens: 'x' is not a whole number"),
         ("logit_bias well", "logit_bias is 'well'; give TEXT=N, such as well=-2"),
@@ -198,7 +200,7 @@ def test_settings_of_a_chat_are_words():
             "stop_strings don't",
             "stop_strings don't: a quotation has no end; a text with an apostrophe stands in double",
         ),
-        ("processors f", "/settings NAME VALUE or NAME=VALUE, with one of temperature, "),
+        ("processors f", "processors is no setting; there are temperature, "),
     ],
 )
 def test_a_setting_that_is_none_is_one_line(words, said):
