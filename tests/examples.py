@@ -1,14 +1,12 @@
 """Runs the code that people read: the examples in the docstrings of what is public, or the Python blocks of Markdown files.
 
 python examples.py                   # the docstrings; in an empty folder, since some examples write files
-python examples.py --short           # the same with the first two blocks of the bundled model, which compile sooner
 python examples.py FILE.md           # the file's blocks, one after the other, as one program
 python examples.py --torch FILE.md   # those that are marked `python torch` too
 
 A process of its own, since the examples are for one device and without the strict settings of the tests.
 """
 
-import dataclasses
 import doctest
 import functools
 import inspect
@@ -31,22 +29,12 @@ class AnyText(doctest.OutputChecker):
         return super().check_output(want, re.sub('"[^"]*"', "'…'", got) if "..." in want else got, optionflags)
 
 
-def short_bot() -> dg.Bot:
-    """A bot of the bundled model's first two blocks."""
-    whole = dg.load()
-    config = dataclasses.replace(whole.config, n_layer=2)
-    left_out = {f"h_{block}" for block in range(2, whole.config.n_layer)}
-    return dg.Bot({name: leaf for name, leaf in whole.params.items() if name not in left_out}, config, whole.tokenizer)
-
-
-def run_docstrings(short: bool) -> int:
+def run_docstrings() -> int:
     """The number of examples that failed; each is printed."""
     from dialogpt_jax.data.example_options import make_example_options
     from dialogpt_jax.data.prepare import prepare
 
-    bot = short_bot() if short else dg.load()
-    if short:
-        dg.load = lambda: bot
+    bot = dg.load()
     bot.save("tokenizer")
     Path("talk.jsonl").write_text('{"turns": ["Hi!", "Hello."]}\n{"turns": ["Bye!", "Goodbye."]}\n', encoding="utf-8")
     prepare(["talk.jsonl"], "prepared", "tokenizer", make_example_options("tokenizer"), workers=1)
@@ -75,6 +63,6 @@ def run_markdown(file: Path, marks: str) -> None:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    if words in ([], ["--short"]):
-        sys.exit(bool(run_docstrings(bool(words))))
+    if not words:
+        sys.exit(bool(run_docstrings()))
     run_markdown(Path(words[-1]), "python|python torch" if "--torch" in words else "python")

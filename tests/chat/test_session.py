@@ -219,9 +219,10 @@ def test_a_turn_that_is_too_long_warns_and_the_chat_goes_on(bot, chat):
 
 def test_settings_may_change_between_turns(bot, chat):
     say_as_fresh(chat, "Hello", bot)
-    chat.sampling = dg.Sampling(temperature=0.9, top_k=20, repetition_penalty=1.3, penalty_scope="context")
+    own = {"no_repeat_ngram": 2, "ngram_scope": "own", "presence_penalty": 3.0, "penalty_scope": "own"}
+    chat.sampling = dg.Sampling(temperature=0.9, top_k=20, **own)
     say_as_fresh(chat, "no", bot)
-    chat.sampling = dg.Sampling(no_repeat_ngram=2, ngram_scope="own", presence_penalty=3.0, penalty_scope="own")
+    chat.sampling = dataclasses.replace(chat.sampling, temperature=0.5, top_k=10)
     say_as_fresh(chat, "no", bot)
     chat.sampling, chat.max_new_tokens = dg.GREEDY, 30
     say_as_fresh(chat, "why?", bot)

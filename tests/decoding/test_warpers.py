@@ -81,7 +81,7 @@ def test_nucleus_is_the_smallest_set_that_holds_p(top_p):
     expected_MV = np.array([nucleus_by_sorting(row, top_p) for row in logits_MV])
     np.testing.assert_array_equal(kept(warpers.keep_nucleus(logits_MV, top_p)), expected_MV)
     order_MV = np.argsort(-logits_MV, axis=1, kind="stable")
-    got_MK = kept(warpers.keep_nucleus_sorted(np.take_along_axis(logits_MV, order_MV, 1), top_p))
+    got_MK = kept(sorted_nucleus(np.take_along_axis(logits_MV, order_MV, 1), top_p))
     np.testing.assert_array_equal(got_MK, np.take_along_axis(expected_MV, order_MV, 1))
 
 
@@ -238,6 +238,7 @@ def test_the_nucleus_is_transformers_unless_a_boundary_is_near(ties):
     """Against its own rule, in float64, over many distributions: alone, and behind a top-k that keeps all."""
     random, compared = np.random.default_rng(17), 0
     top_p = np.array([0.1, 0.5, 0.8, 0.85, 0.9, 0.95, 0.99])
+    sorted_nucleus, whole_nucleus = jax.jit(warpers.keep_nucleus_sorted), jax.jit(warpers.keep_nucleus)
     for _ in range(60):
         logits_V = random.normal(scale=random.uniform(0.2, 4.0), size=12).astype(np.float32)
         if ties:
@@ -245,7 +246,7 @@ def test_the_nucleus_is_transformers_unless_a_boundary_is_near(ties):
         logits_MV = np.tile(logits_V, (len(top_p), 1))
         order_MV = np.argsort(-logits_MV, axis=1, kind="stable")  # as lax.top_k has it
         sorted_MK = kept(warpers.keep_nucleus_sorted(np.take_along_axis(logits_MV, order_MV, 1), top_p))
-        whole_MV = kept(warpers.keep_nucleus(logits_MV, top_p))
+        whole_MV = kept(whole_nucleus(logits_MV, top_p))
         for m, p in enumerate(top_p):
             expected_V, distance = nucleus_of_transformers(logits_V, p)
             if distance < 1e-6:

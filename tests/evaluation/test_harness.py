@@ -154,12 +154,18 @@ def test_the_number_of_devices_changes_nothing(bot, unbroken, tmp_path):
         assert one.logprob == pytest.approx(other.logprob, abs=ATOL)
 
 
-def test_beams_are_the_bot_s_on_one_device_and_on_several(bot, one_device):
+@pytest.mark.slow
+def test_beams_on_several_devices_are_those_of_one(bot, one_device):
+    settings = Settings(GREEDY, max_new_tokens=12, rows=ROWS, beams=BeamOptions(3, length_penalty=0.8))
+    found = answer(bot, CONTEXTS[:12], settings, devices=one_device)
+    assert answer(bot, CONTEXTS[:12], settings, devices=jax.local_devices()[:3]) == found
+
+
+def test_beams_are_the_bot_s(bot, one_device):
     settings = Settings(GREEDY, max_new_tokens=12, rows=ROWS, beams=BeamOptions(3, length_penalty=0.8))
     found = answer(bot, CONTEXTS[:12], settings, devices=one_device)
     for reply, context in zip(found[:4], CONTEXTS, strict=False):
         assert reply.text == bot.reply(context.turns, beams=3, length_penalty=0.8, max_new_tokens=12)
-    assert answer(bot, CONTEXTS[:12], settings, devices=jax.local_devices()[:3]) == found
     plain = Settings(GREEDY, max_new_tokens=12, rows=ROWS)
     assert [reply.text for reply in found] != [
         reply.text for reply in answer(bot, CONTEXTS[:12], plain, devices=one_device)
