@@ -81,7 +81,7 @@ def test_nucleus_is_the_smallest_set_that_holds_p(top_p):
     expected_MV = np.array([nucleus_by_sorting(row, top_p) for row in logits_MV])
     np.testing.assert_array_equal(kept(warpers.keep_nucleus(logits_MV, top_p)), expected_MV)
     order_MV = np.argsort(-logits_MV, axis=1, kind="stable")
-    got_MK = kept(sorted_nucleus(np.take_along_axis(logits_MV, order_MV, 1), top_p))
+    got_MK = kept(warpers.keep_nucleus_sorted(np.take_along_axis(logits_MV, order_MV, 1), top_p))
     np.testing.assert_array_equal(got_MK, np.take_along_axis(expected_MV, order_MV, 1))
 
 
@@ -245,7 +245,7 @@ def test_the_nucleus_is_transformers_unless_a_boundary_is_near(ties):
             logits_V = np.round(logits_V)
         logits_MV = np.tile(logits_V, (len(top_p), 1))
         order_MV = np.argsort(-logits_MV, axis=1, kind="stable")  # as lax.top_k has it
-        sorted_MK = kept(warpers.keep_nucleus_sorted(np.take_along_axis(logits_MV, order_MV, 1), top_p))
+        sorted_MK = kept(sorted_nucleus(np.take_along_axis(logits_MV, order_MV, 1), top_p))
         whole_MV = kept(whole_nucleus(logits_MV, top_p))
         for m, p in enumerate(top_p):
             expected_V, distance = nucleus_of_transformers(logits_V, p)
