@@ -88,7 +88,6 @@ def call(capfd, *words, sampling=False):
     fitted: list[run_fit.Fitted] = []
     fit, make_mesh = run_fit.fit, mesh.make_mesh
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
         patched.setattr(run_fit, "fit", lambda *args, **named: fitted.append(fit(*args, **named)) or fitted[-1])
         patched.setattr(distributed, "initialize", lambda: None)  # before all else of jax, which has run here
         # Without --mesh one of the eight devices, for which less is compiled.
