@@ -11,8 +11,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     * (not os.environ.get("DIALOGPT_TESTS_OPTIMISED"))
 )
-# Commands that run in a test's own process would have all its later programs written to disk, and jaxlib 0.10.2 aborts
-# where it writes some of those for several devices.
+# A command in a test's own process would have all later programs written to disk; jaxlib 0.10.2 was seen to abort where
+# it wrote one of those for several devices.
 os.environ["DIALOGPT_NO_COMPILATION_CACHE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real Hub; those of hub.py start a server of their own
 
