@@ -190,6 +190,7 @@ def test_replies_are_in_order_and_the_same_in_any_batch(bot):
     assert bot.replies(dialogues[:20], sampling=dg.GREEDY, batch_size=7) == greedy
 
 
+@pytest.mark.long
 def test_value_i_of_a_sampling_is_for_dialogue_i(bot):
     """Every other dialogue is in a longer bucket, so batches are in another order than the caller's."""
     dialogues = [[f"{WORDS[i % 7]} {i}", "€" * 24 if i % 2 else "no"] for i in range(9)]
@@ -258,6 +259,7 @@ def test_progress_is_told_as_replies_end(bot):
     assert len(told) > 3
 
 
+@pytest.mark.long
 def test_a_thousand_dialogues_compile_no_more_than_128_do():
     bot = fakes.tiny_bot(n_positions=100)
     # Short ones, and ones that the whole context is needed for.

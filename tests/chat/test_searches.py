@@ -23,6 +23,7 @@ def bot():
     return fakes.tiny_bot()
 
 
+@pytest.mark.long
 def test_replies_with_beams_are_those_of_each_dialogue_alone(bot):
     dialogues = [["Hello"], ["no", "why?", "Hello"], ["reading the news this evening, and the rain " * 2], ["no"]]
     done = []
@@ -63,6 +64,7 @@ def test_a_chat_with_beams_answers_whole_and_keeps_its_cache(bot, monkeypatch):
     assert chat.say(LINES[2]) == turns[-1]
 
 
+@pytest.mark.long
 def test_beams_of_a_chat_come_and_go_and_are_saved(bot, tmp_path):
     chat = bot.chat(seed=3, max_new_tokens=8)
     chat.say("Hello")

@@ -53,6 +53,7 @@ def say_as_fresh(chat, text, bot):
     return expected
 
 
+@pytest.mark.long
 def test_every_turn_equals_a_fresh_prefill_past_the_end_of_the_context(bot, chat):
     contexts, all_tokens = [], 0
     for k in range(20):
@@ -217,6 +218,7 @@ def test_a_turn_that_is_too_long_warns_and_the_chat_goes_on(bot, chat):
     say_as_fresh(chat, "no", bot)
 
 
+@pytest.mark.long
 def test_settings_may_change_between_turns(bot, chat):
     say_as_fresh(chat, "Hello", bot)
     own = {"no_repeat_ngram": 2, "ngram_scope": "own", "presence_penalty": 3.0, "penalty_scope": "own"}

@@ -380,6 +380,7 @@ def process(*words, env=None, **named):
     return subprocess.run(command, env=clean, timeout=PATIENCE, **named)
 
 
+@pytest.mark.long
 def test_a_second_start_compiles_nothing_new(model, tmp_path):
     """Every program is on disk after the first start: the second adds none."""
     words = ("reply", "--model", model[0], "Hello", "no")
@@ -404,6 +405,7 @@ def test_a_cache_folder_that_cannot_be_written_is_survived(model, tmp_path):
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, model[1].reply("Hello") + "\n", b"")
 
 
+@pytest.mark.long
 def test_a_reader_that_leaves_is_no_error_and_a_full_disk_is_one_line(model):
     words = ("reply", "--no-compilation-cache", "--model", model[0], "Hello")
     ours, theirs = os.pipe()

@@ -230,6 +230,7 @@ def test_from_nothing(good, place, tmp_path):
     assert same(exported["wte"]["embedding"][:size], fitted.params["wte"]["embedding"][:size])
 
 
+@pytest.mark.long
 def test_a_model_grows_to_a_config(good, place, tmp_path):
     base = dg.load(place / "model")
     sizes = json.loads((place / "model" / "config.json").read_text())
@@ -483,6 +484,7 @@ def test_a_run_that_is_there_is_left_as_it_is(good, train, place, tmp_path):
 # ── a run that stops ──
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_ends_well_and_resume_ends_where_an_unbroken_run_does(train, place, tmp_path):
     steps, line_bytes = 100, 70
     sizes = ("--steps", steps, *SIZES[2:], "--save-every", "0")

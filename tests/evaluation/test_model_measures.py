@@ -127,6 +127,7 @@ def test_shares_of_replies():
     assert {"BLEU-4", "NIST-4", "Ent-4", "Dist-4", "length", "repetition"} < set(found)
 
 
+@pytest.mark.long
 def test_a_card_shows_what_the_command_prints(bot, evaluate, tmp_path, monkeypatch):
     monkeypatch.setattr(card, "NUM_CONTEXTS", 20)
     monkeypatch.setattr(card, "SETTINGS", Settings(max_new_tokens=9, rows=4))

@@ -54,6 +54,7 @@ def folders(bot, tmp_path_factory):
     return ["--no-compilation-cache", "--model", str(folder / "forward"), "--reverse", str(folder / "backward")]
 
 
+@pytest.mark.long
 def test_a_batch_a_file_and_a_part_give_one_order(bot, tmp_path):
     expected = [r[0] for r in bot.rankings(DIALOGUES, RANK, batch_size=4, **HOW)]
     assert [c.text for c in bot.answers(DIALOGUES, rank=RANK, batch_size=4, **HOW)] == [c.text for c in expected]
@@ -216,6 +217,7 @@ def test_tokens_by_their_log_probability(bot, ranking):
     assert ranking[0]._repr_html_().startswith("<p><span style='background:")
 
 
+@pytest.mark.long
 def test_a_ranked_chat_goes_on_from_the_winner(bot, monkeypatch, tmp_path, capsys):
     """Its replies are `bot.reply`'s, and a turn feeds only what the winner left new."""
     letters = [i for i in range(320) if not (bot.tokenizer.token(i).isalpha() and bot.tokenizer.token(i).isascii())]
