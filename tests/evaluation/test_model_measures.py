@@ -214,13 +214,15 @@ def test_command(evaluate, folder):
     assert status == 1
     assert "g.jsonl has replies to 16 contexts; --data and --contexts give 15" in told
 
+    alone = (*RUN[:-1], 1, "--contexts", 16)  # with one row a part is of eight contexts
+    evaluate(*alone, "--out", "alone.jsonl")
     for part in (1, 2):
-        status, shown, told = evaluate(*RUN, "--contexts", 16, "--part", f"{part}/2", "--out", f"p{part}")
+        status, shown, told = evaluate(*alone, "--part", f"{part}/2", "--out", f"p{part}")
         assert (status, shown) == (0, "")
         assert f"8 of 16 replies in p{part}" in told
     (folder / "p").write_bytes((folder / "p1").read_bytes() + (folder / "p2").read_bytes())
-    evaluate(*RUN, "--contexts", 16, "--out", "p")
-    assert (folder / "p").read_bytes() == first
+    evaluate(*alone, "--out", "p")
+    assert (folder / "p").read_bytes() == (folder / "alone.jsonl").read_bytes()
 
 
 LINE = b'{"turns": ["a", "b"]}\n'
