@@ -11,11 +11,11 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     * (not os.environ.get("DIALOGPT_TESTS_OPTIMISED"))
 )
-# A command in a test's own process would have all later programs written to disk; jaxlib 0.10.2 was seen to abort where
-# it wrote one of those for several devices.
+# A command in a test's own process would have all later programs written to disk.
 os.environ["DIALOGPT_NO_COMPILATION_CACHE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real Hub; those of hub.py start a server of their own
 
+import gc
 import signal
 from pathlib import Path
 
@@ -36,6 +36,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the folder of reference data beside the checkout (GPT-2's vocabulary, the 6k replies)")
     return SHARED
+
+
+MOST_MAPS = 25_000  # of the 65,530 that Linux gives a process: every compiled program takes some, and XLA dies without
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_compiled_programs():
+    """Lets the programs of the files before go, where they have become many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.hookimpl(hookwrapper=True)
