@@ -18,6 +18,7 @@ import numpy as np
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.request import bucket_of
+from dialogpt_jax.decoding.score_batches import score_replies
 from dialogpt_jax.likelihood import hidden_of_texts, losses_of_hidden
 from dialogpt_jax.model import Params
 from dialogpt_jax.ranking.rank_options import ALL
@@ -76,8 +77,8 @@ def information(model: LanguageModel, replies: Sequence[Sequence[int]], forward:
       replies: ids of each.
       forward: log P(reply | context) of each.
     """
-    alone = row_totals(model, [[model.config.eos_token_id, *ids] for ids in replies], [1] * len(replies))
-    return [within - without for within, without in zip(forward, alone, strict=True)]
+    [alone] = score_replies(model.params, model.config, [[model.config.eos_token_id]], [replies])
+    return [within - float(logprobs.sum()) for within, logprobs in zip(forward, alone, strict=True)]
 
 
 def row_totals(model: LanguageModel, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
