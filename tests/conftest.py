@@ -2,7 +2,10 @@
 
 import os
 
-# Eight devices that share two busy cores may wait long for one another: XLA would abort Python after 40 seconds.
+# Eight devices that share two busy cores may wait long for one another: XLA would abort Python after 40 seconds. XLA's
+# pool has a thread a device (or NPROC, if that is more); a collective needs one for each device at the same time, and a
+# thread that does something else meanwhile would stop all for ever: so there are more.
+os.environ.setdefault("NPROC", "24")
 # LLVM's optimiser makes tiny programs no faster and is most of their compile time: it is off, except where
 # DIALOGPT_TESTS_OPTIMISED asks for the programs that users run.
 os.environ["XLA_FLAGS"] = (

@@ -2,6 +2,7 @@
 
 import collections
 
+import pytest
 from fakes import tiny_bot
 
 from dialogpt_jax.bundled.prompts import (
@@ -38,6 +39,7 @@ def test_no_turn_of_the_corpus_is_a_prompt(shared):
             assert not said & {_plain(turn) for turn in turns}, path
 
 
+@pytest.mark.long
 def test_prompts_and_chats_are_answered_with_all_that_was_said_before():
     bot = tiny_bot()
     prompts = [("Hello",), ("Hello", "I am fine", "What is this")]

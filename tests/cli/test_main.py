@@ -101,6 +101,7 @@ def test_a_drawn_seed_is_told_and_repeats(command):
     assert err == "" or str(seed) in err
 
 
+@pytest.mark.long
 def test_the_flags_are_the_sampling(command, model):
     import dialogpt_jax as dg
 

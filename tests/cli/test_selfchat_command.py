@@ -41,6 +41,7 @@ def expected(model, openings, **how):
     return dg.self_chat(model[1], openings=openings, max_new_tokens=6, **how)
 
 
+@pytest.mark.long
 def test_conversations_are_data_for_training_and_a_table(command, model, tmp_path, capfd):
     status, out, err = command("Hello", "why?", "--turns", "3", "--seed", "5", "--out", "talks.jsonl", "--show", "2")
     assert status == 0

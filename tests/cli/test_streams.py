@@ -45,6 +45,7 @@ def test_a_chat_ends_when_its_reader_leaves(model):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.long
 def test_a_full_disk_is_one_line_that_names_the_output_and_status_1(model):
     for words in (
         'inspect "$MODEL" --json',
@@ -119,6 +120,7 @@ def test_json_is_the_same_value_in_every_encoding(encoding, monkeypatch):
     assert ("😀" in written) is (encoding == "utf-8")
 
 
+@pytest.mark.long
 def test_windows_line_ends_and_a_byte_order_mark_change_no_reply(model):
     expected = (model[1].reply(["Hello", "no"], max_new_tokens=4) + "\n").encode()
     for data in (b"Hello\nno\n", b"\xef\xbb\xbfHello\r\nno\r\n", b"Hello\r\n\r\nno"):
@@ -147,6 +149,7 @@ def test_ctrl_c_during_the_imports_is_130_and_no_traceback(module):
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+@pytest.mark.long
 def test_a_damaged_program_is_made_anew_once_and_nothing_is_said(model, tmp_path):
     words, place = 'dialogpt reply --model "$MODEL" --max-new-tokens 4 Hello', {"XDG_CACHE_HOME": str(tmp_path)}
     place |= {"DIALOGPT_NO_COMPILATION_CACHE": ""}

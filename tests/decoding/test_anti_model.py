@@ -20,6 +20,7 @@ def bot():
     return tiny_bot(end=3.0)
 
 
+@pytest.mark.long
 def test_it_is_the_model_s_own_after_a_lone_eos(bot):
     """Rows with 0, 2, 3 and 4 tokens so far: the last has all that are changed."""
     eos, vocab = bot.config.eos_token_id, bot.config.padded_vocab_size

@@ -80,7 +80,7 @@ def rolled(sampling, rows, contexts=CONTEXTS):
     return found, lots
 
 
-@pytest.mark.parametrize(("name", "rows"), [("greedy", 3), ("sampled", 12)])
+@pytest.mark.parametrize(("name", "rows"), [("greedy", 3), pytest.param("sampled", 12, marks=pytest.mark.long)])
 def test_a_reply_is_that_of_one_batch_and_programs_are_few(name, rows):
     sampling = SAMPLINGS[name]
     how = {"sampling": sampling, "max_new_tokens": LENGTH, "keys": KEYS, "stops": stops_of(sampling)}

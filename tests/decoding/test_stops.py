@@ -71,6 +71,7 @@ def bot():
     return fakes.tiny_bot(end=0.0)
 
 
+@pytest.mark.long
 def test_a_reply_ends_with_its_text_in_every_way_that_makes_one(bot):
     free = bot.candidates("Hi!", n=6, max_new_tokens=24)
     stop = next(letter for letter in free[0].text[1:] if letter.isascii())

@@ -61,6 +61,7 @@ def test_a_length_that_is_another_bucket_under_jit():
     assert_same(wide, reply(PARAMS, TOKENS, LENGTHS, KEYS, max_new_tokens=70))
 
 
+@pytest.mark.long
 def test_generate_under_jit_on_a_mesh():
     """Parameters by the rules, keys and prompts by rows; traced, or keys closed over with their sharding."""
     expected = reply(PARAMS, MANY, LENGTHS_8, KEYS_8)
@@ -74,6 +75,7 @@ def test_generate_under_jit_on_a_mesh():
     assert len(closed.tokens.sharding.device_set) == 8
 
 
+@pytest.mark.long
 def test_candidates_score_and_forward_under_jit():
     def replies(params, keys):
         how = {"candidates": 3, "sampling": SAMPLING, "max_new_tokens": 5, "keys": keys}

@@ -161,6 +161,7 @@ def test_beams_on_several_devices_are_those_of_one(bot, one_device):
     assert answer(bot, CONTEXTS[:12], settings, devices=jax.local_devices()[:3]) == found
 
 
+@pytest.mark.long
 def test_beams_are_the_bot_s(bot, one_device):
     settings = Settings(GREEDY, max_new_tokens=12, rows=ROWS, beams=BeamOptions(3, length_penalty=0.8))
     found = answer(bot, CONTEXTS[:12], settings, devices=one_device)

@@ -54,6 +54,7 @@ def test_rows_over_devices_are_replied_to_by_the_program_that_each_device_runs_a
     assert taken == [rows_on]
 
 
+@pytest.mark.long
 def test_parameters_are_gathered_once_and_nothing_moves_or_runs_in_sequence_for_the_rows():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     lowered = lower_decoding(

@@ -34,6 +34,7 @@ def nobody_else(monkeypatch):
     return monkeypatch
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_each_reads_its_rows_only_and_a_resumed_run_ends(tmp_path):
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     told = {

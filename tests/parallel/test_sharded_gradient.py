@@ -69,7 +69,7 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("text", MESHES)
+@pytest.mark.parametrize("text", [pytest.param("data=8", marks=pytest.mark.long), *list(MESHES)[1:]])
 def test_a_mesh_of_eight_devices_trains_as_one_device_and_moves_what_the_rules_say(alone, text):
     mesh = make_mesh(parse_mesh(text))
     losses, state, compiled = run(mesh, optimizer=OPTIMIZER)
@@ -89,6 +89,7 @@ def test_a_mesh_of_eight_devices_trains_as_one_device_and_moves_what_the_rules_s
         assert all(found.group in (mesh.shape["tensor"], 2, 4, 8) for found in moved)
 
 
+@pytest.mark.long
 def test_parts_of_a_batch_blocks_computed_again_and_half_precision_go_over_a_mesh():
     how = {"accumulate": 2, "checkpoint_blocks": True, "compute_dtype": jnp.bfloat16}
     how |= {"optimizer": OPTIMIZER, "steps": 3, "config": dataclasses.replace(CONFIG, n_layer=1)}
@@ -100,6 +101,7 @@ def test_parts_of_a_batch_blocks_computed_again_and_half_precision_go_over_a_mes
     assert all(found.times in (1, 2) for found in gathered)
 
 
+@pytest.mark.long
 def test_dropout_differs_between_devices_and_a_step_draws_it_again_alike():
     config = dataclasses.replace(CONFIG, n_layer=1, resid_pdrop=0.3)
     mesh, optimizer = make_mesh({"data": 4, "fsdp": 2}), optax.sgd(0.0)
@@ -117,6 +119,7 @@ def test_dropout_differs_between_devices_and_a_step_draws_it_again_alike():
     assert len(set(losses)) == 8
 
 
+@pytest.mark.long
 def test_the_bundled_models_optimiser_divides_too():
     optimizer = make_optimizer("muon", optax.constant_schedule(0.005))
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})

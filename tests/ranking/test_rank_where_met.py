@@ -99,6 +99,7 @@ def test_the_command_draws_a_picture(folders, tmp_path):
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_the_command_gives_what_the_library_gives(bot, ranking, folders, capsys, tmp_path):
     words = ["reply", *folders, *FLAGS, "Do you like the rain?"]
     assert main(words) == 0

@@ -35,6 +35,7 @@ def here(monkeypatch):
     monkeypatch.setattr(dryrun, "chip_of", lambda devices: CHIP)
 
 
+@pytest.mark.long
 def test_a_report_has_the_memory_the_collectives_the_loops_and_the_time(here):
     report = dry_run(
         CONFIG,
@@ -72,6 +73,7 @@ def test_a_report_has_the_memory_the_collectives_the_loops_and_the_time(here):
     assert max(map(len, text.splitlines())) <= 140
 
 
+@pytest.mark.long
 def test_it_compiles_the_step_that_fit_runs(here):
     """With a recipe too, whose weights and dropout are within the step."""
     options = TrainOptions(

@@ -193,7 +193,9 @@ def test_a_folder_with_a_run_is_not_overwritten_nor_gone_on_with_otherwise(tmp_p
     assert int(longer.state.step) == 11
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param({"data": 8}, marks=pytest.mark.long), {"data": 2, "fsdp": 2, "tensor": 2}]
+)
 def test_a_run_goes_on_on_another_mesh(unbroken, tmp_path, sizes):
     config, options = fakes.no_dropout(CONFIG), dataclasses.replace(OPTIONS, schedule="constant")
     first, many, quiet = dataclasses.replace(options, steps=6), make_mesh(sizes), {"report": lambda line: None}
@@ -378,6 +380,7 @@ def test_few_examples_train_and_a_resumed_run_is_the_unbroken_one(tmp_path):
     assert last < first
 
 
+@pytest.mark.long
 def test_the_paper_s_recipe_trains():
     options = dataclasses.replace(
         OPTIONS, recipe=Recipe.paper(), accumulate=2, schedule="noam", learning_rate=1e-4, warmup=4

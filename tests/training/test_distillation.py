@@ -149,6 +149,7 @@ def test_a_run_brings_a_student_nearer_to_its_teacher(tmp_path):
     assert distance(fitted.params) < 0.92 * distance(alone.params)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_its_own_teachers_only(tmp_path):
     run(TEACHERS[:1], tmp_path, steps=2)
     with pytest.raises(TrainingError, match="teachers"):
