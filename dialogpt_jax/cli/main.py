@@ -29,6 +29,7 @@ COMMANDS = {
     "data": "Look at dialogues for training, and prepare them.",
     "train": "Train a model, from nothing or from another.",
     "eval": "Measure replies as the paper does, from files or from a model.",
+    "rules": "Measure the rules by which a reply is chosen, side by side.",
 }
 EXAMPLES = """\
 Examples:

@@ -44,9 +44,31 @@ def ranks(lm: LanguageModel, contexts: Sequence[Context], *, candidates: int = C
     Raises:
       ValueError: there are not enough other turns.
     """
-    eos, longest = lm.config.eos_token_id, min(LONGEST_REPLY, lm.config.n_positions // 2)
-    truths = [[*ids, eos][:longest] for ids in lm.tokenizer.encode_batch([c.truth for c in contexts])]
-    prompts = [lm.encode(c.turns, max_new_tokens=longest) for c in contexts]
+    eos, (prompts, truths) = lm.config.eos_token_id, encode_truths(lm, contexts)
+    sets_BN = draw_sets(contexts, candidates=candidates, seed=seed)
+    # P(turn) is the same behind any context, so each turn is scored once.
+    alone = score_replies(lm.params, lm.config, [[eos]], [truths])[0]
+    within = score_replies(lm.params, lm.config, prompts, [[truths[j] for j in set_N] for set_N in sets_BN])
+    total_BN = np.array([[logprobs.sum() for logprobs in own] for own in within])
+    mean_BN = np.array([[logprobs.mean() for logprobs in own] for own in within])
+    alone_BN = np.array([logprobs.sum() for logprobs in alone])[sets_BN]
+    return Ranks(*((x_BN[:, 1:] >= x_BN[:, :1]).sum(axis=1) for x_BN in (mean_BN, total_BN - alone_BN)))
+
+
+def encode_truths(lm: LanguageModel, contexts: Sequence[Context]) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of each context, and those of its true next turn with EOS, of which the first 64 count."""
+    longest = min(LONGEST_REPLY, lm.config.n_positions // 2)
+    ids = lm.tokenizer.encode_batch([c.truth for c in contexts])
+    truths = [[*own, lm.config.eos_token_id][:longest] for own in ids]
+    return [lm.encode(c.turns, max_new_tokens=longest) for c in contexts], truths
+
+
+def draw_sets(contexts: Sequence[Context], *, candidates: int = CANDIDATES, seed: int = 0) -> np.ndarray:
+    """For each context the numbers of those whose true turns are its candidates, int64 (B, N): its own stands first.
+
+    Raises:
+      ValueError: there are not enough other turns.
+    """
     owners, texts = np.array([c.dialogue for c in contexts]), np.array([c.truth for c in contexts], object)
     sets_BN = np.empty((len(contexts), candidates), np.int64)
     for i in range(len(contexts)):
@@ -57,10 +79,4 @@ def ranks(lm: LanguageModel, contexts: Sequence[Context], *, candidates: int = C
                 f"context {i} has {len(others)}"
             )
         sets_BN[i] = [i, *np.random.default_rng((seed, i)).choice(others, candidates - 1, replace=False)]
-    # P(turn) is the same behind any context, so each turn is scored once.
-    alone = score_replies(lm.params, lm.config, [[eos]], [truths])[0]
-    within = score_replies(lm.params, lm.config, prompts, [[truths[j] for j in set_N] for set_N in sets_BN])
-    total_BN = np.array([[logprobs.sum() for logprobs in own] for own in within])
-    mean_BN = np.array([[logprobs.mean() for logprobs in own] for own in within])
-    alone_BN = np.array([logprobs.sum() for logprobs in alone])[sets_BN]
-    return Ranks(*((x_BN[:, 1:] >= x_BN[:, :1]).sum(axis=1) for x_BN in (mean_BN, total_BN - alone_BN)))
+    return sets_BN

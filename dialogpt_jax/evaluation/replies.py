@@ -95,7 +95,7 @@ class DialogueFile(NamedTuple):
           OSError: it cannot be read.
           RepliesFileError: a line is no such reply, or one of another run.
         """
-        entries, half = _entries(self.path)
+        entries, half = json_entries(self.path)
         if not entries and not any(_agree(self._start(context), half) for context in self.contexts):
             raise RepliesFileError(f"{self.path}, line 1: no replies to a file; name another file")
         found, digest = {}, digest_of(self.run)
@@ -173,7 +173,7 @@ def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = N
       OSError: it cannot be read.
       RepliesFileError: it is no file of replies, it holds those of another run, or a line is broken.
     """
-    entries, half = _entries(path)
+    entries, half = json_entries(path)
     if not entries and not (
         half == b"" if run is None else EvaluationFile(path, run, ()).head().encode().startswith(half)
     ):
@@ -182,7 +182,7 @@ def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = N
     for number, entry in entries:
         if isinstance(entry, dict) and isinstance(entry.get("run"), dict):
             said = entry["run"] if said is None else said
-            _compare(path, number, entry["run"], said if run is None else run)
+            check_run(path, number, entry["run"], said if run is None else run)
         elif said is None:
             raise RepliesFileError(f"{path}, line 1: no replies of an evaluation; name another file")
         elif not _sound(entry, _KINDS):
@@ -192,7 +192,7 @@ def read_replies(path: str | os.PathLike[str], run: Mapping[str, Any] | None = N
     return found
 
 
-def _entries(path: str | os.PathLike[str]) -> tuple[list[tuple[int, Any]], bytes]:
+def json_entries(path: str | os.PathLike[str]) -> tuple[list[tuple[int, Any]], bytes]:
     """The numbered lines of a file, read as JSON, and what stands behind the last line end."""
     try:
         data = Path(path).read_bytes()
@@ -214,7 +214,7 @@ def _agree(one: bytes, other: bytes) -> bool:
     return one.startswith(other) or other.startswith(one)
 
 
-def _compare(path, number: int, said: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+def check_run(path, number: int, said: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     other = [f"{k} {said.get(k)}, now {run.get(k)}" for k in {**run, **said} if said.get(k) != run.get(k)]
     if other:
         raise RepliesFileError(
