@@ -16,11 +16,12 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dialogpt_jax import model
-from dialogpt_jax.cache import KVCache, ReplyCache, init_cache
+from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.loop import DecodeState, StepFn, begin, decode
+from dialogpt_jax.decoding.loop import AdvanceFn, DecodeState, StepFn, advance, begin, decode
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.speculative import Draft, begin_drafting, check_draft, drafter
 from dialogpt_jax.decoding.stops import Stops
 from dialogpt_jax.errors import counted
 from dialogpt_jax.token_arrays import Array, array_library, is_traced
@@ -37,6 +38,9 @@ class Generated:
       logprobs: float32 (B, max_new_tokens), the model's own, before penalties and warpers; 0 after the end. Not finite
         where the model's logits were not, +infinity where the sampling left no token: then the tokens mean nothing. What a
         `Bot` does raises there.
+      forwards: int32 (B,), where tokens are drafted: how often the model read drafts for the row, else `None`. All but the
+        first token come from these, so that (lengths − 1) / forwards is how many tokens a forward gave.
+      accepted: int32 (B,), the drafts that became tokens, else `None`.
 
     Example:
       >>> bot.tokenizer.decode(out.tokens[0, : out.lengths[0]])
@@ -47,9 +51,11 @@ class Generated:
     lengths: jax.Array
     finished: jax.Array
     logprobs: jax.Array
+    forwards: jax.Array | None = None
+    accepted: jax.Array | None = None
 
     def __repr__(self) -> str:
-        return describe_replies(self, lambda: "")
+        return describe_replies(self, lambda: _drafts_of(self))
 
 
 def describe_replies(replies: Any, figures: Callable[[], str]) -> str:
@@ -60,6 +66,12 @@ def describe_replies(replies: Any, figures: Callable[[], str]) -> str:
     lengths, finished = np.asarray(replies.lengths), np.asarray(replies.finished)
     span = f"{lengths.min(initial=2**31 - 1)} to {lengths.max(initial=0)} tokens"
     return f"{name}({counted(lengths.size, 'replies')} of {span}, {finished.sum()} finished{figures()}; {shapes})"
+
+
+def _drafts_of(replies: Generated) -> str:
+    if replies.forwards is None or replies.accepted is None:
+        return ""
+    return f", {np.sum(replies.accepted)} drafts accepted in {counted(int(np.sum(replies.forwards)), 'forwards')}"
 
 
 def prefill(
@@ -84,7 +96,9 @@ def prefill(
     return model.logits(params, config, last_BD), cache
 
 
-def begin_replies(params: model.Params, config: GPT2Config, request: Request, cache: KVCache) -> DecodeState:
+def begin_replies(
+    params: model.Params, config: GPT2Config, request: Request, cache: KVCache, draft: Draft | None = None
+) -> DecodeState:
     """Prefills what the cache does not hold yet, and draws the first token of every candidate."""
     lengths_B = request.settings.lengths_M
     new_B = lengths_B - request.starts_B
@@ -92,7 +106,7 @@ def begin_replies(params: model.Params, config: GPT2Config, request: Request, ca
     settings = candidate_settings(request.settings, request.candidates)
     rows = settings.lengths_M.shape[0]
     reply = init_cache(config, rows, request.slots, model.compute_dtype(params))
-    return begin(
+    state = begin(
         jnp.repeat(logits_BV, request.candidates, axis=0),
         settings,
         ReplyCache(prefix, lengths_B, reply),
@@ -102,6 +116,28 @@ def begin_replies(params: model.Params, config: GPT2Config, request: Request, ca
         processors=request.processors,
         stops=request.stops,
     )
+    return state if draft is None else begin_drafting(state, draft_cache(draft, request))
+
+
+def draft_cache(draft: Draft, request: Request) -> ReplyCache | None:
+    """The cache of a draft model that has read the contexts, all of which the request's history has."""
+    if draft.config is None:
+        return None
+    lengths_B, context_BS = request.settings.lengths_M, request.settings.history["context"]
+    rows, width = context_BS.shape
+    columns_BS = jnp.arange(width)[None] + (width - lengths_B[:, None])  # a history's end is at the right
+    tokens_BS = jnp.take_along_axis(context_BS, jnp.minimum(columns_BS, width - 1), axis=1)
+    dtype = model.compute_dtype(draft.params)
+    prefix = init_cache(draft.config, rows, width, dtype)
+    _, prefix = prefill(draft.params, draft.config, tokens_BS, lengths_B, prefix)
+    return init_reply(draft.config, prefix, lengths_B, request.candidates, request.slots)
+
+
+def model_advance(draft: Draft | None) -> AdvanceFn:
+    """What a loop goes on by: a step a token, or a round of drafts."""
+    if draft is None:
+        return advance
+    return drafter(draft, None if draft.config is None else model_step(draft.params, draft.config))
 
 
 def model_step(params: model.Params, config: GPT2Config) -> StepFn:
@@ -115,18 +151,19 @@ def model_step(params: model.Params, config: GPT2Config) -> StepFn:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def reply_program(params: model.Params, config: GPT2Config, request: Request) -> Generated:
+def reply_program(params: model.Params, config: GPT2Config, request: Request, draft: Draft | None = None) -> Generated:
     """Every reply to a request; fields are (M, …), tokens and log-probabilities one bucket wide."""
     rows, width = request.tokens_BT.shape
     cache = init_cache(config, rows, width, model.compute_dtype(params))
-    state = begin_replies(params, config, request, cache)
-    state = decode(model_step(params, config), state)
-    return Generated(state.tokens_MR, state.counts_M, state.finished_M, state.logprobs_MR)
+    state = begin_replies(params, config, request, cache, draft)
+    state = decode(model_step(params, config), state, model_advance(draft))
+    counted_M = () if draft is None else (state.drafting.forwards_M, state.drafting.accepted_M)
+    return Generated(state.tokens_MR, state.counts_M, state.finished_M, state.logprobs_MR, *counted_M)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rows_on"))
 def reply_program_on_mesh(
-    params: model.Params, config: GPT2Config, request: Request, *, rows_on: NamedSharding
+    params: model.Params, config: GPT2Config, request: Request, draft: Draft | None = None, *, rows_on: NamedSharding
 ) -> Generated:
     """`reply_program` on each device of a mesh, for its own rows: it ends when they have.
 
@@ -134,12 +171,12 @@ def reply_program_on_mesh(
     """
     rows = rows_on.spec
 
-    def one_device(params: model.Params, request: Request) -> Generated:
-        return reply_program(params, config, request)
+    def one_device(params: model.Params, request: Request, draft: Draft | None) -> Generated:
+        return reply_program(params, config, request, draft)
 
-    specs = (PartitionSpec(), request_specs(request, rows))
+    specs = (PartitionSpec(), request_specs(request, rows), PartitionSpec())
     run = jax.shard_map(one_device, mesh=rows_on.mesh, in_specs=specs, out_specs=rows, check_vma=False)
-    return run(params, request)
+    return run(params, request, draft)
 
 
 def request_specs(request: Request, rows: PartitionSpec) -> Request:
@@ -159,6 +196,7 @@ def generate_candidates(
     max_new_tokens: int,
     keys: jax.Array,
     stops: Stops | None = None,
+    draft: Draft | None = None,
 ) -> Generated:
     """Several replies to each prompt, which is prefilled once and shared; fields are (B, N, …).
 
@@ -184,8 +222,19 @@ def generate_candidates(
         keys=keys,
         candidates=candidates,
         stops=stops,
+        scopes=draft_scopes(draft, config),
     )
-    return _on_device(_run(params, config, request, int(max_new_tokens)))
+    return _on_device(_run(params, config, request, draft, int(max_new_tokens)))
+
+
+def draft_scopes(draft: Draft | None, config: GPT2Config) -> tuple[str, ...]:
+    """What a request has to have for a drafter, which is found sound: it sees the whole context."""
+    if draft is None:
+        return ()
+    check_draft(draft, config)
+    if draft.config is not None:
+        model.check_params(draft.params, draft.config)
+    return ("context",)
 
 
 def generate(
@@ -198,6 +247,7 @@ def generate(
     max_new_tokens: int,
     keys: jax.Array,
     stops: Stops | None = None,
+    draft: Draft | None = None,
 ) -> Generated:
     """A reply to each prompt, in one compiled call.
 
@@ -215,6 +265,7 @@ def generate(
         its rows; the parameters may lie on that mesh however they like, and are gathered once a call. (Keys that are
         traced show no sharding: the partitioner then divides the program, more slowly.)
       stops: of the sampling's `stop_strings`, by `decoding.stops.stops_of`.
+      draft: how tokens are drafted, so that one forward gives several; they are those of plain decoding all the same.
 
     Raises:
       ValueError: shapes, lengths, ids or keys do not fit; the message has the numbers.
@@ -230,18 +281,18 @@ def generate(
     """
     model.check_params(params, config)
     how: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens, "keys": keys, "stops": stops}
-    request = assemble(config, tokens_BT, lengths_B, **how)
-    out = _run(params, config, request, int(max_new_tokens))
+    request = assemble(config, tokens_BT, lengths_B, scopes=draft_scopes(draft, config), **how)
+    out = _run(params, config, request, draft, int(max_new_tokens))
     return _on_device(jax.tree.map(lambda x: x[:, 0], out))
 
 
-def _run(params: model.Params, config: GPT2Config, request: Request, length: int) -> Generated:
+def _run(params: model.Params, config: GPT2Config, request: Request, draft: Draft | None, length: int) -> Generated:
     """Fields (B, N, …), `length` tokens wide; NumPy's where nothing is traced."""
     keys = request.settings.keys_M
     if not is_traced(keys) and isinstance(keys.sharding, NamedSharding):
-        out = reply_program_on_mesh(params, config, request, rows_on=keys.sharding)
+        out = reply_program_on_mesh(params, config, request, draft, rows_on=keys.sharding)
     else:
-        out = reply_program(params, config, request)
+        out = reply_program(params, config, request, draft)
     return as_asked(out, (request.tokens_BT.shape[0], request.candidates), length, config.eos_token_id)
 
 
@@ -259,6 +310,8 @@ def as_asked(out: Generated, leading: tuple[int, ...], length: int, eos: int) ->
         lengths=library.asarray(out.lengths).reshape(leading),
         finished=library.asarray(out.finished).reshape(leading),
         logprobs=shaped(out.logprobs, 0.0),
+        forwards=None if out.forwards is None else library.asarray(out.forwards).reshape(leading),
+        accepted=None if out.accepted is None else library.asarray(out.accepted).reshape(leading),
     )
 
 

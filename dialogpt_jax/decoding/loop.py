@@ -6,8 +6,8 @@ Tests drive it with Markov chains; a stream calls the same `advance` one step at
 for each where it stands, its key and its sampling, and token t of a reply is drawn with `fold_in(key, t)`, t counting the
 reply's own tokens; so a row draws the same alone, in a batch, streamed or in one go, and another row may take its place.
 
-Letters: M rows (all candidates of all prompts), T tokens that a step feeds (1 for now), R reply slots, V vocabulary
-(padded).
+Letters: M rows (all candidates of all prompts), T tokens that a step feeds (1; more where they are drafts,
+`speculative.py`), R reply slots, V vocabulary (padded).
 """
 
 import dataclasses
@@ -66,6 +66,7 @@ class DecodeState:
       stops: texts that end a reply.
       bucket: static, how many of the best tokens `top_k` chooses from (`top_k_bucket`).
       eos: static, the id that ends a reply.
+      drafting: what a drafter carries, and counts (`speculative.Drafting`); `None` where nothing is drafted.
     """
 
     settings: RowSettings
@@ -79,11 +80,24 @@ class DecodeState:
     stops: Stops | None
     bucket: int | None = struct.field(pytree_node=False)
     eos: int = struct.field(pytree_node=False)
+    drafting: Any = None
 
     @property
     def done_M(self) -> jax.Array:
         """A row is done when it has ended, or has all the tokens it may get."""
         return self.finished_M | (self.counts_M >= jnp.minimum(self.settings.limits_M, self.tokens_MR.shape[1]))
+
+    @property
+    def reply(self) -> ReplyState:
+        """What processors see."""
+        return ReplyState(
+            tokens_MR=self.tokens_MR,
+            counts_M=self.counts_M,
+            limits_M=self.settings.limits_M,
+            history=self.settings.history,
+            lists=self.settings.lists,
+            eos=self.eos,
+        )
 
 
 def begin(
@@ -118,7 +132,7 @@ def begin(
         bucket=bucket,
         eos=eos,
     )
-    return _record(state, logits_MV)
+    return record(state, logits_MV, ~state.done_M)
 
 
 def advance(step_fn: StepFn, state: DecodeState) -> DecodeState:
@@ -131,33 +145,40 @@ def advance(step_fn: StepFn, state: DecodeState) -> DecodeState:
     """
     positions_M = state.settings.lengths_M + jnp.maximum(state.counts_M - 1, 0)
     logits_MTV, cache = step_fn(state.last_M[:, None], positions_M[:, None], state.cache)
-    return _record(dataclasses.replace(state, cache=cache), logits_MTV[:, 0])
+    return record(dataclasses.replace(state, cache=cache), logits_MTV[:, 0], ~state.done_M)
 
 
-def decode(step_fn: StepFn, state: DecodeState) -> DecodeState:
+AdvanceFn = Callable[[StepFn, DecodeState], DecodeState]  # one step, or a round of drafts
+
+
+def decode(step_fn: StepFn, state: DecodeState, by: AdvanceFn = advance) -> DecodeState:
     """Steps until every row is done."""
     return jax.lax.while_loop(
         lambda state: ~jnp.all(state.done_M),
-        lambda state: advance(step_fn, state),
+        lambda state: by(step_fn, state),
         state,
     )
 
 
 def decode_some(
-    step_fn: StepFn, state: DecodeState, most: jax.typing.ArrayLike, enough: jax.typing.ArrayLike | None = None
+    step_fn: StepFn,
+    state: DecodeState,
+    most: jax.typing.ArrayLike,
+    enough: jax.typing.ArrayLike | None = None,
+    by: AdvanceFn = advance,
 ) -> DecodeState:
     """Steps until `enough` rows are done, by default every one, or `most` steps are taken."""
     enough = state.counts_M.shape[0] if enough is None else enough
     _, state = jax.lax.while_loop(
         lambda carry: (carry[0] < most) & (jnp.sum(carry[1].done_M) < enough),
-        lambda carry: (carry[0] + 1, advance(step_fn, carry[1])),
+        lambda carry: (carry[0] + 1, by(step_fn, carry[1])),
         (jnp.int32(0), state),
     )
     return state
 
 
-def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
-    """Draws a token for each row that is not done, and writes it down."""
+def record(state: DecodeState, logits_MV: jax.Array, going_M: jax.Array) -> DecodeState:
+    """Draws the next token of each row that goes on, none of which is done, and writes it down."""
     settings = state.settings
     with jax.named_scope("sample"):
         uniforms_M = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
@@ -166,14 +187,7 @@ def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
         drawn_M, possible_M = choose(
             logits_MV,
             uniforms_M,
-            ReplyState(
-                tokens_MR=state.tokens_MR,
-                counts_M=state.counts_M,
-                limits_M=settings.limits_M,
-                history=settings.history,
-                lists=settings.lists,
-                eos=state.eos,
-            ),
+            state.reply,
             sampling=settings.sampling,
             bucket=state.bucket,
             processors=state.processors,
@@ -181,7 +195,6 @@ def _record(state: DecodeState, logits_MV: jax.Array) -> DecodeState:
         )
         chosen_M = jnp.take_along_axis(logits_MV, drawn_M[:, None], axis=1)[:, 0]
         logprob_M = marked(chosen_M - jax.nn.logsumexp(logits_MV, axis=-1), possible_M)
-    going_M = ~state.done_M
     rows_M = jnp.arange(drawn_M.shape[0])
     slot_M = jnp.where(going_M, state.counts_M, state.tokens_MR.shape[1])  # past the end: dropped
     tokens_MR = state.tokens_MR.at[rows_M, slot_M].set(drawn_M, mode="drop")

@@ -8,6 +8,7 @@ history and keys whichever way its reply is made. On the host everything is NumP
 Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, V vocabulary (padded).
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -70,6 +71,7 @@ def assemble(
     width: int | None = None,
     history_width: int | None = None,
     stops: Stops | None = None,
+    scopes: Collection[str] = (),
 ) -> Request:
     """A request, found sound.
 
@@ -80,6 +82,7 @@ def assemble(
       width: columns for what the cache does not hold; by default the bucket of T.
       stops: of the sampling's `stop_strings`.
       history_width: columns for what processors see of the context, at least T; by default its bucket.
+      scopes: those of the context that someone else than the sampling's processors looks at.
 
         context [a b c d e], start 3, width 16:   tokens [d e 0 0 …], length 5
 
@@ -109,7 +112,7 @@ def assemble(
     columns = bucket if history_width is None else history_width
     history = {
         scope: history_of(scope, contexts_BT, lengths_B, columns, config.eos_token_id)
-        for scope in sorted(scopes_of(sampling))
+        for scope in sorted({*scopes_of(sampling), *scopes})
     }
     return Request(
         tokens_BT=_columns(contexts_BT, starts_B, bucket if width is None else width),
