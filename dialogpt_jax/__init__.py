@@ -52,6 +52,7 @@ __all__ = [
     "beam_search",
     "Beams",
     "contrastive_search",
+    "Draft",
     "score",
     "Scores",
     # What people would make of a reply

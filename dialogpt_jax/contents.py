@@ -33,6 +33,7 @@ from dialogpt_jax.decoding.sampling import Sampling as Sampling
 from dialogpt_jax.decoding.score import Scores as Scores
 from dialogpt_jax.decoding.score import score as score
 from dialogpt_jax.decoding.soundness import NonFiniteLogits as NonFiniteLogits
+from dialogpt_jax.decoding.speculative import Draft as Draft
 from dialogpt_jax.model import forward as forward
 from dialogpt_jax.model import init_params as init_params
 from dialogpt_jax.quantization import dequantize as dequantize

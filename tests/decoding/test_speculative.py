@@ -6,7 +6,9 @@ token of a rejected draft that is seen, one slot that is skipped or read twice, 
 Letters: M rows, D drafts, T tokens of a step, R reply slots, S slots, P sums, V vocabulary.
 """
 
+import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -121,10 +123,10 @@ def same_replies(got, expected):
     np.testing.assert_allclose(got.logprobs_MR, expected.logprobs_MR, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["sampled", pytest.param("greedy", marks=pytest.mark.long), pytest.param("greedy, all on", marks=pytest.mark.long)],
-)
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("greedy", "greedy, all on")]
+
+
+@pytest.mark.parametrize("name", ["sampled", *LONG])
 def test_it_says_what_plain_decoding_says_whoever_drafts(name):
     expected = plainly(name)
     counts_M = np.asarray(expected.counts_M)
@@ -212,3 +214,20 @@ def test_a_gpt2_says_the_same(sampling):
         assert (out.forwards <= out.lengths - 1).all()
     assert 0 < out.accepted.sum() < out.lengths.sum() - 4
     assert "drafts accepted in" in repr(out)
+
+
+def test_what_cannot_draft_is_one_line_before_anything_runs():
+    asked = (tiny.PARAMS, tiny.CONFIG, tiny.TOKENS, tiny.LENGTHS)
+    fewer, other = (dataclasses.replace(tiny.CONFIG, **one) for one in ({"n_positions": 16}, {"vocab_size": 60}))
+    cases = (
+        (lambda: Draft(tokens=0), ValueError, "draft tokens is 0"),
+        (lambda: Draft(tiny.PARAMS), ValueError, "params and config; give both"),
+        (lambda: Draft(tiny.PARAMS, fewer), ValueError, "16 positions, the model 48; give one with as many"),
+        (lambda: Draft(tiny.PARAMS, other), ValueError, "a vocabulary of 60 with EOS 10, the model one of 61 with"),
+        (lambda: Draft({"wte": 1}, tiny.CONFIG), ValueError, "the parameters have 0 blocks"),
+        (lambda: "lookup", TypeError, "give a Draft, such as"),
+    )
+    for make, kind, words in cases:
+        with pytest.raises(kind, match=re.escape(words)) as caught:
+            generate(*asked, sampling=GREEDY, draft=make(), **HOW)
+        assert "\n" not in str(caught.value)
