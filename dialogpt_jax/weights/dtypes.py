@@ -34,14 +34,17 @@ def parse_dtype(dtype: Any) -> np.dtype:
     return parsed
 
 
-def copy_to_jax(array: np.ndarray) -> "jax.Array":
-    """A copy: the file that the array lies in may be mapped, and may change."""
-    import jax.numpy as jnp
+def give_to_jax(array: np.ndarray) -> "jax.Array":
+    """The array as jax's, which may keep its memory; a copy if that is a mapped file's, which may change.
 
-    return jnp.array(array, copy=True)
+    NumPy copies: jax's own copy of a host's array is a program for each shape.
+    """
+    import jax
+
+    return jax.device_put(array if array.flags.owndata else np.array(array))
 
 
-def cast(params: Any, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = copy_to_jax) -> Any:
+def cast(params: Any, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = give_to_jax) -> Any:
     """Every array in `dtype`, made by `to`: jax arrays by default.
 
     Warns:
@@ -68,7 +71,7 @@ def cast(params: Any, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = copy
     return out
 
 
-def in_dtype(params: Any, config: GPT2Config, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = copy_to_jax) -> Any:
+def in_dtype(params: Any, config: GPT2Config, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = give_to_jax) -> Any:
     """Parameters in a dtype that a user names, as `cast` makes them; in int8 quantised, with the rest in float32.
 
     Those that are int8 already stay as they are in int8, and become float ones in another dtype.
