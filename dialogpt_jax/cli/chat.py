@@ -15,6 +15,7 @@ from dialogpt_jax.cli.common import (
     sampling_of,
     seed_of,
 )
+from dialogpt_jax.cli.compiling import tell_of_compiling
 from dialogpt_jax.cli.flags import make_app, said
 from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
 from dialogpt_jax.replies.settings import sampling_for
@@ -54,6 +55,7 @@ def run(
     searched, seed = beams_of(beams), seed_of(reply.seed)
     ranked = rank_of(rank, searched)
     settings = sampling_of(sampling, sampling_for(None, searched, ranked))
+    tell_of_compiling()
     bot = load_bot(model, rank, block)
     if load is not None:
         chat = Chat.load(load, bot)

@@ -21,6 +21,7 @@ from dialogpt_jax.cli.common import (
     sampling_of,
     seed_of,
 )
+from dialogpt_jax.cli.compiling import tell_of_compiling
 from dialogpt_jax.cli.flags import HYPHEN, WHOLE, UsageError, make_app
 from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
 from dialogpt_jax.errors import counted, naming
@@ -112,6 +113,7 @@ def run(
     dialogue, seed = as_turns(said), seed_or_drawn(seed_of(reply.seed))
     if plot is not None:
         _check_plot(plot)
+    tell_of_compiling()
     bot = load_bot(model, rank, block)
     if ranked is not None:
         how: dict[str, Any] = {"sampling": settings, "seed": seed, "max_new_tokens": reply.max_new_tokens}
