@@ -129,13 +129,13 @@ def _select(old_GSK: jax.Array, new_GTK: jax.Array, slots_GT: jax.Array) -> jax.
     return jnp.where(inside_GS[..., None], jnp.take_along_axis(new_GTK, source_GS1, axis=1), old_GSK)
 
 
-def put_rows(cache: KVCache, rows_P: jax.Array, new: KVCache, *, rows: int) -> KVCache:
+def put_rows(cache: Any, rows_P: jax.Array, new: Any, *, rows: int) -> Any:
     """Writes the slots of P whole rows, as many as `new` has, over those of some of the cache's; the others stay.
 
     Args:
-      cache: of `rows` rows.
+      cache: of `rows` rows, or a tree of several.
       rows_P: int32, which of them each of the new rows becomes; `rows` and more: none.
-      new: of P rows, with at most the cache's slots.
+      new: the same of P rows, with at most the cache's slots.
     """
 
     def put(old_GSK: jax.Array, new_GTK: jax.Array) -> jax.Array:

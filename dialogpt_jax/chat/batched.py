@@ -55,9 +55,10 @@ def batched_answers(
     )
     found: dict[int, Candidate] = {}
     for replies in lots:
-        for i, tokens, logprobs, length, finished in replies:
+        for reply in replies:
+            i = reply.number
             try:
-                found[i] = candidate_of(model.tokenizer, tokens, logprobs, length, finished)
+                found[i] = candidate_of(model.tokenizer, *reply[1:])
             except ValueError as error:
                 raise type(error)(f"dialogue {i}: {error}") from None
         if progress is not None and replies:
@@ -87,7 +88,8 @@ def rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: int
     slots = max(slots, slots_of(context + reply, config.n_positions))
     size = compute_dtype(model.params).itemsize
     cache = 2 * config.n_layer * config.n_embd * size * slots
-    logits = 4 * 4 * config.padded_vocab_size  # a few float32 copies of a row's logits are alive at once
+    # A few float32 copies of a row's logits are alive at once.
+    logits = 4 * 4 * config.padded_vocab_size * (1 if model.draft is None else model.draft.tokens + 1)
     rows = min(DEFAULT_ROWS, 1 << (max(dialogues, 1) - 1).bit_length())
     while rows > 1 and rows * (cache + logits) > _memory() / 4:
         rows //= 2

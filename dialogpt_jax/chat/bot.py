@@ -28,6 +28,7 @@ from dialogpt_jax.ranking.rank_options import Rank, RankFunction
 from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
 from dialogpt_jax.replies.keys import row_keys
+from dialogpt_jax.replies.language_model import refuse_draft
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SEED,
@@ -104,6 +105,8 @@ class Bot(RankingModel):
         ]
         if len(ways) > 1:
             raise ValueError(f"{' and '.join(ways)} are two ways to a reply; give one of them")
+        if penalty_alpha is not None:
+            refuse_draft(self, "penalty_alpha")
         if top_k is not None and penalty_alpha is None:
             raise ValueError("top_k goes with penalty_alpha; to draw among the k best, give sampling=Sampling(top_k=k)")
         beam_options(beams, search)
@@ -137,6 +140,8 @@ class Bot(RankingModel):
             where so many are not possible.
         """
         options = beam_options(beams, search)
+        if options is not None:
+            refuse_draft(self, "beams")
         if n is None:
             n = DEFAULT_CANDIDATES if options is None else options.beams
         n = as_whole_number("n", n, least=1, most=MOST)
@@ -144,12 +149,14 @@ class Bot(RankingModel):
         how["keys"] = row_keys(seed_or_drawn(seed), [0], [len(turns)])
         out: Any
         if options is None:
-            out = generate_candidates(*asked, candidates=n, **how)
+            out = generate_candidates(*asked, candidates=n, draft=self.draft, **how)
         else:
             out = beam_search(*asked, **(how | dataclasses.asdict(options) | {"n_best": n}))
         out = jax.device_get(out)
+        fields = [out.tokens, out.logprobs, out.lengths, out.finished]
+        fields += [] if self.draft is None else [out.forwards, out.accepted]
         return Candidates(
-            candidate_of(self.tokenizer, out.tokens[0, i], out.logprobs[0, i], out.lengths[0, i], out.finished[0, i])
+            candidate_of(self.tokenizer, *(x[0, i] for x in fields))
             for i in range(n)
             if i == 0 or out.lengths[0, i] > 0
         )
@@ -242,6 +249,7 @@ class Bot(RankingModel):
         how |= {"sampling": sampling_for(sampling, options), "progress": progress}
         if options is None:
             return batched_answers(self, dialogues, **how)
+        refuse_draft(self, "beams")
         return searched_answers(self, dialogues, options, **how)
 
     def score(

@@ -2,11 +2,17 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+from dialogpt_jax.arguments import as_path, as_whole_number
 from dialogpt_jax.chat.bot import Bot
+from dialogpt_jax.decoding.speculative import DEFAULT_DRAFTS, MOST_DRAFTS, Draft
 from dialogpt_jax.ranking.dialogrpt import load_ranker
 from dialogpt_jax.ranking.safety import Safety
+from dialogpt_jax.replies.language_model import LanguageModel, draft_by
 from dialogpt_jax.replies.loading import load_language_model
+
+LOOKUP = "lookup"
 
 
 def load(
@@ -17,6 +23,8 @@ def load(
     reverse: str | os.PathLike[str] | None = None,
     ranker: str | os.PathLike[str] | None = None,
     safety: Safety | None = None,
+    draft: str | os.PathLike[str] | LanguageModel | None = None,
+    draft_tokens: int = DEFAULT_DRAFTS,
 ) -> Bot:
     """A bot from a model.
 
@@ -30,16 +38,32 @@ def load(
         bundled model and all that go on from it.
       ranker: a model that scores replies, for `rank="rpt"`; as for `load_ranker`.
       safety: what the bot must not say.
+      draft: speculative decoding: one forward of the model gives several tokens, the same as without. "lookup" takes what
+        followed the last few tokens the last time that they were said; a smaller model with the same vocabulary, as for
+        `model` or a `LanguageModel`, says what may come. For replies, candidates, chats and streams; not with beams, a
+        rank or `penalty_alpha`.
+      draft_tokens: so many are drafted for each forward, 1 to 15.
 
     Example:
       >>> bot = dg.load()
       >>> bot.reply("Does money buy happiness?")
       '...'
     """
+    as_whole_number("draft_tokens", draft_tokens, least=1, most=MOST_DRAFTS)
     forward = load_language_model(bundled_directory() if model is None else model, dtype=dtype, revision=revision)
     backward = None if reverse is None else load_language_model(reverse, dtype=dtype)
     scorer = None if ranker is None else load_ranker(ranker, dtype=dtype)
-    return Bot(forward.params, forward.config, forward.tokenizer, backward, scorer, safety)
+    drafts = None if draft is None else _draft_of(forward, draft, draft_tokens, dtype)
+    return Bot(forward.params, forward.config, forward.tokenizer, backward, scorer, safety, draft=drafts)
+
+
+def _draft_of(model: LanguageModel, draft: Any, tokens: int, dtype: str | None) -> Draft:
+    if isinstance(draft, str) and draft == LOOKUP:
+        return Draft(tokens=tokens)
+    if not isinstance(draft, LanguageModel):
+        as_path("draft", draft)
+    small = draft if isinstance(draft, LanguageModel) else load_language_model(draft, dtype=dtype)
+    return draft_by(model, small, tokens)
 
 
 def bundled_directory() -> Path:

@@ -23,6 +23,7 @@ from dialogpt_jax.chat.saved_chat import ChatError, SavedChat, read_chat, write_
 from dialogpt_jax.decoding import stream as streaming
 from dialogpt_jax.decoding.beam_options import BeamOptions, BeamWords, beam_options, check_room, describe_beams
 from dialogpt_jax.decoding.beam_search import beam_program_behind, check_groups, rules_of
+from dialogpt_jax.decoding.generate import draft_scopes
 from dialogpt_jax.decoding.request import Request, assemble, bucket_of
 from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
 from dialogpt_jax.errors import counted
@@ -32,7 +33,7 @@ from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.ranking.report import Ranking
 from dialogpt_jax.replies.candidates import candidate_of, on_one_line
 from dialogpt_jax.replies.keys import row_keys
-from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.language_model import LanguageModel, refuse_draft
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SEED,
@@ -80,6 +81,8 @@ class Chat:
       ranking: of a ranked reply, the last one's `Ranking`: what was proposed and why it won.
       finished: whether the last reply ended by itself.
       context_tokens: how many tokens of context the last reply had.
+      forwards, accepted: of a bot with a draft: how often the model read drafts for the last reply, and how many of these
+        became tokens; 0 before the first.
 
     Example:
       >>> chat = bot.chat(seed=7)
@@ -117,6 +120,7 @@ class Chat:
         self.sampling = sampling_for(sampling, self.beams, self.rank)
         self.seed, self.max_new_tokens = seed_or_drawn(seed), max_new_tokens
         self.finished, self.context_tokens = True, 0
+        self.forwards, self.accepted = 0, 0
         self.ranking: Ranking | None = None
         self._cache: Any = None
         self._cached: list[int] = []
@@ -130,10 +134,12 @@ class Chat:
     def __setattr__(self, name: str, value: Any) -> None:
         value = _CHECKS[name](value) if name in _CHECKS else value
         if name == "beams" and value is not None:
+            refuse_draft(self._model, "beams")
             check_room(value, self._model.config.vocab_size)
         if name == "rank" and value is not None:
             if not isinstance(self._model, RankingModel):
                 raise TypeError(f"a rank needs a Bot, which proposes several replies; got {shown(self._model)}")
+            refuse_draft(self._model, "a rank")
             self._model.backward_of(value)  # which may be missing
         others = {"beams": self.rank, "rank": self.beams}
         if value is not None and others.get(name) is not None:
@@ -300,6 +306,7 @@ class Chat:
             width=bucket_of(max(len(context) - same, SMALLEST_PREFILL), config.n_positions),
             history_width=cache.num_slots,
             stops=self._model.stops(self.sampling),
+            scopes=draft_scopes(self._model.draft, config),
         )
         return request, cache
 
@@ -337,17 +344,19 @@ class Chat:
 
     def _tokens(self, context: list[int], keys_B: Any) -> Iterator[int]:
         """The reply's ids one by one. The cache is taken out, and put back when a call has returned it."""
-        params, config = self._model.params, self._model.config
+        params, config, draft = self._model.params, self._model.config, self._model.draft
         request, cache = self._begun(context, keys_B, 1)
-        state, said = streaming.start(params, config, request, cache)
+        state, said = streaming.start(params, config, request, cache, draft)
         told, most, done = 0, 1, False
         while not done:
             # The next call runs while the last one's tokens are read and shown; when all is said it does nothing.
-            state, next_said = streaming.steps(params, config, state, most, request.processors)
+            state, next_said = streaming.steps(params, config, state, most, request.processors, draft)
             began = time.perf_counter()
             (ids,), (finished,), done = streaming.read(said)
             said, most = next_said, _tokens_a_call(most, time.perf_counter() - began)
             if done:
+                if state.drafting is not None:
+                    self.forwards, self.accepted = int(state.drafting.forwards_M[0]), int(state.drafting.accepted_M[0])
                 self._cache = streaming.keep(config, state)
                 self._cached = (context + ids[:-1])[: self._cache.num_slots]  # the last token drawn is not in the cache
             else:

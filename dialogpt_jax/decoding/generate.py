@@ -119,17 +119,25 @@ def begin_replies(
     return state if draft is None else begin_drafting(state, draft_cache(draft, request))
 
 
+def read_by_draft(draft: Draft, tokens_BT: Array, lengths_B: Array) -> KVCache | None:
+    """A draft model's cache with whole contexts in it, as wide as they are; none where drafts are looked up."""
+    if draft.config is None:
+        return None
+    rows, width = tokens_BT.shape
+    empty = init_cache(draft.config, rows, width, model.compute_dtype(draft.params))
+    return prefill(draft.params, draft.config, tokens_BT, lengths_B, empty)[1]
+
+
 def draft_cache(draft: Draft, request: Request) -> ReplyCache | None:
     """The cache of a draft model that has read the contexts, all of which the request's history has."""
     if draft.config is None:
         return None
     lengths_B, context_BS = request.settings.lengths_M, request.settings.history["context"]
-    rows, width = context_BS.shape
+    width = context_BS.shape[1]
     columns_BS = jnp.arange(width)[None] + (width - lengths_B[:, None])  # a history's end is at the right
     tokens_BS = jnp.take_along_axis(context_BS, jnp.minimum(columns_BS, width - 1), axis=1)
-    dtype = model.compute_dtype(draft.params)
-    prefix = init_cache(draft.config, rows, width, dtype)
-    _, prefix = prefill(draft.params, draft.config, tokens_BS, lengths_B, prefix)
+    prefix = read_by_draft(draft, tokens_BS, lengths_B)
+    assert prefix is not None
     return init_reply(draft.config, prefix, lengths_B, request.candidates, request.slots)
 
 

@@ -34,9 +34,10 @@ from flax import struct
 
 from dialogpt_jax.cache import init_cache, put_rows
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.generate import model_step, prefill
+from dialogpt_jax.decoding.generate import model_advance, model_step, prefill, read_by_draft
 from dialogpt_jax.decoding.loop import DecodeState, begin, decode_some
 from dialogpt_jax.decoding.request import Request, candidate_settings
+from dialogpt_jax.decoding.speculative import Draft, begin_drafting
 from dialogpt_jax.decoding.stops import Stops
 from dialogpt_jax.decoding.stream import with_slots
 from dialogpt_jax.model import Params, compute_dtype
@@ -70,6 +71,8 @@ class Ended(NamedTuple):
     logprobs_R: np.ndarray
     length: int
     finished: bool
+    forwards: int | None = None
+    accepted: int | None = None
 
 
 @struct.dataclass
@@ -81,6 +84,8 @@ class Told:
     counts_M: jax.Array
     finished_M: jax.Array
     done_M: jax.Array
+    forwards_M: jax.Array | None = None
+    accepted_M: jax.Array | None = None
 
 
 def width_of(length: int, most: int) -> int:
@@ -128,7 +133,7 @@ def plan(lengths: Sequence[int], rows: int, most: int) -> list[Group]:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def begin_rows(params: Params, config: GPT2Config, request: Request) -> DecodeState:
+def begin_rows(params: Params, config: GPT2Config, request: Request, draft: Draft | None = None) -> DecodeState:
     """Prefills contexts and draws the first token of each reply: P rows that can be admitted.
 
     What is no row's, `processors` and `stops`, is not in the state: `go_on` is given it.
@@ -138,16 +143,20 @@ def begin_rows(params: Params, config: GPT2Config, request: Request) -> DecodeSt
     logits_PV, cache = prefill(params, config, request.tokens_BT, request.settings.lengths_M, cache)
     how: dict[str, Any] = {"slots": request.slots, "bucket": request.bucket, "eos": config.eos_token_id}
     how |= {"processors": request.processors, "stops": request.stops}
-    return _by_row(begin(logits_PV, candidate_settings(request.settings, 1), cache, **how))
+    state = _by_row(begin(logits_PV, candidate_settings(request.settings, 1), cache, **how))
+    if draft is None:
+        return state
+    return begin_drafting(state, read_by_draft(draft, request.tokens_BT, request.settings.lengths_M))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rows", "slots"))
-def no_rows(config: GPT2Config, begun: DecodeState, *, rows: int, slots: int) -> DecodeState:
+@functools.partial(jax.jit, static_argnames=("rows", "slots"))
+def no_rows(begun: DecodeState, *, rows: int, slots: int) -> DecodeState:
     """A state of M rows, none of which is taken: all are done. Of `begun` only the shapes matter."""
-    dtype = begun.cache.layers[0][0].dtype
-    begun = dataclasses.replace(begun, cache=None)
+    caches, begun = _apart(begun)
     first = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (rows, *x.shape[1:])), begun)
-    return dataclasses.replace(first, finished_M=jnp.ones(rows, bool), cache=init_cache(config, rows, slots, dtype))
+    few = begun.counts_M.shape[0]
+    empty = jax.tree.map(lambda x: jnp.zeros((x.shape[0] // few * rows, slots, x.shape[2]), x.dtype), caches)
+    return _together(dataclasses.replace(first, finished_M=jnp.ones(rows, bool)), empty)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -159,10 +168,9 @@ def admit(state: DecodeState, rows_P: jax.Array, begun: DecodeState) -> DecodeSt
       rows_P: int32, where each goes; M and more: nowhere.
       begun: of `begin_rows`, no wider than the state's cache.
     """
-    cache = put_rows(state.cache, rows_P, begun.cache, rows=state.counts_M.shape[0])
-    state, begun = (dataclasses.replace(part, cache=None) for part in (state, begun))
+    (caches, state), (new_caches, begun) = _apart(state), _apart(begun)
     written = jax.tree.map(lambda old, new: old.at[rows_P].set(new, mode="drop"), state, begun)
-    return dataclasses.replace(written, cache=cache)
+    return _together(written, put_rows(caches, rows_P, new_caches, rows=state.counts_M.shape[0]))
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -174,11 +182,13 @@ def go_on(
     enough: jax.typing.ArrayLike,
     processors: tuple[Any, ...] = (),
     stops: Stops | None = None,
+    draft: Draft | None = None,
 ) -> tuple[DecodeState, Told]:
-    """Steps until `enough` rows are done, or `most` steps are taken."""
+    """Steps, or rounds of drafts, until `enough` rows are done, or `most` are taken."""
     state = dataclasses.replace(state, processors=processors, stops=stops)
-    state = decode_some(model_step(params, config), state, most, enough)
-    told = Told(state.tokens_MR, state.logprobs_MR, state.counts_M, state.finished_M, state.done_M)
+    state = decode_some(model_step(params, config), state, most, enough, model_advance(draft))
+    drafted = () if state.drafting is None else (state.drafting.forwards_M, state.drafting.accepted_M)
+    told = Told(state.tokens_MR, state.logprobs_MR, state.counts_M, state.finished_M, state.done_M, *drafted)
     return _by_row(state), told
 
 
@@ -189,6 +199,7 @@ def roll(
     request_of: Callable[[Group], Request],
     *,
     rows: int,
+    draft: Draft | None = None,
 ) -> Iterator[list[Ended]]:
     """The reply to each context of the groups, those that ended in one call of `go_on` at a time.
 
@@ -201,6 +212,7 @@ def roll(
       request_of: a group's request, of `group.rows` rows and `group.width` columns. All have the same structure, buckets
         and width of history, or each would be a program.
       rows: M, contexts whose replies are made at once.
+      draft: how tokens are drafted, if they are; the requests then have the "context" in their history.
     """
     waiting = iter(groups)
 
@@ -209,22 +221,23 @@ def roll(
         if group is None:
             return None
         request = request_of(group)
-        return group, request, begin_rows(params, config, request)
+        return group, request, begin_rows(params, config, request, draft)
 
     state, free = None, list(range(rows))
     held: dict[int, int] = {}  # row → number of its context
     ended: list[Ended] = []
     coming = begun()
-    whole = (coming[1].processors, coming[1].stops) if coming else ()  # the same for all
+    whole = (coming[1].processors, coming[1].stops, draft) if coming else ()  # the same for all
     while coming or held:
         while coming and len(coming[0].members) <= len(free):
             group, request, new = coming
             longest = int((request.settings.lengths_M + request.settings.limits_M).max())
             slots = slots_of(longest, config.n_positions)
             if state is None:
-                state = no_rows(config, new, rows=rows, slots=slots)
+                state = no_rows(new, rows=rows, slots=slots)
             elif slots > state.cache.num_slots:
-                state = dataclasses.replace(state, cache=with_slots(state.cache, slots=slots))
+                caches, rest = _apart(state)
+                state = _together(rest, with_slots(caches, slots=slots))
             taken, free = free[: len(group.members)], free[len(group.members) :]
             held |= dict(zip(taken, group.members, strict=True))
             state = admit(state, np.array([*taken, *[rows] * (group.rows - len(taken))], np.int32), new)
@@ -242,7 +255,23 @@ def roll(
 
 def _ended(number: int, told: Any, row: int) -> Ended:
     length = int(told.counts_M[row])
-    return Ended(number, told.tokens_MR[row], told.logprobs_MR[row], length, bool(told.finished_M[row]))
+    drafted = () if told.forwards_M is None else (int(told.forwards_M[row]), int(told.accepted_M[row]))
+    return Ended(number, told.tokens_MR[row], told.logprobs_MR[row], length, bool(told.finished_M[row]), *drafted)
+
+
+def _apart(state: DecodeState) -> tuple[Any, DecodeState]:
+    """A state's caches, the model's and the draft model's, in which rows are merged with heads; and all the rest of it."""
+    drafting = state.drafting
+    if drafting is None:
+        return (state.cache, None), dataclasses.replace(state, cache=None)
+    rest = dataclasses.replace(state, cache=None, drafting=drafting.replace(cache=None))
+    return (state.cache, drafting.cache), rest
+
+
+def _together(state: DecodeState, caches: Any) -> DecodeState:
+    cache, drafts = caches
+    drafting = None if state.drafting is None else state.drafting.replace(cache=drafts)
+    return dataclasses.replace(state, cache=cache, drafting=drafting)
 
 
 def _by_row(state: DecodeState) -> DecodeState:

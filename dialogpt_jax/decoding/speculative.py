@@ -31,6 +31,7 @@ from dialogpt_jax.arguments import as_whole_number
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.loop import DecodeState, StepFn, advance, record
 from dialogpt_jax.decoding.processors import NO_TOKEN, said
+from dialogpt_jax.errors import counted
 
 DraftFn = Callable[[DecodeState], tuple[jax.Array, Any]]  # state → drafts_MD, int32 ids, and the drafter's cache
 
@@ -84,6 +85,12 @@ def check_draft(draft: Draft, config: GPT2Config) -> None:
         raise ValueError(
             f"the draft model has {own.n_positions} positions, the model {config.n_positions}; give one with as many"
         )
+
+
+def describe_draft(draft: Draft) -> str:
+    """For a person."""
+    what = "looked up" if draft.config is None else f"drafted by {draft.config.num_parameters:,} parameters"
+    return f"{counted(draft.tokens, 'tokens')} {what} for each forward"
 
 
 @struct.dataclass
@@ -156,7 +163,7 @@ def look_up(state: DecodeState, *, drafts: int) -> tuple[jax.Array, None]:
 
         said [a b c d a b], 3 drafts:   "a b" was followed by [c d a]
         said [a b a b], 3 drafts:       by [a b], and what repeats goes on: [a b a]
-        nowhere before:                 EOS, which costs nothing where it is wrong
+        nowhere before:                 the last token again
 
     The state's history has the "context".
     """
@@ -176,7 +183,7 @@ def look_up(state: DecodeState, *, drafts: int) -> tuple[jax.Array, None]:
     best_M1 = jnp.argmax(score_MS, axis=1)[:, None]
     period_M1 = jnp.maximum(ends_M[:, None] - 1 - best_M1, 1)
     drafts_MD = jnp.take_along_axis(said_MS, best_M1 + 1 + jnp.arange(drafts)[None] % period_M1, axis=1)
-    return jnp.where(found_MS.any(axis=1, keepdims=True), drafts_MD, state.eos), None
+    return jnp.where(found_MS.any(axis=1, keepdims=True), drafts_MD, state.last_M[:, None]), None
 
 
 def draft_by_model(draft_step_fn: StepFn, state: DecodeState, *, drafts: int) -> tuple[jax.Array, Any]:

@@ -20,10 +20,11 @@ import numpy as np
 from dialogpt_jax import cache as caches
 from dialogpt_jax.cache import KVCache, ReplyCache
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.generate import begin_replies, model_step
+from dialogpt_jax.decoding.generate import begin_replies, model_advance, model_step
 from dialogpt_jax.decoding.loop import DecodeState, decode_some
 from dialogpt_jax.decoding.request import Request
 from dialogpt_jax.decoding.soundness import FORBIDDEN, check_finite, check_possible
+from dialogpt_jax.decoding.speculative import Draft
 from dialogpt_jax.model import Params
 
 
@@ -34,28 +35,38 @@ def empty_cache(config: GPT2Config, rows: int, slots: int, dtype: jax.typing.DTy
 
 
 @functools.partial(jax.jit, static_argnames="slots")
-def with_slots(cache: KVCache, *, slots: int) -> KVCache:
-    """The cache with more slots, the new ones empty."""
-    more = slots - cache.num_slots
-    return jax.tree.map(lambda x_GSK: jnp.pad(x_GSK, ((0, 0), (0, more), (0, 0))), cache)
+def with_slots(cache: Any, *, slots: int) -> Any:
+    """The cache, or each of a tree of them, with more slots, the new ones empty."""
+    return jax.tree.map(lambda x_GSK: jnp.pad(x_GSK, ((0, 0), (0, slots - x_GSK.shape[1]), (0, 0))), cache)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def start(params: Params, config: GPT2Config, request: Request, cache: KVCache) -> tuple[DecodeState, jax.Array]:
-    """Prefills the new tokens of each row behind those that its cache holds, and draws the first of its reply."""
-    state = begin_replies(params, config, request, cache)
+def start(
+    params: Params, config: GPT2Config, request: Request, cache: KVCache, draft: Draft | None = None
+) -> tuple[DecodeState, jax.Array]:
+    """Prefills the new tokens of each row behind those that its cache holds, and draws the first of its reply.
+
+    A draft model reads the whole context, which the request's history then has.
+    """
+    state = begin_replies(params, config, request, cache, draft)
     return dataclasses.replace(state, processors=()), _said(state)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def steps(
-    params: Params, config: GPT2Config, state: DecodeState, most: jax.typing.ArrayLike, processors: tuple[Any, ...] = ()
+    params: Params,
+    config: GPT2Config,
+    state: DecodeState,
+    most: jax.typing.ArrayLike,
+    processors: tuple[Any, ...] = (),
+    draft: Draft | None = None,
 ) -> tuple[DecodeState, jax.Array]:
-    """Up to `most` more tokens for each row that is not done.
+    """Up to `most` more tokens, or rounds of drafts, for each row that is not done.
 
     The request's `processors` are the caller's, who keeps their arrays: so they are no part of a state that is given away.
     """
-    state = decode_some(model_step(params, config), dataclasses.replace(state, processors=processors), most)
+    state = dataclasses.replace(state, processors=processors)
+    state = decode_some(model_step(params, config), state, most, by=model_advance(draft))
     return dataclasses.replace(state, processors=()), _said(state)
 
 

@@ -23,11 +23,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dialogpt_jax.arguments import shown
+from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.beam_search import beam_search
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.decoding.soundness import check_logprobs
+from dialogpt_jax.decoding.speculative import Draft
 from dialogpt_jax.evaluation.contexts import Context
 from dialogpt_jax.evaluation.kept_rows import make_rows
 from dialogpt_jax.evaluation.replies import DialogueFile, EvaluationFile, Reply
@@ -36,7 +38,7 @@ from dialogpt_jax.ranking.dialogrpt import Ranker
 from dialogpt_jax.ranking.rank_options import Rank
 from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.replies.keys import row_keys
-from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.language_model import LanguageModel, refuse_draft
 from dialogpt_jax.replies.rolled import rolled_replies
 
 ROWFULS = 8  # contexts of a batch, as multiples of the rows: the rows run empty once a batch
@@ -73,6 +75,9 @@ def answer(
       ValueError: settings out of range; a file of another run, or broken (`RepliesFileError`); another process is
         writing to it (`BusyError`); the model's logits are no numbers (`NonFiniteLogits`).
     """
+    for way, asked in (("beams", settings.beams), ("a rank", settings.rank)):
+        if asked is not None:
+            refuse_draft(lm, way)
     if settings.rank is not None:
         _ranking(lm).backward_of(settings.rank)  # which may be missing
     length = min(settings.max_new_tokens, lm.config.n_positions)
@@ -124,9 +129,9 @@ def roll_batches(
     sampling, longest = lm.with_ids(settings.sampling), min(settings.max_new_tokens, lm.config.n_positions)
 
     def one_device(device: Any) -> Iterator[list[Reply]]:
-        params = None
+        weights = None
         for batch in waiting:
-            params = jax.device_put(lm.params, device) if params is None else params
+            weights = jax.device_put((lm.params, lm.draft), device) if weights is None else weights
             lots = rolled_replies(
                 lm,
                 [prompts[i] for i in batch],
@@ -136,13 +141,10 @@ def roll_batches(
                 turns=[len(contexts[i].turns) for i in batch],
                 max_new_tokens=longest,
                 rows=settings.rows,
-                params=params,
+                weights=weights,
             )
             for lot in lots:
-                yield [
-                    _reply(lm, contexts, settings.seed, batch[place], tokens, logprobs, length, finished)
-                    for place, tokens, logprobs, length, finished in lot
-                ]
+                yield [_reply(lm, contexts, settings.seed, batch[reply.number], *reply[1:]) for reply in lot]
 
     running = [one_device(device) for device in (jax.local_devices() if devices is None else devices)]
     while running:
@@ -216,7 +218,16 @@ def _ranked_batches(
 
 
 def _reply(
-    lm: LanguageModel, contexts: Sequence[Context], seed: int, i: int, tokens, logprobs, length, finished
+    lm: LanguageModel,
+    contexts: Sequence[Context],
+    seed: int,
+    i: int,
+    tokens,
+    logprobs,
+    length,
+    finished,
+    forwards=None,
+    accepted=None,
 ) -> Reply:
     context, length = contexts[i], int(length)
     check_logprobs(logprobs[:length])
@@ -230,6 +241,8 @@ def _reply(
         finished=bool(finished),
         tokens=length,
         logprob=round(float(np.sum(logprobs[:length], dtype=np.float64)), 6),
+        forwards=forwards,
+        accepted=accepted,
     )
 
 
@@ -248,7 +261,13 @@ def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Setti
         "platform": jax.default_backend(),
         **beams,
         **rank,
+        **({} if lm.draft is None else {"draft": _describe_drafts(lm.draft)}),
     }
+
+
+def _describe_drafts(draft: Draft) -> str:
+    what = "looked up" if draft.config is None else f"by {_digest(draft.config, [], draft.params)}"
+    return f"{draft.tokens} {what}"
 
 
 def _describe_rank(lm: RankingModel, rank: Rank) -> dict[str, Any]:
@@ -278,10 +297,13 @@ def digest_of_data(contexts: Iterable[Any]) -> str:
 
 def digest_of_model(lm: LanguageModel | Ranker) -> str:
     """Of the sizes, the vocabulary and the parameters, in a few characters."""
+    return _digest(lm.config, [lm.tokenizer.token(i) for i in range(lm.tokenizer.vocab_size)], lm.params)
+
+
+def _digest(config: GPT2Config, pieces: Sequence[str], params: Any) -> str:
     model = hashlib.sha256()
-    pieces = [lm.tokenizer.token(i) for i in range(lm.tokenizer.vocab_size)]
-    model.update(json.dumps([dataclasses.asdict(lm.config), pieces], default=str).encode())
-    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(lm.params)):
+    model.update(json.dumps([dataclasses.asdict(config), pieces], default=str).encode())
+    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)):
         model.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
         model.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return model.hexdigest()[:16]

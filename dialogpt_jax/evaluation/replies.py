@@ -35,6 +35,7 @@ class Reply(NamedTuple):
       finished: it ended by itself.
       tokens: of the reply, EOS included where it ended.
       logprob: the model's own log-probability of them all.
+      forwards, accepted: where tokens were drafted: how often the model read drafts, and how many became tokens.
     """
 
     context: int
@@ -46,6 +47,15 @@ class Reply(NamedTuple):
     finished: bool
     tokens: int
     logprob: float
+    forwards: int | None = None
+    accepted: int | None = None
+
+    @property
+    def drafted(self) -> dict[str, int]:
+        """The last two by their names; nothing where none was drafted."""
+        if self.forwards is None or self.accepted is None:
+            return {}
+        return {"forwards": self.forwards, "accepted": self.accepted}
 
 
 class EvaluationFile(NamedTuple):
@@ -65,7 +75,8 @@ class EvaluationFile(NamedTuple):
         return json.dumps({"run": dict(self.run)}, ensure_ascii=False) + "\n"
 
     def line(self, reply: Reply) -> str:
-        return json.dumps(reply._asdict(), ensure_ascii=False) + "\n"
+        figures = {name: value for name, value in reply._asdict().items() if name in _KINDS}
+        return json.dumps(figures | reply.drafted, ensure_ascii=False) + "\n"
 
     def read(self) -> dict[int, Reply]:
         """`read_replies` of this run."""
@@ -84,7 +95,7 @@ class DialogueFile(NamedTuple):
 
     def line(self, reply: Reply) -> str:
         start = {"turns": self.contexts[reply.context].turns, "reply": reply.text}
-        figures = {"finished": reply.finished, "tokens": reply.tokens, "logprob": reply.logprob}
+        figures = {"finished": reply.finished, "tokens": reply.tokens, "logprob": reply.logprob, **reply.drafted}
         place = {"index": reply.context, "seed": reply.seed, "run": digest_of(self.run)}
         return json.dumps(start | figures | place, ensure_ascii=False) + "\n"
 
@@ -110,7 +121,9 @@ class DialogueFile(NamedTuple):
             context = self.contexts[index] if 0 <= index < len(self.contexts) else None
             if context is None or entry["turns"] != context.turns:
                 raise RepliesFileError(f"{where}: not the dialogue at index {index}; take the line out")
-            figures = {name: entry[name] for name in ("seed", "finished", "tokens", "logprob")}
+            figures = {
+                name: entry[name] for name in ("seed", "finished", "tokens", "logprob", *_DRAFTED) if name in entry
+            }
             where_from = {"context": index, "dialogue": context.dialogue, "turn": len(context.turns)}
             found[index] = Reply(**where_from, text=entry["reply"], truth=context.truth, **figures)
         return found
@@ -123,6 +136,7 @@ _KINDS = {"context": int, "dialogue": int, "turn": int, "seed": int, "text": str
 _KINDS |= {"tokens": int, "logprob": float}
 _DIALOGUE_KINDS = {"turns": list, "reply": str, "finished": bool, "tokens": int, "logprob": float}
 _DIALOGUE_KINDS |= {"index": int, "seed": int, "run": str}
+_DRAFTED = {"forwards": int, "accepted": int}  # which stand there together, or not at all
 
 
 _DIGESTED = ("data", "model", "settings")
@@ -223,5 +237,7 @@ def check_run(path, number: int, said: Mapping[str, Any], run: Mapping[str, Any]
 
 
 def _sound(entry: Any, kinds: Mapping[str, type]) -> bool:
-    """Whether an entry has these fields and no other, each of its kind."""
+    """Whether an entry has these fields and no other, each of its kind; those of drafts may stand there, too."""
+    if isinstance(entry, dict) and not entry.keys().isdisjoint(_DRAFTED):
+        kinds = {**kinds, **_DRAFTED}
     return isinstance(entry, dict) and set(entry) == set(kinds) and all(type(entry[k]) is v for k, v in kinds.items())

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 from dialogpt_jax.int8 import dtype_name
-from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.language_model import LanguageModel, same_vocabulary
 from dialogpt_jax.replies.loading import load_language_model
 
 
@@ -43,16 +43,6 @@ def check_backward(model: LanguageModel, reverse: LanguageModel) -> None:
         raise ValueError(
             f"the backward model has another vocabulary ({sizes}); give one that was made with the model's"
         )
-
-
-def same_vocabulary(one: LanguageModel, other: LanguageModel) -> bool:
-    """Whether each id means the same to both."""
-    ours, theirs = one.tokenizer, other.tokenizer
-    if ours is theirs:
-        return True
-    if (ours.vocab_size, one.config.eos_token_id) != (theirs.vocab_size, other.config.eos_token_id):
-        return False
-    return all(ours.token(i) == theirs.token(i) for i in range(ours.vocab_size))
 
 
 @functools.lru_cache(maxsize=2)

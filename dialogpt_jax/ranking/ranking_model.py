@@ -13,7 +13,7 @@ from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
 from dialogpt_jax.ranking.report import Ranking
 from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.replies.candidates import Candidate
-from dialogpt_jax.replies.language_model import LanguageModel
+from dialogpt_jax.replies.language_model import LanguageModel, refuse_draft
 from dialogpt_jax.replies.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_SEED,
@@ -98,6 +98,7 @@ class RankingModel(LanguageModel):
           progress: called with (done, all) after each batch.
         """
         options = as_rank(by)
+        refuse_draft(self, "a rank")
         backward = self.backward_of(options, everything=everything)
         sampling = self.with_ids(checked_sampling(PAPER if sampling is None else sampling, len(dialogues)))
         return rank_replies(

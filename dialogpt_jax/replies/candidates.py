@@ -34,6 +34,8 @@ class Candidate:
       mean: of the log-probabilities, a token.
       perplexity: exp(−mean).
       pieces: what each token adds to the text; the last token of a character adds all of it. Empty where nobody knows.
+      forwards, accepted: of a reply whose tokens were drafted: how often the model read drafts, and how many of these
+        became tokens; (len(tokens) − 1) / forwards is how many tokens a forward gave. Else `None`.
 
     Example:
       >>> one, other = bot.candidates("Any plans for today?", n=2)
@@ -50,6 +52,8 @@ class Candidate:
     finished: bool
     pmi: float | None = None
     pieces: tuple[str, ...] = ()
+    forwards: int | None = None
+    accepted: int | None = None
     mean: float = dataclasses.field(init=False)  # fields, so that a table of pandas has them as columns
     perplexity: float = dataclasses.field(init=False)
 
@@ -90,7 +94,13 @@ class Candidates(list[Candidate]):
 
 
 def candidate_of(
-    tokenizer: Tokenizer, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    logprobs: np.ndarray,
+    length: int,
+    finished: bool,
+    forwards: int | None = None,
+    accepted: int | None = None,
 ) -> Candidate:
     """A reply as the decoding gives it, in slots of which `length` are its own, found sound.
 
@@ -102,7 +112,8 @@ def candidate_of(
     tokens, logprobs = tokens[:length], logprobs[:length]
     check_logprobs(logprobs)
     text, pieces = tokenizer.decode(tokens), token_texts(tokenizer, tokens.tolist())
-    return Candidate(text, tokens, logprobs, float(logprobs.sum()), bool(finished), pieces=pieces)
+    drafted = {} if forwards is None or accepted is None else {"forwards": int(forwards), "accepted": int(accepted)}
+    return Candidate(text, tokens, logprobs, float(logprobs.sum()), bool(finished), pieces=pieces, **drafted)
 
 
 def on_one_line(text: str) -> str:

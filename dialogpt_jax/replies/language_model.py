@@ -9,6 +9,7 @@ from dialogpt_jax.arguments import shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.processor_arrays import texts_as_ids
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.speculative import Draft, check_draft, describe_draft
 from dialogpt_jax.decoding.stops import Stops, stops_of
 from dialogpt_jax.int8 import dtype_name
 from dialogpt_jax.model import Params, check_params
@@ -25,15 +26,17 @@ class LanguageModel:
       params: the parameters; the computation has their dtype.
       config: the sizes.
       tokenizer: text to ids.
+      draft: how tokens are drafted for replies, if they are.
 
     Raises:
-      TypeError: one of the three is something else.
+      TypeError: one of them is something else.
       ValueError: they do not fit each other.
     """
 
     params: Params
     config: GPT2Config
     tokenizer: Tokenizer
+    draft: Draft | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_params(self.params, self.config)
@@ -42,13 +45,16 @@ class LanguageModel:
         if self.tokenizer.vocab_size > self.config.vocab_size:
             ids, rows = self.tokenizer.vocab_size, self.config.vocab_size
             raise ValueError(f"the tokenizer has {ids} ids, the model a vocabulary of {rows}; give the model's own")
+        if self.draft is not None:
+            check_draft(self.draft, self.config)
 
     def __repr__(self) -> str:
         config = self.config
+        drafts = "" if self.draft is None else f", {describe_draft(self.draft)}"
         return (
             f"{type(self).__name__}({config.num_parameters:,} parameters in {dtype_name(self.params)}: "
             f"{config.n_layer} layers of width {config.n_embd}, {config.n_head} heads, {config.n_positions} positions, "
-            f"{self.tokenizer.vocab_size:,} token ids)"
+            f"{self.tokenizer.vocab_size:,} token ids{drafts})"
         )
 
     def stops(self, sampling: Sampling) -> Stops | None:
@@ -76,3 +82,38 @@ class LanguageModel:
             n_positions=self.config.n_positions,
             max_new_tokens=checked_length(max_new_tokens),
         )
+
+
+def same_vocabulary(one: LanguageModel, other: LanguageModel) -> bool:
+    """Whether each id means the same to both."""
+    ours, theirs = one.tokenizer, other.tokenizer
+    if ours is theirs:
+        return True
+    if (ours.vocab_size, one.config.eos_token_id) != (theirs.vocab_size, other.config.eos_token_id):
+        return False
+    return all(ours.token(i) == theirs.token(i) for i in range(ours.vocab_size))
+
+
+def draft_by(model: LanguageModel, small: LanguageModel, tokens: int) -> Draft:
+    """Drafts for a model by a smaller one, which must read the same ids.
+
+    Raises:
+      TypeError: the smaller one is no model.
+      ValueError: its vocabulary is another, or it has fewer positions.
+    """
+    if not isinstance(small, LanguageModel):
+        raise TypeError(f"draft is {shown(small)}; give 'lookup', a model's directory or name, or a LanguageModel")
+    if not same_vocabulary(model, small):
+        sizes = f"{small.tokenizer.vocab_size:,} tokens, the model {model.tokenizer.vocab_size:,}"
+        raise ValueError(f"the draft model has another vocabulary ({sizes}); give one that was made with the model's")
+    return Draft(small.params, small.config, tokens=tokens)
+
+
+def refuse_draft(model: LanguageModel, way: str) -> None:
+    """Whether a model replies without drafts, as a search or a ranking does.
+
+    Raises:
+      ValueError: it has a drafter.
+    """
+    if model.draft is not None:
+        raise ValueError(f"{way} goes without drafts, and this bot has them; load it without draft, or leave {way} out")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dialogpt_jax.data.batches import fill_up, pad_right
+from dialogpt_jax.decoding.generate import draft_scopes
 from dialogpt_jax.decoding.logits import top_k_bucket
 from dialogpt_jax.decoding.request import Request, assemble, bucket_of
 from dialogpt_jax.decoding.rolling import Ended, Group, plan, roll
@@ -27,7 +28,7 @@ def rolled_replies(
     turns: Sequence[int],
     max_new_tokens: int,
     rows: int,
-    params: Any = None,
+    weights: Any = None,
 ) -> Iterator[list[Ended]]:
     """The reply to each context; those that ended in one call of the device at a time, at times none.
 
@@ -38,12 +39,14 @@ def rolled_replies(
       seed, places, turns: what decides the keys: the place and the turns of each context.
       max_new_tokens: at most the model's positions.
       rows: replies that are made at once, at most: no more than the next power of two of the contexts.
-      params: the model's, where they are to lie on another device.
+      weights: the model's parameters and its draft, where they are to lie on another device.
     """
     config = model.config
     rows = min(rows, 1 << (max(len(contexts), 1) - 1).bit_length())
     bucket, longest = top_k_bucket(sampling, config.vocab_size), max(map(len, contexts), default=1)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stops": model.stops(sampling)}
+    params, draft = (model.params, model.draft) if weights is None else weights
+    how["scopes"] = draft_scopes(draft, config)
     how["history_width"] = bucket_of(longest, config.n_positions)
 
     def request_of(group: Group) -> Request:
@@ -56,4 +59,4 @@ def rolled_replies(
         return dataclasses.replace(request, bucket=bucket)  # of all rows: those of a group may need a smaller one
 
     groups = plan([len(context) for context in contexts], rows, config.n_positions)
-    return roll(model.params if params is None else params, config, groups, request_of, rows=rows)
+    return roll(params, config, groups, request_of, rows=rows, draft=draft)

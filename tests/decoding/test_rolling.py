@@ -111,7 +111,7 @@ def test_admitted_rows_are_written_and_the_others_left_alone():
     sampling = SAMPLINGS["sampled"]
     three, two = (rolling.Group(64, 3, members) for members in ([5, 6, 12], [9, 10]))
     begun, later = (begin_rows(PARAMS, CONFIG, request_of(group, sampling)) for group in (three, two))
-    state = no_rows(CONFIG, begun, rows=12, slots=64)
+    state = no_rows(begun, rows=12, slots=64)
     assert np.asarray(state.done_M).all()
     state = admit(state, np.array([3, 1, 11], np.int32), begun)
     np.testing.assert_array_equal(np.asarray(state.done_M)[[3, 1, 11]], begun.done_M)
@@ -143,7 +143,7 @@ def test_a_call_ends_when_enough_rows_are_done():
     for row, limit in enumerate((2, 4, 9)):
         begun = begin_rows(PARAMS, CONFIG, request_of(rolling.Group(64, 1, [6 + 3 * row]), endless))
         begun = dataclasses.replace(begun, settings=begun.settings.replace(limits_M=np.array([limit], np.int32)))
-        state = no_rows(CONFIG, begun, rows=3, slots=64) if state is None else state
+        state = no_rows(begun, rows=3, slots=64) if state is None else state
         state = admit(state, np.array([row], np.int32), begun)
     counts = []
     for most, enough in ((32, 1), (32, 2), (3, 3), (32, 3)):

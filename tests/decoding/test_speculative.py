@@ -183,11 +183,11 @@ def test_what_is_looked_up():
     settings = RowSettings(none_M, none_M, jax.random.split(jax.random.key(0), rows), GREEDY, history=history)
     state = loop.DecodeState(
         settings=settings, tokens_MR=jnp.asarray(tokens_MR), logprobs_MR=none_M[:, None],
-        counts_M=jnp.array(list(map(len, replies))), finished_M=none_M > 0, last_M=none_M, cache=None, processors=(),
+        counts_M=jnp.array(list(map(len, replies))), finished_M=none_M > 0, last_M=none_M + 6, cache=None, processors=(),
         stops=None, bucket=None, eos=END,
     )  # fmt: skip
     drafts_MD, _ = look_up(state, drafts=4)
-    assert drafts_MD.tolist() == [[9, 2, 3, 8], [2, 5, 6, 2], [1, 2, 1, 2], [7, 4, 4, 7], [END] * 4]
+    assert drafts_MD.tolist() == [[9, 2, 3, 8], [2, 5, 6, 2], [1, 2, 1, 2], [7, 4, 4, 7], [6] * 4]
 
 
 HOW = {"max_new_tokens": 12, "keys": tiny.KEYS}

@@ -177,8 +177,8 @@ def test_beams_are_the_bot_s(bot, one_device):
 def test_each_device_takes_a_batch(bot, monkeypatch):
     seen = []
 
-    def spy(lm, contexts, *, params, rows, **rest):
-        seen.append((params["wte"]["embedding"].devices(), len(contexts), rows))
+    def spy(lm, contexts, *, weights, rows, **rest):
+        seen.append((weights[0]["wte"]["embedding"].devices(), len(contexts), rows))
         yield []
 
     monkeypatch.setattr("dialogpt_jax.evaluation.harness.rolled_replies", spy)

@@ -1,0 +1,109 @@
+"""A bot with drafts says what it says without them, in every way to a reply, and tells how often they were right.
+
+The draft model is the bot's own, or that with one layer left out, which agrees now and then.
+"""
+
+import dataclasses
+import re
+
+import fakes
+import jax
+import numpy as np
+import pytest
+
+import dialogpt_jax as dg
+from dialogpt_jax.evaluation.contexts import Context
+from dialogpt_jax.evaluation.harness import answer, describe_run
+from dialogpt_jax.evaluation.replies import EvaluationFile
+from dialogpt_jax.evaluation.settings import Settings
+from dialogpt_jax.replies.language_model import draft_by
+
+BOT = fakes.tiny_bot()
+NEAR = jax.tree.map(
+    lambda x: x + 0.03 * np.random.default_rng(7).standard_normal(x.shape).astype(np.float32), BOT.params
+)
+SMALL = dataclasses.replace(BOT, params=NEAR)
+DRAFTS = {"lookup": dg.Draft(), "model": draft_by(BOT, SMALL, 2)}
+# Some that leave little room, so that rows end by themselves, by their limit, and by the last position.
+DIALOGUES = [
+    ["Hi!"],
+    ["no", "Hello", "yes, a"],
+    ["the rain " * 14],
+    ["Hello, how are you?"],
+    ["a a a"],
+    ["rain", "no", "a"],
+]
+WARM = dg.Sampling(temperature=0.9, top_k=30, no_repeat_ngram=2, ngram_scope="own", stop_strings=["rain"])
+HOW = {"sampling": WARM, "max_new_tokens": 18}
+
+
+def ids_of(answers):
+    return [answer.tokens.tolist() for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def plainly():
+    found = BOT.answers(DIALOGUES, batch_size=4, **HOW)
+    assert len({len(answer.tokens) for answer in found}) > 2
+    assert all(answer.forwards is answer.accepted is None for answer in found)
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("drafts", DRAFTS)
+def test_all_ways_to_a_reply(drafts, plainly):
+    bot = dataclasses.replace(BOT, draft=DRAFTS[drafts])
+    found = bot.answers(DIALOGUES, batch_size=4, **HOW)  # rows are given to other dialogues
+    assert ids_of(found) == ids_of(plainly)
+    for reply in found:
+        assert reply.forwards + reply.accepted - len(reply.tokens) + 1 in (0, 1)
+    several = bot.candidates(DIALOGUES[1], n=3, **HOW)  # on a shared prefix
+    assert ids_of(several) == ids_of(BOT.candidates(DIALOGUES[1], n=3, **HOW))
+    assert bot.reply(DIALOGUES[1], **HOW) == several[0].text == "".join(bot.stream(DIALOGUES[1], **HOW))
+    ours, theirs = (one.chat(**HOW) for one in (bot, BOT))
+    for text in ("Hi!", "yes, a", "no"):  # the cache is kept from turn to turn
+        assert ours.say(text) == theirs.say(text)
+    assert ours.retry() == theirs.retry()
+    assert ours.turns == theirs.turns
+    if drafts == "model":
+        assert 0 < sum(reply.accepted for reply in found) < sum(reply.accepted + reply.forwards for reply in found)
+        assert ours.forwards > 0
+
+
+@pytest.mark.long
+def test_an_evaluation_s_file_has_what_was_accepted(tmp_path):
+    bot = dataclasses.replace(BOT, draft=DRAFTS["model"])
+    contexts = [Context(turns, "yes", number) for number, turns in enumerate(DIALOGUES)]
+    settings, path = Settings(WARM, max_new_tokens=18, rows=4), tmp_path / "out.jsonl"
+    found = answer(bot, contexts, settings, out=path, devices=jax.devices()[:1])
+    plain = answer(BOT, contexts, settings, devices=jax.devices()[:1])
+    assert [reply.text for reply in found] == [reply.text for reply in plain]
+    assert all(reply.forwards > 0 for reply in found)
+    kept = EvaluationFile(path, describe_run(bot, contexts, settings), contexts).read()
+    assert [kept[i] for i in range(len(contexts))] == found
+    with pytest.raises(ValueError, match="draft"):  # other programs, whose replies may differ in half precision
+        EvaluationFile(path, describe_run(BOT, contexts, settings), contexts).read()
+
+
+def test_what_does_not_go_together_is_one_line():
+    bot, chat = dataclasses.replace(BOT, draft=dg.Draft()), dataclasses.replace(BOT, draft=dg.Draft()).chat()
+    calls = (
+        (lambda: bot.reply("Hi!", beams=2), "beams goes without drafts"),
+        (lambda: bot.answers(DIALOGUES, beams=2), "beams goes without drafts"),
+        (lambda: setattr(chat, "beams", 2), "beams goes without drafts"),
+        (lambda: bot.reply("Hi!", rank="pmi"), "a rank goes without drafts"),
+        (lambda: setattr(chat, "rank", "likelihood"), "a rank goes without drafts"),
+        (lambda: bot.reply("Hi!", penalty_alpha=0.6), "penalty_alpha goes without drafts"),
+        (lambda: dg.load(draft=BOT), "another vocabulary (320 tokens, the model 8,192)"),
+        (lambda: dg.load(draft="lookup", draft_tokens=16), "draft_tokens is 16"),
+        (lambda: draft_by(BOT, fakes.tiny_bot(n_positions=64), 3), None),
+    )
+    for call, words in calls:
+        if words is None:
+            with pytest.raises(ValueError, match="64 positions, the model 96"):
+                dataclasses.replace(BOT, draft=call())
+            continue
+        with pytest.raises(ValueError, match=re.escape(words)) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert "3 tokens looked up for each forward" in repr(bot)
