@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -49,7 +49,6 @@ SMALLEST_CACHE = 128  # slots; a longer context takes the next power of two, for
 # New tokens of a turn, padded to this or the next power of two. GPT-2 small on one core of a Zen 5, float32: 16 tokens take
 # 34 ms, 32 take 42, 64 take 72, 128 take 126, and a program 2.3 s to compile. So most turns share one.
 SMALLEST_PREFILL = 32
-MOST_A_CALL, SECONDS_A_CALL = 8, 0.06  # a reply comes in calls of some tokens, as long as they come this fast
 _BEGINNING = threading.Lock()  # held while a thread looks whether a chat is free, and takes it
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "seed": seed_or_drawn,
@@ -287,7 +286,7 @@ class Chat:
     def _begun(self, context: list[int], keys_B: Any, candidates: int) -> tuple[Request, Any]:
         """What to ask for, and the cache, taken out: it holds the context from its start on, as far as it can be kept."""
         params, config = self._model.params, self._model.config
-        same = _shared_length(self._cached, context[:-1])
+        same = streaming.shared_length(self._cached, context[:-1])
         cache, self._cache, self._cached = self._cache, None, []
         slots = bucket_of(max(len(context) + self.max_new_tokens, SMALLEST_CACHE), config.n_positions)
         if cache is None:
@@ -353,7 +352,7 @@ class Chat:
             state, next_said = streaming.steps(params, config, state, most, request.processors, draft)
             began = time.perf_counter()
             (ids,), (finished,), done = streaming.read(said)
-            said, most = next_said, _tokens_a_call(most, time.perf_counter() - began)
+            said, most = next_said, streaming.tokens_a_call(most, time.perf_counter() - began)
             if done:
                 if state.drafting is not None:
                     self.forwards, self.accepted = int(state.drafting.forwards_M[0]), int(state.drafting.accepted_M[0])
@@ -366,14 +365,3 @@ class Chat:
             told = len(ids)
             if not done:
                 self._cache, self._cached = None, []  # an error in the next call leaves nothing to trust
-
-
-def _tokens_a_call(last: int, seconds: float) -> int:
-    """How many tokens the next call makes: the more, the less a reader waits for them; at most twice as many as last."""
-    return max(1, min(MOST_A_CALL, 2 * last, int(last * SECONDS_A_CALL / max(seconds, 1e-3))))
-
-
-def _shared_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences have in common from their start."""
-    length = min(len(one), len(other))
-    return next((i for i in range(length) if one[i] != other[i]), length)

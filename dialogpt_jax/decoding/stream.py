@@ -11,6 +11,7 @@ Letters: B rows.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ from dialogpt_jax.decoding.request import Request
 from dialogpt_jax.decoding.soundness import FORBIDDEN, check_finite, check_possible
 from dialogpt_jax.decoding.speculative import Draft
 from dialogpt_jax.model import Params
+
+MOST_A_CALL, SECONDS_A_CALL = 8, 0.06  # a reply comes in calls of some tokens, as long as they come this fast
 
 
 def empty_cache(config: GPT2Config, rows: int, slots: int, dtype: jax.typing.DTypeLike) -> KVCache:
@@ -111,3 +114,14 @@ def keep(config: GPT2Config, state: DecodeState, chosen_B: jax.typing.ArrayLike 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="prefix")
 def _keep(config: GPT2Config, prefix: KVCache, lengths_B: jax.Array, reply: KVCache, chosen_B: jax.Array) -> KVCache:
     return caches.keep_reply(ReplyCache(prefix, lengths_B, reply), config, chosen_B)
+
+
+def tokens_a_call(last: int, seconds: float) -> int:
+    """How many tokens the next call makes: the more, the less a reader waits for them; at most twice as many as last."""
+    return max(1, min(MOST_A_CALL, 2 * last, int(last * SECONDS_A_CALL / max(seconds, 1e-3))))
+
+
+def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences have in common from their start."""
+    length = min(len(one), len(other))
+    return next((i for i in range(length) if one[i] != other[i]), length)
