@@ -73,7 +73,7 @@ def test_the_cache_is_used_and_not_only_right(bot, chat, monkeypatch):
     fed = []
     real = streaming.start
 
-    def spy(params, config, request, cache):
+    def spy(params, config, request, cache, draft=None):
         start = int(request.starts_B[0])
         fed.append((start, int(request.settings.lengths_M[0]) - start))
         return real(params, config, request, cache)
@@ -452,7 +452,7 @@ def test_a_turns_tokens_are_padded_to_few_widths_and_to_less_than_twice_as_many(
     bot = fakes.tiny_bot(n_positions=160)
     widths = []
 
-    def start(params, config, request, cache):
+    def start(params, config, request, cache, draft=None):
         widths.append(request.tokens_BT.shape[1])
         raise Prefilled
 
