@@ -86,7 +86,7 @@ def _listed(name: str, words: Sequence[str]) -> Any:
 
 
 def _value(name: str, word: str) -> Any:
-    if name in SCOPES or name == "source":
+    if name in SCOPES or name in ("source", "mix"):
         return word
     if name == "seed" and word == "random":
         return None

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from dialogpt_jax.cli.flags import RANK, UsageError, flags_of, said
 from dialogpt_jax.decoding.beam_options import BeamOptions
-from dialogpt_jax.ranking.rank_options import RULES, SOURCES, Rank
+from dialogpt_jax.ranking.rank_options import MIXES, RULES, SOURCES, Rank
 
 HELP = {
     "by": "propose several replies and give the best: by `mmi`, what a backward model makes of them; `pmi`, what the "
@@ -15,6 +15,7 @@ HELP = {
     "temperature 1, unless a sampling is said",
     "hypotheses": "with --rank: so many are proposed",
     "backward_weight": "with --rank mmi: how much the backward model counts, 0 to 1; the rest is likelihood",
+    "mix": "with --rank mmi: the `sum` of both, which favours short replies, or the `mean` of each a token",
     "source": "with --rank mmi: what it is asked for, the `last` turn or `all`",
     "temperature": "with --rank: 0 takes the best; over 0 draws among them, by softmax(score / T)",
 }
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     class EvalRankFlags(ModelsThatRank):
         by: str | None
 else:
-    _types = {"by": Literal[*RULES], "source": Literal[*SOURCES]}
+    _types = {"by": Literal[*RULES], "source": Literal[*SOURCES], "mix": Literal[*MIXES]}
 
     @Parameter(name="*", group=RANK)
     @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def rank_of(flags: Any, beams: BeamOptions | None = None) -> Rank | None:
         return None
     if beams is not None:
         raise UsageError("--rank and --beams are two ways to a reply; give one of them")
-    for name in ("backward_weight", "source"):
+    for name in ("backward_weight", "mix", "source"):
         if name in options and rule != "mmi":
             raise UsageError(f"--{name.replace('_', '-')} goes with --rank mmi")
     if rule == "rpt" and "ranker" not in given:

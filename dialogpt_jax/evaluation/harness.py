@@ -278,6 +278,7 @@ def _describe_rank(lm: RankingModel, rank: Rank) -> dict[str, Any]:
         assert backward is not None
         numbers |= {
             "backward_weight": rank.backward_weight,
+            "mix": rank.mix,
             "source": rank.source,
             "reverse": digest_of_model(backward),
         }

@@ -47,7 +47,7 @@ class Proposals(NamedTuple):
       texts: of the hypotheses.
       tokens: of each, EOS included where it ended.
       finished: whether each ended by itself.
-      forward, backward, pmi, ranker: as in `ranking.choose.Evidence`; `None` where there is no such model.
+      forward, backward, backward_mean, pmi, ranker: as in `ranking.choose.Evidence`; `None` where there is no such model.
       flags: what a guard has against each.
     """
 
@@ -57,6 +57,7 @@ class Proposals(NamedTuple):
     finished: list[bool]
     forward: list[float]
     backward: list[float] | None
+    backward_mean: list[float] | None
     pmi: list[float]
     ranker: list[float] | None
     flags: list[list[str]]
@@ -65,7 +66,8 @@ class Proposals(NamedTuple):
     def evidence(self) -> Evidence:
         """The same as a rule takes it."""
         means = [total / max(count, 1) for total, count in zip(self.forward, self.tokens, strict=True)]
-        return Evidence(self.forward, means, backward=self.backward, pmi=self.pmi, ranker=self.ranker)
+        known = {name: getattr(self, name) for name in ("backward", "backward_mean", "pmi", "ranker")}
+        return Evidence(self.forward, means, **known)
 
 
 class ProposalsFile(NamedTuple):
@@ -207,6 +209,7 @@ def _proposals(context: int, ranking: Ranking) -> Proposals:
         finished=[hypothesis.finished for hypothesis in drawn],
         forward=column("logprob"),
         backward=column("backward"),
+        backward_mean=column("backward_mean"),
         pmi=column("pmi"),
         ranker=column("ranker"),
         flags=[list(hypothesis.flags) for hypothesis in drawn],

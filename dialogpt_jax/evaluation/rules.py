@@ -31,6 +31,7 @@ RULES: Mapping[str, Rank] = {
     "pmi": Rank("pmi"),
     "mmi": Rank("mmi"),
     "mmi, λ 0.5": Rank("mmi", backward_weight=0.5),
+    "mean, λ 0.5": Rank("mmi", backward_weight=0.5, mix="mean"),
     "rpt": Rank("rpt"),
 }
 ANTI_WEIGHT, ANTI_TOKENS = 0.5, 5  # λ and γ of Li et al. 2016, as `anti_lm` has them

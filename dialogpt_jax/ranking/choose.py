@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dialogpt_jax.ranking.guards import DUPLICATE, NO_REPLY, NOT_FINITE, gravity
-from dialogpt_jax.ranking.rank_options import Rank
+from dialogpt_jax.ranking.rank_options import MEAN, Rank
 
 
 class Evidence(NamedTuple):
@@ -20,6 +20,7 @@ class Evidence(NamedTuple):
       forward: log P(reply | context).
       mean: the same a token.
       backward: log P(source | reply).
+      backward_mean: the same a token of the source.
       pmi: log P(reply | context) − log P(reply).
       ranker: what a ranker says.
       own: what the caller's function says.
@@ -31,6 +32,7 @@ class Evidence(NamedTuple):
     pmi: Sequence[float] | None = None
     ranker: Sequence[float] | None = None
     own: Sequence[float] | None = None
+    backward_mean: Sequence[float] | None = None
 
 
 class Verdict(NamedTuple):
@@ -48,10 +50,8 @@ def scores_by(options: Rank, evidence: Evidence) -> list[float]:
     "mmi" with λ 0.5, forward −8 and −12, backward −30 and −20:   −19 and −16, so the second
     """
     if options.by == "mmi":
-        weight = options.backward_weight
-        backward = evidence.backward
-        assert backward is not None
-        return [_mixed(weight, b) + _mixed(1 - weight, f) for b, f in zip(backward, evidence.forward, strict=True)]
+        weight, (backward, forward) = options.backward_weight, _both_ways(options, evidence)
+        return [_mixed(weight, b) + _mixed(1 - weight, f) for b, f in zip(backward, forward, strict=True)]
     named = {"pmi": evidence.pmi, "rpt": evidence.ranker, "likelihood": evidence.mean}
     found = evidence.own if callable(options.by) else named[options.by]
     assert found is not None
@@ -95,6 +95,14 @@ def _drawn(scores: Sequence[float], temperature: float, uniform: float) -> int:
     return min(place, len(scores) - 1)
 
 
+def _both_ways(options: Rank, evidence: Evidence) -> tuple[Sequence[float], Sequence[float]]:
+    """Backward and forward, as the options mix them."""
+    means = options.mix == MEAN
+    backward = evidence.backward_mean if means else evidence.backward
+    assert backward is not None
+    return backward, evidence.mean if means else evidence.forward
+
+
 def _mixed(weight: float, value: float) -> float:
     """weight · value, where a weight of 0 leaves even an infinite value out."""
     return weight * value if weight else 0.0
@@ -124,14 +132,12 @@ def _why(
     if scores[i] >= scores[winner]:
         return f"a score of {scores[i]:.2f}, and not drawn"
     if options.by == "mmi":
-        backward = evidence.backward
-        assert backward is not None
-        weight = options.backward_weight
-        lost_b = _mixed(weight, backward[winner] - backward[i])
-        lost_f = _mixed(1 - weight, evidence.forward[winner] - evidence.forward[i])
-        if lost_b >= lost_f:
-            return f"what was said is harder to guess from it: {backward[i]:.1f} against {backward[winner]:.1f}"
-        return f"less likely to be said: {evidence.forward[i]:.1f} against {evidence.forward[winner]:.1f}"
+        weight, (backward, forward) = options.backward_weight, _both_ways(options, evidence)
+        digits = 2 if options.mix == MEAN else 1
+        if _mixed(weight, backward[winner] - backward[i]) >= _mixed(1 - weight, forward[winner] - forward[i]):
+            figures = f"{backward[i]:.{digits}f} against {backward[winner]:.{digits}f}"
+            return f"what was said is harder to guess from it: {figures}"
+        return f"less likely to be said: {forward[i]:.{digits}f} against {forward[winner]:.{digits}f}"
     if options.by == "pmi":
         return f"owes less to what was said: {scores[i]:.1f} against {scores[winner]:.1f}"
     if options.by == "rpt":

@@ -21,7 +21,7 @@ from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.choose import Evidence, choose
 from dialogpt_jax.ranking.dialogrpt import Ranker
 from dialogpt_jax.ranking.guards import UNSAFE, flags_of, repetition, words_of
-from dialogpt_jax.ranking.mmi import backward_scores, information
+from dialogpt_jax.ranking.mmi import backward_scores, information, source_of
 from dialogpt_jax.ranking.rank_options import Rank
 from dialogpt_jax.ranking.report import Ranked, Ranking
 from dialogpt_jax.ranking.safety import DEFAULT_REPLY, Safety
@@ -123,6 +123,11 @@ def order(
         repeated = [turns for turns, size in zip(dialogues, sizes, strict=True) for _ in range(size)]
         ids = [hypothesis.tokens.tolist() for hypothesis in flat]
         columns["backward"] = _split(backward_scores(backward, ids, repeated, options.source), sizes)
+        room = backward.config.n_positions
+        asked = [len(source_of(backward, turns, options.source, room=room)) for turns in dialogues]
+        columns["backward_mean"] = [
+            [score / count for score in own] for own, count in zip(columns["backward"], asked, strict=True)
+        ]
     if options.by == "pmi" or everything:
         ids, forward = [h.tokens.tolist() for h in flat], [h.logprob for h in flat]
         columns["pmi"] = _split(information(model, ids, forward), sizes)
@@ -146,6 +151,7 @@ def order(
             Ranked(
                 **{name: getattr(own[v.number], name) for name in _OF_CANDIDATE},
                 backward=evidence.backward[v.number] if evidence.backward else None,
+                backward_mean=evidence.backward_mean[v.number] if evidence.backward_mean else None,
                 pmi=evidence.pmi[v.number] if evidence.pmi else None,
                 ranker=evidence.ranker[v.number] if evidence.ranker else None,
                 repetition=repetition(words_of(texts[v.number])),

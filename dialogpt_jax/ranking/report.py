@@ -20,6 +20,7 @@ class Ranked(Candidate):
 
     Attributes:
       backward: log P(source | reply) by the backward model; `None` where there is none.
+      backward_mean: the same a token of the source.
       ranker: what a ranker says of it, 0 to 1; `None` where there is none.
       repetition: the share of its pairs of words that came before in it.
       number: its place among the proposed; number 0 is what would be given without a rank.
@@ -35,6 +36,7 @@ class Ranked(Candidate):
     flags: tuple[str, ...]
     score: float
     why: str
+    backward_mean: float | None = None
 
     def __repr__(self) -> str:
         return f"Ranked({self.score:.2f} {on_one_line(self.text)}: {self.why})"

@@ -35,19 +35,21 @@ def contexts():
 def made_up(context, texts, **given):
     """Proposals of three replies: the second is likeliest, by its mean the third; backward has the first, pmi the third."""
     known = {"forward": [-12.0, -8.0, -10.0], "tokens": [6, 4, 10], "backward": [-20.0, -30.0, -25.0]}
+    known |= {"backward_mean": [-4.0, -6.0, -3.5]}
     known |= {"pmi": [1.0, 0.0, 3.0], "finished": [True, True, False], "ranker": None, "flags": [[], [], []]}
     return proposals.Proposals(context, texts, **(known | given))
 
 
 def test_each_rule_chooses_by_its_own_figures():
     several = [made_up(0, ["a b", "c", "d e"]), made_up(1, ["x", "y", "z"], flags=[[COPIES], [], []])]
-    assert list(rules.rules_for(several)) == ["likelihood", "pmi", "mmi", "mmi, λ 0.5"]
+    assert list(rules.rules_for(several)) == ["likelihood", "pmi", "mmi", "mmi, λ 0.5", "mean, λ 0.5"]
     given = {name: rules.choose_by(rule, several) for name, rule in rules.rules_for(several).items()}
     assert {name: [one.text for one in own] for name, own in given.items()} == {
         "likelihood": ["d e", "z"],
         "pmi": ["d e", "z"],
         "mmi": ["a b", "z"],  # the guard holds x back
         "mmi, λ 0.5": ["a b", "z"],
+        "mean, λ 0.5": ["d e", "z"],
     }
     assert [one.text for one in rules.choose_by(None, several)] == ["a b", "x"]
     assert given["pmi"][0].finished is False
@@ -64,6 +66,7 @@ def test_the_true_turn_must_be_liked_better_than_each_other():
         "pmi": [0, 0],
         "mmi": [1, 0],  # as good as another is no better
         "mmi, λ 0.5": [1, 0],
+        "mean, λ 0.5": [0, 0],
     }
 
 
@@ -71,7 +74,7 @@ def test_differences_are_of_the_same_contexts_drawn_again(contexts):
     """Where one rule gives always what "none" gives, the difference is 0 in every resample: two draws would not be."""
     several = [made_up(i, ["a b c", "d", "e f"], forward=[-1.0 - i, -9.0, -9.0]) for i in range(len(contexts))]
     found = rules.measure_rules(None, contexts, several, resamples=50)
-    assert list(found) == ["none", "likelihood", "pmi", "mmi", "mmi, λ 0.5"]
+    assert list(found) == ["none", "likelihood", "pmi", "mmi", "mmi, λ 0.5", "mean, λ 0.5"]
     assert found["none"].differences == []
     length = {
         name: next(d for d in own.differences if d.name == "length") for name, own in found.items() if name != "none"
@@ -160,7 +163,7 @@ def test_the_command_shows_all_rules_and_a_second_time_draws_nothing(bot, tmp_pa
         _, found, rest = shown.partition(f"\n{measure}")
         assert found
         names = [line[:14].strip() for line in rest.partition("\n\n")[0].splitlines()[2:]]
-        assert names == ["none", "likelihood", "pmi", "mmi", "mmi, λ 0.5", "anti-LM"]
+        assert names == ["none", "likelihood", "pmi", "mmi", "mmi, λ 0.5", "mean, λ 0.5", "anti-LM"]
     monkeypatch.setattr(dg.Bot, "rankings", None)  # all is kept
     monkeypatch.setattr(proposals, "order", None)
     assert main([*words, "--json"]) == 0
@@ -172,8 +175,8 @@ def test_the_command_shows_all_rules_and_a_second_time_draws_nothing(bot, tmp_pa
     assert "less none" not in none
     assert main([*words, "--markdown"]) == 0
     values, differences = capsys.readouterr().out.strip().split("\n\n")
-    assert len(values.splitlines()) == 8
-    assert len(differences.splitlines()) == 7
+    assert len(values.splitlines()) == 9
+    assert len(differences.splitlines()) == 8
     assert len({line.count(" | ") for line in [*values.splitlines(), *differences.splitlines()]}) == 1
 
 

@@ -95,10 +95,26 @@ def test_the_rules_by_hand():
     assert scores_by(dg.Rank("mmi"), evidence) == [-30.0, -20.0]
     assert scores_by(dg.Rank("mmi", backward_weight=0.25), evidence) == [-13.5, -14.0]
     assert scores_by(dg.Rank("mmi", backward_weight=0), evidence) == [-8.0, -12.0]
+    means = evidence._replace(backward_mean=[-3.0, -2.0])
+    assert scores_by(dg.Rank("mmi", backward_weight=0.25, mix="mean"), means) == [-2.25, -1.25]
     assert scores_by(dg.Rank("pmi"), evidence) == [5.0, 3.0]
     assert scores_by(dg.Rank("rpt"), evidence) == [0.3, 0.2]
     assert scores_by(dg.Rank("likelihood"), evidence) == [-2.0, -1.0]
     assert scores_by(dg.Rank(lambda turns, texts: [0] * len(texts)), evidence) == [0.1, 0.9]
+
+
+def test_a_mix_of_means_is_a_token_of_each_side(bot, ranking):
+    """Half of log P(source | reply) a token of the source, EOS included, and half of log P(reply | context) a token."""
+    source = len(bot.tokenizer.encode(DIALOGUES[1][-1])) + 1
+    rank = dg.Rank("mmi", hypotheses=6, backward_weight=0.5, mix="mean")
+    last = bot.rank(DIALOGUES[1], rank, **HOW)
+    for h in last:
+        assert h.score == pytest.approx(0.5 * h.backward / source + 0.5 * h.logprob / len(h.tokens), abs=ATOL)
+    kept = bot.order(DIALOGUES[1], last, rank)
+    assert [h.text for h in kept] == [h.text for h in last]
+    sums = bot.rank(DIALOGUES[1], dg.Rank("mmi", hypotheses=6, backward_weight=0.5), **HOW)
+    assert [h.text for h in sums] != [h.text for h in last]
+    assert {h.text for h in sums} == {h.text for h in last}
 
 
 def order_of(scores, flags=None, rank="pmi", uniform_seed=0, **numbers):
@@ -221,6 +237,7 @@ def test_what_is_wrong_is_one_line_before_anything_runs(bot, monkeypatch):
     for numbers, said in (
         ({"backward_weight": 1.5}, "backward_weight is 1.5; it must be a finite number from 0 to 1"),
         ({"backward_weight": math.nan}, "backward_weight is nan"),
+        ({"mix": "both"}, "mix is 'both'; give 'sum' or 'mean'"),
         ({"hypotheses": 0}, "hypotheses is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"source": "first"}, "source is 'first'; give 'last' or 'all'"),
