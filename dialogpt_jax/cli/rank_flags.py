@@ -14,7 +14,7 @@ HELP = {
     "context adds; `rpt`, a ranker; or `likelihood` (none: one reply is drawn). They are drawn among the 10 best tokens at "
     "temperature 1, unless a sampling is said",
     "hypotheses": "with --rank: so many are proposed",
-    "backward_weight": "with --rank mmi: how much the backward model counts, 0 to 1; the rest is likelihood",
+    "backward_weight": "with --rank mmi: how much the backward model counts, 0 to 1 (the paper's); the rest is likelihood",
     "mix": "with --rank mmi: the `sum` of both, which favours short replies, or the `mean` of each a token",
     "source": "with --rank mmi: what it is asked for, the `last` turn or `all`",
     "temperature": "with --rank: 0 takes the best; over 0 draws among them, by softmax(score / T)",

@@ -29,7 +29,7 @@ NONE, ANTI = "none", "anti-LM"
 RULES: Mapping[str, Rank] = {
     "likelihood": Rank("likelihood"),
     "pmi": Rank("pmi"),
-    "mmi": Rank("mmi"),
+    "mmi, λ 1": Rank("mmi", backward_weight=1.0),
     "mmi, λ 0.5": Rank("mmi", backward_weight=0.5),
     "mean, λ 0.5": Rank("mmi", backward_weight=0.5, mix="mean"),
     "rpt": Rank("rpt"),

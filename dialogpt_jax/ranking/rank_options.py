@@ -26,7 +26,8 @@ class Rank:
         probability of each (Li et al. 2016); "rpt", what a ranker makes of them (DialogRPT, Gao et al. 2020); "likelihood",
         log-probability a token; or a function of (turns, texts) that gives a number for each text, the higher the better.
       hypotheses: how many are proposed; 16 in the paper.
-      backward_weight: λ of "mmi", 0 to 1: λ · log P(source | reply) + (1 − λ) · log P(reply | context). 1 is the paper's.
+      backward_weight: λ of "mmi", 0 to 1: λ · log P(source | reply) + (1 − λ) · log P(reply | context). 1 is the paper's,
+        which asks for no sense; 0.5 by the marks of forty replies (the backward model's card).
       mix: of what, where λ is less than 1: the "sum" over all tokens, as it is written, or the "mean" of each a token.
         A sum takes the shortest replies, since each token costs (Li et al. 2016, section 4.5, reward length against it).
         With the bundled pair, λ 0.5 and 1,000 contexts, a mean's NIST-4 is five times a sum's (the backward model's card).
@@ -37,13 +38,13 @@ class Rank:
       ValueError: one of them is something else.
 
     Example:
-      >>> dg.Rank("mmi", backward_weight=0.5).hypotheses
+      >>> dg.Rank("mmi", backward_weight=1).hypotheses
       16
     """
 
     by: str | RankFunction = "mmi"
     hypotheses: int = 16
-    backward_weight: float = 1.0
+    backward_weight: float = 0.5
     mix: str = SUM
     source: str = LAST
     temperature: float = 0.0

@@ -42,18 +42,18 @@ def made_up(context, texts, **given):
 
 def test_each_rule_chooses_by_its_own_figures():
     several = [made_up(0, ["a b", "c", "d e"]), made_up(1, ["x", "y", "z"], flags=[[COPIES], [], []])]
-    assert list(rules.rules_for(several)) == ["likelihood", "pmi", "mmi", "mmi, λ 0.5", "mean, λ 0.5"]
+    assert list(rules.rules_for(several)) == ["likelihood", "pmi", "mmi, λ 1", "mmi, λ 0.5", "mean, λ 0.5"]
     given = {name: rules.choose_by(rule, several) for name, rule in rules.rules_for(several).items()}
     assert {name: [one.text for one in own] for name, own in given.items()} == {
         "likelihood": ["d e", "z"],
         "pmi": ["d e", "z"],
-        "mmi": ["a b", "z"],  # the guard holds x back
+        "mmi, λ 1": ["a b", "z"],  # the guard holds x back
         "mmi, λ 0.5": ["a b", "z"],
         "mean, λ 0.5": ["d e", "z"],
     }
     assert [one.text for one in rules.choose_by(None, several)] == ["a b", "x"]
     assert given["pmi"][0].finished is False
-    assert "mmi" not in rules.rules_for([made_up(0, ["a", "b", "c"], backward=None)])
+    assert "mmi, λ 1" not in rules.rules_for([made_up(0, ["a", "b", "c"], backward=None)])
     assert "rpt" in rules.rules_for([made_up(0, ["a", "b", "c"], ranker=[0.1, 0.2, 0.3])])
 
 
@@ -64,7 +64,7 @@ def test_the_true_turn_must_be_liked_better_than_each_other():
         "none": [0, 0],  # by log P(reply | context)
         "likelihood": [0, 0],
         "pmi": [0, 0],
-        "mmi": [1, 0],  # as good as another is no better
+        "mmi, λ 1": [1, 0],  # as good as another is no better
         "mmi, λ 0.5": [1, 0],
         "mean, λ 0.5": [0, 0],
     }
@@ -74,12 +74,12 @@ def test_differences_are_of_the_same_contexts_drawn_again(contexts):
     """Where one rule gives always what "none" gives, the difference is 0 in every resample: two draws would not be."""
     several = [made_up(i, ["a b c", "d", "e f"], forward=[-1.0 - i, -9.0, -9.0]) for i in range(len(contexts))]
     found = rules.measure_rules(None, contexts, several, resamples=50)
-    assert list(found) == ["none", "likelihood", "pmi", "mmi", "mmi, λ 0.5", "mean, λ 0.5"]
+    assert list(found) == ["none", "likelihood", "pmi", "mmi, λ 1", "mmi, λ 0.5", "mean, λ 0.5"]
     assert found["none"].differences == []
     length = {
         name: next(d for d in own.differences if d.name == "length") for name, own in found.items() if name != "none"
     }
-    assert (length["mmi"].value, length["mmi"].low, length["mmi"].high) == (0, 0, 0)
+    assert (length["mmi, λ 1"].value, length["mmi, λ 1"].low, length["mmi, λ 1"].high) == (0, 0, 0)
     assert length["pmi"].value == length["pmi"].low == length["pmi"].high == -1
     by_hand = np.array([[len(one.text.split())] for one in rules.choose_by(dg.Rank("likelihood"), several)], float)
     other = np.full_like(by_hand, 3.0)
@@ -163,13 +163,13 @@ def test_the_command_shows_all_rules_and_a_second_time_draws_nothing(bot, tmp_pa
         _, found, rest = shown.partition(f"\n{measure}")
         assert found
         names = [line[:14].strip() for line in rest.partition("\n\n")[0].splitlines()[2:]]
-        assert names == ["none", "likelihood", "pmi", "mmi", "mmi, λ 0.5", "mean, λ 0.5", "anti-LM"]
+        assert names == ["none", "likelihood", "pmi", "mmi, λ 1", "mmi, λ 0.5", "mean, λ 0.5", "anti-LM"]
     monkeypatch.setattr(dg.Bot, "rankings", None)  # all is kept
     monkeypatch.setattr(proposals, "order", None)
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["hypotheses"] == 4
-    mmi, none = (found["rules"][name]["length"] for name in ("mmi", "none"))
+    mmi, none = (found["rules"][name]["length"] for name in ("mmi, λ 1", "none"))
     assert mmi["less none"]["value"] == pytest.approx(mmi["value"] - none["value"])
     assert mmi["less none"]["low"] <= mmi["less none"]["value"] <= mmi["less none"]["high"]
     assert "less none" not in none

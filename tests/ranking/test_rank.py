@@ -33,7 +33,7 @@ def bot():
 
 @pytest.fixture(scope="module")
 def ranking(bot):
-    return bot.rank(DIALOGUES[1], dg.Rank("mmi", hypotheses=6, source="all"), **HOW)
+    return bot.rank(DIALOGUES[1], dg.Rank("mmi", hypotheses=6, source="all", backward_weight=1), **HOW)
 
 
 def by_hand(model, ids, start):
@@ -92,7 +92,7 @@ def test_one_rule_gives_one_reply_however_it_is_asked(bot):
 
 def test_the_rules_by_hand():
     evidence = Evidence([-8.0, -12.0], [-2.0, -1.0], [-30.0, -20.0], [5.0, 3.0], [0.3, 0.2], [0.1, 0.9])
-    assert scores_by(dg.Rank("mmi"), evidence) == [-30.0, -20.0]
+    assert scores_by(dg.Rank("mmi", backward_weight=1), evidence) == [-30.0, -20.0]
     assert scores_by(dg.Rank("mmi", backward_weight=0.25), evidence) == [-13.5, -14.0]
     assert scores_by(dg.Rank("mmi", backward_weight=0), evidence) == [-8.0, -12.0]
     means = evidence._replace(backward_mean=[-3.0, -2.0])
@@ -185,7 +185,8 @@ def test_a_known_failure_is_guarded(bot, monkeypatch):
     monkeypatch.setattr(propose, "backward_scores", lambda model, ids, dialogues, source: [-1.0, -9.0, -2.0, -9.0])
     own = [proposed(text) for text in [source, *others]]
     draws = [np.random.default_rng(0)]
-    [ranking] = propose.order(bot, bot.reverse, None, None, [DIALOGUES[0]], [own], dg.Rank("mmi"), draws)
+    pure = dg.Rank("mmi", backward_weight=1)
+    [ranking] = propose.order(bot, bot.reverse, None, None, [DIALOGUES[0]], [own], pure, draws)
     assert [h.text for h in ranking] == ["Fine, thanks.", source, "no no no no", "Fine, thanks"]
     assert [h.flags for h in ranking] == [(), (COPIES,), (REPEATS,), (DUPLICATE,)]
 
