@@ -21,7 +21,8 @@ from dialogpt_jax.chat.scoring import as_replies, as_replies_to_each, encode_to_
 from dialogpt_jax.chat.session import Chat
 from dialogpt_jax.decoding.beam_options import BeamWords, beam_options
 from dialogpt_jax.decoding.beam_search import beam_search
-from dialogpt_jax.decoding.contrastive import DEFAULT_K, contrastive_search
+from dialogpt_jax.decoding.contrastive import contrastive_search
+from dialogpt_jax.decoding.contrastive_options import DEFAULT_K
 from dialogpt_jax.decoding.generate import generate_candidates
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction

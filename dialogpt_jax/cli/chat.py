@@ -16,7 +16,7 @@ from dialogpt_jax.cli.common import (
     seed_of,
 )
 from dialogpt_jax.cli.compiling import tell_of_compiling
-from dialogpt_jax.cli.flags import make_app, said
+from dialogpt_jax.cli.flags import UsageError, make_app, said
 from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
 from dialogpt_jax.replies.settings import sampling_for
 
@@ -48,7 +48,10 @@ def run(
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
     beams: BeamFlags = BeamFlags(),  # noqa: B008
     rank: RankFlags = RankFlags(),  # noqa: B008
+    penalty_alpha: Annotated[str | None, Parameter(show=False)] = None,
 ) -> int:
+    if penalty_alpha is not None:
+        raise UsageError("--penalty-alpha is for `dialogpt reply` and `dialogpt eval`; a chat takes --beams or --rank")
     from dialogpt_jax.chat.session import Chat
     from dialogpt_jax.chat.terminal import Terminal
 

@@ -17,12 +17,14 @@ from dialogpt_jax.cli.flags import (
     WORDING,
     UsageError,
     flags_of,
+    number,
     said,
 )
 from dialogpt_jax.cli.program_cache import OFF_VARIABLE, keep_compiled_programs
 from dialogpt_jax.cli.rank_flags import ModelsThatRank
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING_WORDS, BeamOptions
-from dialogpt_jax.decoding.sampling import SCOPES, Sampling, Scope
+from dialogpt_jax.decoding.contrastive_options import DEFAULT_K, ContrastiveOptions
+from dialogpt_jax.decoding.sampling import GREEDY, SCOPES, Sampling, Scope
 from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.weights.dtypes import DTypeName
@@ -106,6 +108,17 @@ Block = Annotated[
         group=REPLY,
         help="what the bot must not say, in any case: a word or phrase a line, or a regular expression between slashes; "
         "another reply is given instead, shown sentence by sentence",
+    ),
+]
+PenaltyAlpha = Annotated[
+    float | None,
+    Parameter(
+        name="--penalty-alpha",
+        metavar="A",
+        converter=number,
+        group=BEAMS,
+        help="contrastive search: of the --top-k likeliest tokens (4) the one that is likely and says something new; A, 0 "
+        "to 1, is how much the new counts (0.6 is usual)",
     ),
 ]
 CompilationCache = Annotated[
@@ -196,6 +209,25 @@ def beams_of(flags: Any) -> BeamOptions | None:
     if "early_stopping" in given:
         given["early_stopping"] = EARLY_STOPPING_WORDS[given["early_stopping"]]
     return BeamOptions(**given)
+
+
+def contrastive_of(
+    penalty_alpha: float | None, sampling: Any, beams: BeamOptions | None, rank: Any
+) -> ContrastiveOptions | None:
+    """How contrastive search chooses, with the --top-k of the flags of a sampling; `None` without --penalty-alpha."""
+    if penalty_alpha is None:
+        return None
+    for name, way in (("--beams", beams), ("--rank", rank)):
+        if way is not None:
+            raise UsageError(f"--penalty-alpha and {name} are two ways to a reply; give one of them")
+    if said(sampling).get("temperature"):
+        raise UsageError("--penalty-alpha draws nothing; leave --temperature out")
+    return ContrastiveOptions(penalty_alpha, said(sampling).get("top_k", DEFAULT_K))
+
+
+def greedy_of(flags: Any) -> Sampling:
+    """The sampling of contrastive search, whose --top-k is another thing."""
+    return dataclasses.replace(sampling_of(flags, GREEDY), top_k=None)
 
 
 def seed_of(word: str) -> int | None:

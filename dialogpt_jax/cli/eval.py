@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.common import BeamFlags, ModelFlags, SamplingChanges
+from dialogpt_jax.cli.common import BeamFlags, ModelFlags, PenaltyAlpha, SamplingChanges
 from dialogpt_jax.cli.eval_model import AskFlags, run_model
 from dialogpt_jax.cli.flags import FILES, FROM_0, FROM_1, RESULTS, UsageError, make_app
 from dialogpt_jax.cli.rank_flags import EvalRankFlags
@@ -140,6 +140,7 @@ def run(
     model: ModelFlags = ModelFlags(),  # noqa: B008
     sampling: SamplingChanges = SamplingChanges(),  # noqa: B008
     beams: BeamFlags = BeamFlags(),  # noqa: B008
+    penalty_alpha: PenaltyAlpha = None,
     rank: EvalRankFlags = EvalRankFlags(),  # noqa: B008
     shown: ResultFlags = ResultFlags(),
 ) -> int:
@@ -152,6 +153,7 @@ def run(
     table: tables.Table | None
     if ask.data is None:
         wrong = {"model": model.model, "contexts": ask.contexts, "out": ask.out, "part": ask.part, "rank": rank.by}
+        wrong["penalty_alpha"] = penalty_alpha
         _refuse(wrong, "needs --data")
         table = measure_files(files, shown)
     else:
@@ -162,7 +164,8 @@ def run(
         if files.clean:
             raise ValueError("--clean does not go with --data; --out writes replies that can be cleaned")
         resampling = {"resamples": shown.bootstrap, "seed": shown.seed}
-        table = run_model(ask, model, sampling, beams, rank, compared=files.compare, **resampling)
+        how = {"penalty_alpha": penalty_alpha, "compared": files.compare}
+        table = run_model(ask, model, sampling, beams, rank, **how, **resampling)
     if table is None:
         return 0
     if shown.json:

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dialogpt_jax.cli import streams
-from dialogpt_jax.cli.common import ModelFlags, beams_of, load_bot, sampling_of
-from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE
+from dialogpt_jax.cli.common import ModelFlags, beams_of, contrastive_of, greedy_of, load_bot, sampling_of
+from dialogpt_jax.cli.flags import ASK, FROM_1, WHOLE, UsageError
 from dialogpt_jax.cli.progress import show_progress
 from dialogpt_jax.cli.rank_flags import rank_of
 from dialogpt_jax.data.formats import held_out
 from dialogpt_jax.decoding.beam_options import describe_beams
+from dialogpt_jax.decoding.contrastive_options import describe_contrastive
 from dialogpt_jax.errors import counted
 from dialogpt_jax.evaluation import settings, tables
 from dialogpt_jax.evaluation.contexts import Context, cut
@@ -90,6 +91,7 @@ def run_model(
     beams: Any,
     rank: Any,
     *,
+    penalty_alpha: float | None,
     compared: str | None,
     resamples: int,
     seed: int,
@@ -101,9 +103,12 @@ def run_model(
         raise ValueError("--part needs --out")
     searched = beams_of(beams)
     ranked = rank_of(rank, searched)
+    contrastive = contrastive_of(penalty_alpha, sampling, searched, ranked)
     decode = ask.decode or (settings.DEFAULT_DECODING if ranked is None else settings.RANKED_DECODING)
-    drawn = sampling_of(sampling, settings.DECODINGS[decode])
-    asked = settings.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size, searched, ranked)
+    if contrastive is not None and ask.decode not in (None, "greedy"):
+        raise UsageError(f"--penalty-alpha draws nothing; leave --decode {ask.decode} out")
+    drawn = sampling_of(sampling, settings.DECODINGS[decode]) if contrastive is None else greedy_of(sampling)
+    asked = settings.Settings(drawn, seed, ask.max_new_tokens, ask.batch_size, searched, ranked, contrastive)
     dialogues, dropped = held_out(str(ask.data))
     if dropped:
         streams.tell(dropped)
@@ -132,7 +137,7 @@ def run_model(
             "measuring the replies …" if other is not None else "measuring the replies, and the model on the data …"
         )
     bootstrap = {"resamples": resamples, "seed": seed}
-    name = decode if ranked is None else ranked.rule
+    name = "contrastive" if contrastive is not None else decode if ranked is None else ranked.rule
     if other is None:
         systems = {name: model_measures.measure_model(bot, contexts, found, dialogues, **bootstrap)}
         differences = []
@@ -147,6 +152,8 @@ def run_model(
     named = {"data": ask.data, "decode": decode, "compare": compared, "bootstrap": resamples}
     asked_of = f"{counted(len(contexts), 'contexts')} of {counted(len(dialogues), 'dialogues')}"
     how = "" if searched is None else f", {describe_beams(searched)}"
+    if contrastive is not None:
+        how = f", {describe_contrastive(contrastive)}"
     if ranked is not None:
         how = f", {describe_rank(ranked)}"
     title = f"{asked_of}, {run['sampling']}{how}, seed {seed}"

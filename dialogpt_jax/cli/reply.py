@@ -14,9 +14,12 @@ from dialogpt_jax.cli.common import (
     BeamFlags,
     Block,
     ModelFlags,
+    PenaltyAlpha,
     ReplyFlags,
     SamplingFlags,
     beams_of,
+    contrastive_of,
+    greedy_of,
     load_bot,
     sampling_of,
     seed_of,
@@ -40,6 +43,7 @@ Examples:
   echo "Hi!" | dialogpt reply -                 turns from a pipe, one a line
   dialogpt reply --json --candidates 4 "Hi!"    everything, for a program
   dialogpt reply --beams 4 "Hi!"                the best of a beam search
+  dialogpt reply --penalty-alpha 0.6 "Hi!"      contrastive search
   dialogpt reply --rank mmi --explain "Hi!"     the best of 16, and why
   dialogpt reply --data talk.jsonl > out.jsonl  a reply to each line
   dialogpt reply -- "-_-"                       a turn that begins with a hyphen
@@ -82,18 +86,27 @@ def run(
     reply: ReplyFlags = ReplyFlags(),  # noqa: B008
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
     beams: BeamFlags = BeamFlags(),  # noqa: B008
+    penalty_alpha: PenaltyAlpha = None,
     rank: RankFlags = RankFlags(),  # noqa: B008
 ) -> int:
     if HYPHEN in (data, out, plot, block, model.model, model.revision, reply.seed, rank.reverse, rank.ranker):
         raise UsageError("`-` stands for turns from standard input, and for nothing else")
     searched = beams_of(beams)
     ranked = rank_of(rank, searched)
-    settings = sampling_of(sampling, sampling_for(None, searched, ranked))
+    contrastive = contrastive_of(penalty_alpha, sampling, searched, ranked)
+    settings = (
+        sampling_of(sampling, sampling_for(None, searched, ranked)) if contrastive is None else greedy_of(sampling)
+    )
     if data is not None:
         if turns or candidates is not None or as_json or explain or plot is not None or block is not None:
             raise UsageError("--data takes the texts from the file and gives JSON lines; leave the others out")
         asked = Settings(
-            settings, seed_or_drawn(seed_of(reply.seed)), reply.max_new_tokens, beams=searched, rank=ranked
+            settings,
+            seed_or_drawn(seed_of(reply.seed)),
+            reply.max_new_tokens,
+            beams=searched,
+            rank=ranked,
+            contrastive=contrastive,
         )
         return _reply_to_file(data, out, asked, lambda: load_bot(model, rank))
     if ranked is None and (explain or plot is not None):
@@ -102,6 +115,8 @@ def run(
         raise UsageError("--candidates goes without --rank; --hypotheses N says how many, --explain shows them")
     if block is not None and ranked is None and (candidates is not None or as_json):
         raise UsageError("--block gives one reply; with --rank, --json and --explain show what was kept back")
+    if contrastive is not None and (candidates is not None or as_json):
+        raise UsageError("--penalty-alpha gives one reply, as text; with --data FILE, JSON lines")
     if explain and as_json:
         raise UsageError("--json has all that --explain shows; give one of them")
     if out is not None:
@@ -121,7 +136,9 @@ def run(
         return _show_ranking(ranking, seed, explain=explain, as_json=as_json, plot=plot)
     number = 1 if candidates is None else candidates  # the first of any number is the reply
     how = {} if searched is None else dataclasses.asdict(searched)
-    if block is not None:
+    if contrastive is not None:
+        how = dataclasses.asdict(contrastive)
+    if block is not None or contrastive is not None:
         how |= {"sampling": settings, "seed": seed, "max_new_tokens": reply.max_new_tokens}
         streams.show(bot.reply(dialogue, **how))
         return 0

@@ -29,6 +29,7 @@ from dialogpt_jax import model
 from dialogpt_jax.arguments import as_number, as_whole_number, shown
 from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply, keep_reply
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.decoding.contrastive_options import DEFAULT_ALPHA, DEFAULT_K
 from dialogpt_jax.decoding.generate import Generated, as_asked
 from dialogpt_jax.decoding.logits import is_possible
 from dialogpt_jax.decoding.loop import RowSettings
@@ -38,8 +39,6 @@ from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 from dialogpt_jax.decoding.soundness import marked
 from dialogpt_jax.decoding.stops import Stops, said_a_stop
 from dialogpt_jax.token_arrays import is_traced
-
-DEFAULT_ALPHA, DEFAULT_K = 0.6, 4  # the paper's section 5, for open-ended text: α 0.6, and k from 4 to 8
 
 # tokens_BK, positions_B, cache → logits_BKV of the token after each, hidden_BKD of each, and a cache that holds all K
 CandidatesFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array, Any]]

@@ -5,7 +5,7 @@
 Within a batch a reply that ends gives its row to the next context (`decoding/rolling.py`). A batch is decided by the
 contexts and its size alone: always the same contexts in the same programs, whichever device takes it, however many there
 are, and whether the run was interrupted. So none of these changes a reply. A batch that was not written whole is made
-again. With beams or a rank, whose rows do not come and go, a batch is as many contexts as there are rows.
+again. With a search or a rank, whose rows do not come and go, a batch is as many contexts as there are rows.
 
 Letters: B rows of all devices together, T prompt tokens.
 """
@@ -26,6 +26,7 @@ from dialogpt_jax.arguments import shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.beam_search import beam_search
+from dialogpt_jax.decoding.contrastive import contrastive_search
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.sampling import describe_sampling
 from dialogpt_jax.decoding.soundness import check_logprobs
@@ -82,7 +83,7 @@ def answer(
         _ranking(lm).backward_of(settings.rank)  # which may be missing
     length = min(settings.max_new_tokens, lm.config.n_positions)
     prompts = [lm.encode(context.turns, max_new_tokens=length) for context in contexts]
-    rolls = settings.beams is None and settings.rank is None
+    rolls = settings.beams is None and settings.rank is None and settings.contrastive is None
     size = settings.rows * (ROWFULS if rolls else 1)
     batches = group_by_length([len(prompt) for prompt in prompts], size)[part[0] :: part[1]]
     kept_in = None if out is None else layout(out, describe_run(lm, contexts, settings), contexts)
@@ -165,15 +166,16 @@ def search_batches(
     *,
     devices: Sequence[Any] | None = None,
 ) -> Iterator[list[Reply]]:
-    """The best of the beams of each round of batches, as they come; arguments as in `answer`.
+    """What a search finds for each round of batches, the best of its beams, as they come; arguments as in `answer`.
 
-    Rows are sharded over a mesh of the devices, parameters are on each of them.
+    Rows of beams are sharded over a mesh of the devices, parameters are on each of them. Contrastive search is made on one.
     """
-    if not batches or settings.beams is None:
+    if not batches:
         return
     config, rows = lm.config, settings.rows
     buckets = [bucket_of(max(len(prompts[i]) for i in batch), config.n_positions) for batch in batches]
-    devices = list(jax.local_devices() if devices is None else devices)[: len(batches)]
+    most = len(batches) if settings.contrastive is None else 1
+    devices = list(jax.local_devices() if devices is None else devices)[:most]
     mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
     params = jax.device_put(lm.params, NamedSharding(mesh, PartitionSpec()))
     for members in rounds(batches, buckets, len(devices)):
@@ -184,12 +186,18 @@ def search_batches(
         how: dict[str, Any] = {
             "sampling": lm.with_ids(settings.sampling),
             "max_new_tokens": min(settings.max_new_tokens, config.n_positions),
-            "keys": jax.device_put(keys, NamedSharding(mesh, PartitionSpec("rows"))),
             "stops": lm.stops(settings.sampling),
         }
-        how |= dataclasses.asdict(settings.beams)
-        found = jax.device_get(beam_search(params, config, tokens_BT, lengths_B, **how))
-        best = [x[:, 0] for x in (found.tokens, found.logprobs, found.lengths, found.finished)]
+        if settings.contrastive is not None:
+            how |= dataclasses.asdict(settings.contrastive)
+            found: Any = jax.device_get(contrastive_search(params, config, tokens_BT, lengths_B, **how))
+            best = [found.tokens, found.logprobs, found.lengths, found.finished]
+        else:
+            assert settings.beams is not None
+            how |= dataclasses.asdict(settings.beams)
+            how["keys"] = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("rows")))
+            found = jax.device_get(beam_search(params, config, tokens_BT, lengths_B, **how))
+            best = [x[:, 0] for x in (found.tokens, found.logprobs, found.lengths, found.finished)]
         yield [
             _reply(lm, contexts, settings.seed, i, *(x[d * rows + b] for x in best))
             for d, batch in enumerate(members)
@@ -249,6 +257,7 @@ def _reply(
 def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Settings) -> dict[str, Any]:
     """What decides the replies, for the first line of their file; models and contexts as digests of their content."""
     beams = {} if settings.beams is None else dataclasses.asdict(settings.beams)
+    contrastive = {} if settings.contrastive is None else dataclasses.asdict(settings.contrastive)
     rank = {} if settings.rank is None else _describe_rank(_ranking(lm), settings.rank)
     return {
         "model": digest_of_model(lm),
@@ -260,6 +269,7 @@ def describe_run(lm: LanguageModel, contexts: Sequence[Context], settings: Setti
         "rows": settings.rows,
         "platform": jax.default_backend(),
         **beams,
+        **contrastive,
         **rank,
         **({} if lm.draft is None else {"draft": _describe_drafts(lm.draft)}),
     }

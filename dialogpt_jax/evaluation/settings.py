@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from dialogpt_jax.decoding.beam_options import BeamOptions
+from dialogpt_jax.decoding.contrastive_options import ContrastiveOptions
 from dialogpt_jax.decoding.sampling import GREEDY, PAPER, Sampling
 from dialogpt_jax.ranking.rank_options import Rank
 from dialogpt_jax.replies.settings import (
@@ -38,6 +39,7 @@ class Settings:
       seed: of the draws, from 0.
       max_new_tokens: the longest reply, EOS included.
       beams: how beams are searched; `None`: without them.
+      contrastive: how contrastive search chooses, greedily; `None`: without it.
       rank: how one of several replies is chosen; `None`: one is made.
       rows: contexts that one device answers at a time. Rounding differs with it (1e-6 in float32).
     """
@@ -48,11 +50,13 @@ class Settings:
     rows: int = ROWS
     beams: BeamOptions | None = None
     rank: Rank | None = None
+    contrastive: ContrastiveOptions | None = None
 
     def __post_init__(self) -> None:
         checked_length(self.max_new_tokens)
         checked_sampling(self.sampling)
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; a batch has at least 1")
-        if self.rank is not None and self.beams is not None:
-            raise ValueError("rank and beams are two ways to a reply; give one of them")
+        ways = [name for name in ("rank", "beams", "contrastive") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} are two ways to a reply; give one of them")

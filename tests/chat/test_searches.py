@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import re
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 import dialogpt_jax as dg
 from dialogpt_jax.chat import session
 from dialogpt_jax.chat.terminal import Terminal
+from dialogpt_jax.cli.main import main
 from dialogpt_jax.decoding.beam_options import BeamOptions
 
 HOW = {"beams": 3, "length_penalty": 0.8, "early_stopping": "never", "max_new_tokens": 8}
@@ -152,3 +154,46 @@ def test_a_mistake_is_one_clear_line(bot, call, error, said):
     with pytest.raises(error, match=re.escape(said)) as caught:
         eval(call, {"bot": bot, "dg": dg})
     assert "\n" not in str(caught.value)
+
+
+def test_contrastive_search_of_the_command(bot, tmp_path, capsys):
+    """--top-k is the search's own; a file's replies are those of each alone, in batches of any size."""
+    bot.save(tmp_path / "model")
+    model = ["--no-compilation-cache", "--model", str(tmp_path / "model"), "--max-new-tokens", "8"]
+    how = {"penalty_alpha": 0.9, "top_k": 12, "max_new_tokens": 8}
+    flags = ["--penalty-alpha", "0.9", "--top-k", "12", *model]
+    expected = [bot.reply(line, **how) for line in LINES]
+    assert expected != [bot.reply(line, penalty_alpha=0.9, max_new_tokens=8) for line in LINES]
+    assert main(["reply", *flags, LINES[0]]) == 0
+    assert capsys.readouterr().out == expected[0] + "\n"
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"turns": [line, line]}) + "\n" for line in LINES))
+    assert main(["eval", *flags, "--data", str(data), "--batch-size", "2", "--bootstrap", "0", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown["systems"]) == ["contrastive"]
+    assert (shown["settings"]["penalty_alpha"], shown["settings"]["top_k"]) == (0.9, 12)
+    data.write_text("".join(json.dumps({"turns": [line]}) + "\n" for line in LINES))
+    out = ["--out", str(tmp_path / "out.jsonl")]
+    assert main(["reply", *flags, "--data", str(data), *out]) == 0
+    kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["reply"] for line in kept] == expected
+    assert main(["reply", *flags[:2], "--top-k", "4", *model, "--data", str(data), *out]) == 1
+    assert "replies of another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reply", "--rank", "mmi", "Hi"], "--penalty-alpha and --rank are two ways to a reply"),
+        (["reply", "--beams", "2", "Hi"], "--penalty-alpha and --beams are two ways to a reply"),
+        (["reply", "--temperature", "1", "Hi"], "--penalty-alpha draws nothing; leave --temperature out"),
+        (["reply", "--json", "Hi"], "--penalty-alpha gives one reply, as text; with --data FILE, JSON lines"),
+        (["chat"], "--penalty-alpha is for `dialogpt reply` and `dialogpt eval`; a chat takes --beams or --rank"),
+        (["reply", "--top-k", "0", "Hi"], "top_k is 0; it must be a whole number"),
+        (["eval", "--hypotheses", "x"], "--penalty-alpha needs --data"),
+        (["eval", "--decode", "topk", "--data", __file__], "--penalty-alpha draws nothing; leave --decode topk out"),
+    ],
+)
+def test_contrastive_words_that_do_not_go_together(words, said, capsys):
+    assert main([words[0], "--penalty-alpha", "0.6", *words[1:]]) in (1, 2)
+    assert said in capsys.readouterr().err.splitlines()[-1]
