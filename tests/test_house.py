@@ -12,7 +12,7 @@ PACKAGE = Path(dialogpt_jax.__file__).parent
 ROOMS = """
     arguments errors whole_writes config token_arrays int8 quantization parameter_shapes text matmul embedding cache
     attention convert weights model score_row data likelihood parallel training decoding replies ranking chat run
-    evaluation contents __init__ cli bundled
+    evaluation bench contents __init__ cli bundled
 """.split()  # noqa: SIM905
 
 

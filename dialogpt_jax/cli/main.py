@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "Train a model, from nothing or from another.",
     "eval": "Measure replies as the paper does, from files or from a model.",
     "rules": "Measure the rules by which a reply is chosen, side by side.",
+    "bench": "Measure how fast it is here, beside other engines.",
 }
 EXAMPLES = """\
 Examples:

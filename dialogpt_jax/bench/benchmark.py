@@ -1,0 +1,164 @@
+"""A whole benchmark: what is asked in; results, the machine and profiles out. Its side effects are processes and a folder.
+
+Plan ─workers→ weights in a folder, the machine's speeds ─case by case, engines taking turns→ results ─→ profiles
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dialogpt_jax.bench.cases import (
+    ENGINES,
+    OURS,
+    PROCESSOR_TOKENS,
+    STEP,
+    STEP_TOKENS,
+    Case,
+    Contender,
+    Engine,
+    contenders_of,
+)
+from dialogpt_jax.bench.measure import Result, measure_case
+from dialogpt_jax.bench.processes import EngineError, Worker, workers_of
+
+PROFILED = ("decode", "prefill", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is asked.
+
+    Attributes:
+      cases: what is measured.
+      engines: who takes part, ours first.
+      dtypes: in which.
+      size, model: whose weights: "bundled", "small", "medium" or "large", or a model directory.
+      repeats: turns of each.
+      contexts: of the line `mixed`.
+      profile: whether a call of each of `PROFILED` is looked into.
+      environment: of the engines' processes, beside this one's.
+    """
+
+    cases: Sequence[Case]
+    engines: Sequence[str]
+    dtypes: Sequence[str]
+    size: str | None = "bundled"
+    model: str | None = None
+    repeats: int = 5
+    contexts: int = 200
+    profile: bool = False
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Measured:
+    """What came out; grows case by case, so that what is measured stays when the rest is broken off."""
+
+    weights: dict[str, Any] = dataclasses.field(default_factory=dict)
+    machine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    results: list[Result] = dataclasses.field(default_factory=list)
+    profiles: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def run_benchmark(
+    plan: Plan,
+    measured: Measured,
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+    done: Callable[[Sequence[Result]], None] = lambda results: None,
+    engines: Mapping[str, Engine] = ENGINES,
+) -> None:
+    """Measures everything into `measured`.
+
+    Args:
+      tell: is told what happens.
+      done: is given each case's results.
+      engines: who there is.
+
+    Raises:
+      EngineError: ours could not write the weights, or look at the machine.
+    """
+    modules = {name: engines[name].module for name in plan.engines}
+    with (
+        tempfile.TemporaryDirectory(prefix="dialogpt-bench-") as folder,
+        workers_of(modules, plan.environment) as workers,
+    ):
+        ours = workers[OURS]
+        tell("writing the weights")
+        how = {"size": plan.size, "model": plan.model, "gguf": "llama.cpp" in plan.engines}
+        measured.weights = ours.call("write_model", folder=folder, **how)
+        if any(case.line == "mixed" for case in plan.cases):
+            tell(f"making {plan.contexts:,} contexts")
+            drawn = plan.model is None and plan.size != "bundled"
+            ours.call("write_contexts", folder=folder, contexts=plan.contexts, drawn=drawn)
+        tell("measuring memory and products")
+        measured.machine = ours.call("describe_machine", dtypes=list(plan.dtypes))
+        words = {"folder": folder, "threads": measured.machine["cores"]}
+        for number, case in enumerate(plan.cases, 1):
+            contenders = contenders_of(case, plan.engines, plan.dtypes, known=engines)
+            place = f"[{number}/{len(plan.cases)}]"
+            results = measure_case(
+                case,
+                contenders,
+                workers,
+                words=words,
+                repeats=plan.repeats,
+                tell=functools.partial(_tell_behind, tell, place),
+            )
+            for result in results:
+                result.amount = amount_of(case, result.contender, plan.contexts)
+                if result.contender.what == "" and not result.error:
+                    result.limit = _limit(ours, folder, case, result.contender.dtype, measured.machine)
+            measured.results += results
+            done(results)
+        for case in plan.cases if plan.profile else ():
+            if case.line in PROFILED:
+                _profile(ours, folder, case, plan.dtypes, measured.profiles, tell)
+
+
+def _tell_behind(tell: Callable[[str], None], place: str, line: str) -> None:
+    tell(f"{place} {line}")
+
+
+def _limit(ours: Worker, folder: str, case: Case, dtype: str, machine: Mapping[str, Any]) -> float | None:
+    try:
+        return ours.call("least", folder=folder, dtype=dtype, case=dataclasses.asdict(case), speeds=machine)
+    except EngineError:  # ours has ended: the figures of the others stand without it
+        return None
+
+
+def _profile(ours: Worker, folder: str, case: Case, dtypes: Sequence[str], into: list[Any], tell: Any) -> None:
+    for contender in contenders_of(case, [OURS], dtypes):
+        title = f"{case.describe()}, {contender.dtype}"
+        tell(f"profile of {title}")
+        try:
+            found = ours.call("profile", folder=folder, dtype=contender.dtype, case=dataclasses.asdict(case))
+        except EngineError as error:
+            tell(f"profile of {title}, failed: {error}")
+            continue
+        into.append({"title": title, "dtype": contender.dtype, **dataclasses.asdict(case), **found})
+
+
+def amount_of(case: Case, contender: Contender, contexts: int) -> float:
+    """What a call makes: tokens or contexts."""
+    if case.line == "mixed":
+        return contexts
+    if case.line == "processors":
+        return STEP_TOKENS if contender.what == STEP else PROCESSOR_TOKENS
+    return max(case.tokens(), 1)
+
+
+def versions_of(engines: Sequence[str], known: Mapping[str, Engine] = ENGINES) -> dict[str, str]:
+    """The versions of the packages that the engines are made of."""
+    names = {"llama_cpp": "llama-cpp-python"}
+    packages = [names.get(package, package) for engine in engines for package in known[engine].packages]
+    found = {}
+    for package in dict.fromkeys(packages):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # on the path, but not installed
+            found[package] = "?"
+    return found

@@ -1,0 +1,83 @@
+"""The machine that measures: nothing in; its device, its flags, how fast it reads memory and makes products, out."""
+
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+FLAGS = ("avx2", "fma", "avx512", "vnni", "bf16", "fp16", "amx")  # what decides which kernels an engine has
+READ_NUMBERS = 100_000_000  # float32: 400 MB, more than any cache
+PRODUCT = 2048  # rows and columns of the square product whose flop/s count
+TRIES = 5
+
+
+def describe_machine(dtypes: list[str], *, numbers: int = READ_NUMBERS, product: int = PRODUCT) -> dict[str, Any]:
+    """What a reader of the figures needs to know; some seconds.
+
+    Args:
+      dtypes: those whose products are measured.
+      numbers, product: the sizes of what is measured.
+    """
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_flags": cpu_flags(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "bandwidth": read_speed(numbers),
+        "flops": {dtype: product_speed(dtype, product) for dtype in dtypes},
+    }
+
+
+def _cpuinfo() -> str:
+    file = Path("/proc/cpuinfo")
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+
+
+def cpu_name() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def cpu_flags(text: str | None = None) -> list[str]:
+    """The flags of /proc/cpuinfo that matter, in full; none where there is no such file."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo() if text is None else text, re.MULTILINE)
+    return sorted({flag for flag in (found[1].split() if found else []) if any(word in flag for word in FLAGS)})
+
+
+def read_speed(numbers: int = READ_NUMBERS) -> float:
+    """Bytes a second that a sum over an array reads from memory."""
+    x = jnp.ones(numbers, jnp.float32)
+    total = jax.jit(jnp.sum)
+    return x.nbytes / _least(lambda: total(x))
+
+
+def product_speed(dtype: str, size: int = PRODUCT) -> float:
+    """Operations a second of a large square product, in int8 into int32."""
+    keys = jax.random.split(jax.random.key(0))
+    x, w = ((8 * jax.random.normal(key, (size, size))).astype(dtype) for key in keys)
+    how: dict[str, Any] = {"preferred_element_type": jnp.int32 if dtype == "int8" else jnp.float32}
+    if dtype == "float32":
+        how["precision"] = "highest"  # on every platform float32 is float32
+    product = jax.jit(lambda x, w: jnp.einsum("MI,OI->MO", x, w, **how))
+    return 2 * size**3 / _least(lambda: product(x, w))
+
+
+def _least(run: Callable[[], Any]) -> float:
+    """Seconds of the fastest of some calls: a probe asks what can be, not what mostly is."""
+    jax.block_until_ready(run())
+    found = []
+    for _ in range(TRIES):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - start)
+    return min(found)

@@ -1,0 +1,231 @@
+"""`dialogpt bench`: which lines, sizes and peers in; how fast each is, side by side, as a table, JSON and a picture out."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from dialogpt_jax.bench.cases import ENGINES, LINES, OURS, cases_of
+from dialogpt_jax.cli import streams
+from dialogpt_jax.cli.flags import FROM_1, HOW, RESULTS, WHAT, UsageError, make_app, whole
+from dialogpt_jax.errors import counted, naming
+from dialogpt_jax.weights.dtypes import DTypeName
+
+EXAMPLES = f"""\
+Lines, and what each measures:
+{chr(10).join(f"  {name:11}{line.summary}" for name, line in LINES.items())}
+
+Every engine has the same weights, through this project's own export, and a process of its own. In a case the engines take \
+turns, so that what else the machine does disturbs all alike: read the ratios. Peers are transformers, ctranslate2 and \
+llama.cpp, as far as they are installed: `pip install -e '.[bench]'`.
+
+Examples:
+  dialogpt bench                                 decode, prefill and chat, the bundled model
+  dialogpt bench decode --size small --dtype float32 int8 --rows 1 8 32
+  dialogpt bench prefill --size small --prompt 64 256 1023 --peers transformers
+  dialogpt bench decode train --profile --peers none
+  dialogpt bench all --json bench.json --plot bench.png
+"""
+ALL, NONE = "all", "none"
+PEERS = [name for name in ENGINES if name != OURS]
+DEFAULT_LINES = ("decode", "prefill", "chat")
+app = make_app("bench", "dialogpt bench [OPTIONS] [LINE...]", help_epilogue=EXAMPLES)
+
+
+def _numbers(_: Any, tokens: Sequence[Any]) -> list[int]:
+    found = [whole(_, [token]) for token in tokens]
+    if any(number < 1 for number in found):
+        raise ValueError(f"{min(found)} is less than 1")
+    return found
+
+
+NUMBERS = Parameter(converter=_numbers, consume_multiple=True, metavar="N", group=HOW)
+
+
+@app.default
+def run(
+    *lines: Annotated[Literal[(*LINES, ALL)], Parameter(name="LINE", help="what to measure (decode prefill chat)")],  # type: ignore[valid-type]
+    size: Annotated[
+        Literal["bundled", "small", "medium", "large"] | None,
+        Parameter(group=WHAT, help="the bundled model, or drawn weights at a GPT-2's true shapes (bundled)"),
+    ] = None,
+    model: Annotated[
+        str | None, Parameter(metavar="DIR", group=WHAT, help="a model directory, instead of a size")
+    ] = None,
+    dtype: Annotated[
+        list[DTypeName] | None,
+        Parameter(
+            consume_multiple=True, group=WHAT, help="of weights (float32 bfloat16 int8); a peer takes its nearest"
+        ),
+    ] = None,
+    peers: Annotated[
+        list[Literal[(*PEERS, NONE)]] | None,  # type: ignore[valid-type]
+        Parameter(consume_multiple=True, group=WHAT, help="engines beside ours, or none (all that are installed)"),
+    ] = None,
+    rows: Annotated[
+        list[int] | None, NUMBERS, Parameter(help="rows at once (decode 1 8, prefill 1, train 32 …)")
+    ] = None,
+    prompt: Annotated[
+        list[int] | None, NUMBERS, Parameter(help="tokens of a prompt (decode 64, prefill 256, train 128)")
+    ] = None,
+    new: Annotated[
+        int | None, FROM_1, Parameter(metavar="N", group=HOW, help="new tokens (decode 64, searches 32)")
+    ] = None,
+    contexts: Annotated[int, FROM_1, Parameter(metavar="N", group=HOW, help="of the line mixed")] = 200,
+    repeats: Annotated[int, FROM_1, Parameter(metavar="N", group=HOW, help="turns of each engine")] = 5,
+    profile: Annotated[
+        bool, Parameter(group=RESULTS, help="where the time of decode, prefill and train goes, by named scope")
+    ] = False,
+    as_json: Annotated[
+        str | None,
+        Parameter(name="--json", metavar="FILE", group=RESULTS, help="everything as JSON, every call's seconds too"),
+    ] = None,
+    plot: Annotated[
+        str | None, Parameter(metavar="FILE.png", group=RESULTS, help="the table as a picture; needs matplotlib")
+    ] = None,
+) -> int:
+    from dialogpt_jax.bench.benchmark import Measured, Plan, run_benchmark, versions_of
+
+    if size is not None and model is not None:
+        raise UsageError("give one of --size and --model")
+    if peers and NONE in peers and len(peers) > 1:
+        raise UsageError("--peers none goes with no other name")
+    wanted = list(LINES) if ALL in lines else list(dict.fromkeys(lines)) or list(DEFAULT_LINES)
+    dtypes = list(dict.fromkeys(dtype or ("float32", "bfloat16", "int8")))
+    _check_places(as_json, plot)
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib; `pip install matplotlib`, or leave --plot out")
+    config = _config_of(size or "bundled", model)
+    cases = cases_of(wanted, rows=rows or (), prompts=prompt or (), new=new)
+    for case in cases:
+        if case.prompt + case.new > config.n_positions:
+            raise ValueError(
+                f"{case.describe()}: more than the model's {config.n_positions} positions; give less with --prompt or --new"
+            )
+    engines = [OURS, *_installed(peers)]
+    plan = Plan(
+        cases,
+        engines,
+        dtypes,
+        size=None if model else size or "bundled",
+        model=None if model is None else str(Path(model).resolve()),
+        repeats=repeats,
+        contexts=contexts,
+        profile=profile,
+        environment=_program_cache(),
+    )
+    settings: dict[str, Any] = {
+        "named": model or f"{size or 'bundled'}",
+        "lines": wanted,
+        "dtypes": dtypes,
+        "engines": engines,
+    }
+    settings |= {"repeats": repeats, "contexts": contexts, "versions": versions_of(engines)}
+    measured = Measured()
+    with _progress() as tell:
+        run_benchmark(plan, measured, tell=tell)
+    settings["weights"] = measured.weights
+    _report(measured, settings, as_json=as_json, plot=plot)
+    failed = sum(bool(result.error) for result in measured.results)
+    if failed:
+        streams.tell(f"dialogpt bench: {counted(failed, 'engines')} failed; see the table")
+    return 1 if failed else 0
+
+
+def _config_of(size: str, model: str | None) -> Any:
+    """The sizes, before any weights are drawn or read."""
+    from dialogpt_jax.chat.loading import bundled_directory
+    from dialogpt_jax.config import GPT2Config
+    from dialogpt_jax.weights.directory import read_config
+
+    if model is not None and not Path(model).is_dir():
+        raise ValueError(f"--model {model}: no such directory; `dialogpt convert NAME DIR` makes one")
+    if model is not None or size == "bundled":
+        return read_config(model or bundled_directory())
+    return getattr(GPT2Config, size)()
+
+
+def _installed(peers: Sequence[str] | None) -> list[str]:
+    """The peers that take part; of one that is missing it is told how to get it."""
+    names = [name for name in PEERS if peers is None or name in peers]
+    found = []
+    for name in names:
+        if missing := ENGINES[name].missing():
+            streams.tell(f"{name} takes no part, {' and '.join(missing)} not being installed: {ENGINES[name].install}")
+        else:
+            found.append(name)
+    return found
+
+
+def _program_cache() -> dict[str, str]:
+    """The environment in which ours keeps its compiled programs where all commands do, so that a second run is quick."""
+    from dialogpt_jax.cli.program_cache import keep_compiled_programs
+
+    folder = keep_compiled_programs()
+    if folder is None:
+        return {}
+    words = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return words | {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Tells what happens: on a terminal in one line that changes, else a line where a case begins."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("starting", spinner="dots") as status:
+            yield lambda line: status.update(line.replace("[", "\\["))
+        return
+    last = ""
+
+    def tell(line: str) -> None:
+        nonlocal last
+        case = line.partition(": ")[0]
+        if case != last:
+            streams.tell(case)
+        last = case
+
+    yield tell
+
+
+def _check_places(*names: str | None) -> None:
+    """What could not be written is told before the work."""
+    for name in filter(None, names):
+        folder = Path(name).parent
+        if not folder.is_dir():
+            raise FileNotFoundError(2, "no such folder", str(folder))
+        if Path(name).is_dir():
+            raise ValueError(f"{name} is a folder; name a file")
+
+
+def _report(measured: Any, settings: dict[str, Any], *, as_json: str | None, plot: str | None) -> None:
+    from dialogpt_jax.bench import report
+
+    told = report.describe_run(settings, measured.machine)
+    streams.show(f"{told}\n\n{report.as_text(measured.results)}")
+    for one in measured.profiles:
+        streams.show(f"\nprofile of {report.profile_as_text(one, one['title'])}")
+    if as_json is not None:
+        values = report.as_values(measured.results, settings, measured.machine, measured.profiles)
+        _save(Path(as_json), json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    if plot is not None:
+        with naming(plot):
+            report.save_plot(measured.results, Path(plot), title=told.partition("\n")[0])
+
+
+def _save(path: Path, text: str) -> None:
+    """The file is whole or not there."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with naming(path):
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
