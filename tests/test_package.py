@@ -73,7 +73,9 @@ def test_only_the_model_is_written_in_linen():
 
 @pytest.mark.parametrize("library", ["torch", "transformers", "tensorflow"])
 def test_nothing_needs_another_framework(library):
-    assert [file.name for file in SOURCES if library in {name.partition(".")[0] for name in imports(file)}] == []
+    users = [file.name for file in SOURCES if library in {name.partition(".")[0] for name in imports(file)}]
+    # `dialogpt bench` measures it, in a process of its own.
+    assert users == (["with_transformers.py"] if library in ("torch", "transformers") else [])
 
 
 def test_nobody_imports_the_converter_by_its_other_name():

@@ -13,9 +13,7 @@ from typing import Any
 
 OURS = "dialogpt_jax"
 CACHES = ("warm cache", "cold cache")
-CHAT_WORDS, CHAT_NEW, CHAT_TURN = 20, 20, 8
-MIXED_NEW, MIXED_ROWS = 40, 32
-TRAIN_ROWS, TRAIN_LENGTH = 32, 128
+CHAT_WORDS, CHAT_NEW, CHAT_TURN, MIXED_NEW = 20, 20, 8, 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,37 +29,54 @@ class Line:
     """
 
     summary: str
-    rows: tuple[int, ...]
-    prompt: tuple[int, ...]
-    new: int
     unit: str
+    rows: tuple[int, ...] = (1,)
+    prompt: int = 0
+    new: int = 0
     dtypes: bool = True
     flags: tuple[str, ...] = ()
 
 
 LINES: Mapping[str, Line] = {
     "decode": Line(
-        "a prompt and new tokens, whole call, greedy, EOS forbidden", (1, 8), (64,), 64, "tokens/s", True,
-        ("rows", "prompt", "new"),
+        "a prompt and new tokens, whole call, greedy, EOS forbidden",
+        rows=(1, 8),
+        prompt=64,
+        new=64,
+        unit="tokens/s",
+        flags=("rows", "prompt", "new"),
     ),
-    "prefill": Line("a prompt and one token", (1,), (256,), 1, "ms", True, ("rows", "prompt")),
+    "prefill": Line("a prompt and one token", prompt=256, new=1, unit="ms", flags=("rows", "prompt")),
     "chat": Line(
-        f"turn {CHAT_TURN} of a chat: {CHAT_WORDS} words in, {CHAT_NEW} tokens forced out; peers without a kept cache "
-        "read the whole dialogue again",
-        (1,), (0,), CHAT_NEW, "ms",
+        f"turn {CHAT_TURN} of a kept chat: {CHAT_WORDS} words in, {CHAT_NEW} tokens forced out", new=CHAT_NEW, unit="ms"
     ),
     "mixed": Line(
-        f"contexts of mixed length, replies of at most {MIXED_NEW} tokens which end by themselves; peers in batches, by "
-        "length", (MIXED_ROWS,), (0,), MIXED_NEW, "contexts/s", True, ("rows",),
+        f"contexts of mixed length, replies of up to {MIXED_NEW} tokens",
+        rows=(32,),
+        new=MIXED_NEW,
+        unit="contexts/s",
+        flags=("rows",),
     ),
-    "start": Line("the first reply of a fresh process", (1,), (0,), CHAT_NEW, "s", False),
+    "start": Line("the first reply of a fresh process", new=CHAT_NEW, unit="s", dtypes=False),
     "train": Line(
-        "a training step: forward, backward, clipped, AdamW", (TRAIN_ROWS,), (TRAIN_LENGTH,), 0, "tokens/s", True,
-        ("rows", "prompt"),
+        "a training step: forward, backward, clipped, AdamW",
+        rows=(32,),
+        prompt=128,
+        unit="tokens/s",
+        flags=("rows", "prompt"),
     ),
-    "processors": Line("what each step from logits to a token costs", (1, 8), (256,), 0, "ms", False, ("rows",)),
-    "searches": Line("candidates, beams and contrastive search, against one reply", (1,), (64,), 32, "ms", False, ("new",)),
-}  # fmt: skip
+    "processors": Line(
+        "what each step from logits to a token costs", rows=(1, 8), prompt=256, unit="ms", dtypes=False, flags=("rows",)
+    ),
+    "searches": Line(
+        "candidates, beams and contrastive search, against one reply",
+        prompt=64,
+        new=32,
+        unit="ms",
+        dtypes=False,
+        flags=("new",),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +178,7 @@ def cases_of(
     for name in lines:
         line = LINES[name]
         those = rows if rows and "rows" in line.flags else line.rows
-        lengths = prompts if prompts and "prompt" in line.flags else line.prompt
+        lengths = prompts if prompts and "prompt" in line.flags else (line.prompt,)
         many = line.new if new is None or "new" not in line.flags else new
         found += [Case(name, r, length, many) for length in lengths for r in those]
     return found
@@ -189,10 +204,6 @@ def _cannot(case: Case, dtype: str) -> bool:
 
 def _whats(case: Case) -> Sequence[str]:
     return {"start": CACHES, "processors": PROCESSORS, "searches": SEARCHES}.get(case.line, ("",))
-
-
-def as_values(thing: Any) -> dict[str, Any]:
-    return dataclasses.asdict(thing)
 
 
 STEP, GREEDY, DRAW = "a step of the model", "greedy", "a draw"

@@ -82,7 +82,7 @@ def _drawing(
     tokens_MR = np.zeros((rows, SLOTS), np.int32)
     tokens_MR[:, :SAID] = contexts_BT[:, 8 : 8 + SAID]
     state = ReplyState(
-        tokens_MR=tokens_MR,
+        tokens_MR=jnp.asarray(tokens_MR),
         counts_M=jnp.full(rows, SAID, jnp.int32),
         limits_M=jnp.full(rows, SLOTS, jnp.int32),
         history={s: history_of(s, contexts_BT, lengths_B, width, config.eos_token_id) for s in scopes_of(sampling)},

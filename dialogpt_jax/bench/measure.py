@@ -65,7 +65,6 @@ def measure_case(
     words: Mapping[str, Any],
     repeats: int,
     tell: Callable[[str], None] = lambda line: None,
-    pause: float = PAUSE,
 ) -> list[Result]:
     """The results of a case, one a contender.
 
@@ -88,7 +87,7 @@ def measure_case(
             if result.error:
                 continue
             tell(f"{case.describe()}: {result.contender.describe()}, turn {turn + 1} of {repeats}")
-            time.sleep(pause)
+            time.sleep(PAUSE)
             with _noting(result):
                 worker = workers[result.contender.engine]
                 result.seconds += worker.ask("time", key=key, calls=calls[key])["seconds"]

@@ -81,7 +81,7 @@ def replying(model: Any, facts: dict[str, Any], rows: int) -> Callable[[], Any]:
 def training(folder: str, case: Case, dtype: str) -> Callable[[], Any]:
     """A step of training, without dropout; bfloat16 by autocast, over float32 parameters."""
     path = str(Path(folder) / MODEL_FOLDER)
-    rates = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    rates: Any = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     network = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32, **rates).train().to(DEVICE)
     network.config.use_cache = False
     vectors = [p for _, p in network.named_parameters() if p.ndim == 1]

@@ -19,16 +19,17 @@ from dialogpt_jax.weights.dtypes import DTypeName
 
 EXAMPLES = f"""\
 Lines, and what each measures:
-{chr(10).join(f"  {name:11}{line.summary}" for name, line in LINES.items())}
+{chr(10).join(f"  {name:12}{line.summary}" for name, line in LINES.items())}
 
 Every engine has the same weights, through this project's own export, and a process of its own. In a case the engines take \
 turns, so that what else the machine does disturbs all alike: read the ratios. Peers are transformers, ctranslate2 and \
-llama.cpp, as far as they are installed: `pip install -e '.[bench]'`.
+llama.cpp, as far as they are installed: `pip install -e '.[bench]'`. In chat, a peer without a cache that it keeps \
+reads the whole dialogue again; in mixed, peers take batches of contexts of like length.
 
 Examples:
-  dialogpt bench                                 decode, prefill and chat, the bundled model
+  dialogpt bench                           decode, prefill, chat: bundled
   dialogpt bench decode --size small --dtype float32 int8 --rows 1 8 32
-  dialogpt bench prefill --size small --prompt 64 256 1023 --peers transformers
+  dialogpt bench prefill --size small --prompt 64 256 --peers ctranslate2
   dialogpt bench decode train --profile --peers none
   dialogpt bench all --json bench.json --plot bench.png
 """

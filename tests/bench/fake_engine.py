@@ -1,0 +1,58 @@
+"""An engine of the benchmark that computes nothing: it notes each call in a file, and fails as its model's name says."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from dialogpt_jax.bench.worker import Program
+
+LOG = Path(os.environ["FAKE_ENGINE_LOG"])
+
+
+def note(*words: str) -> None:
+    with LOG.open("a") as file:
+        file.write(" ".join([*words, str(os.getpid())]) + "\n")
+
+
+def write_model(folder: str, *, size: str | None, model: str | None, gguf: bool) -> dict:
+    note("write", folder)
+    return {"parameters": 1000, "layers": 1, "width": 8, "vocabulary": 100}
+
+
+def write_contexts(folder: str, *, contexts: int, drawn: bool) -> int:
+    return contexts
+
+
+def describe_machine(dtypes: list[str]) -> dict:
+    speeds = {"bandwidth": 1e9, "flops": dict.fromkeys(dtypes, 1e12)}
+    return {"device": "cpu", "cpu": "a CPU", "cores": 2, "cpu_flags": ["avx2"], "jax": "0", "python": "3"} | speeds
+
+
+def least(folder: str, dtype: str, case: dict, speeds: dict) -> float:
+    return 0.001
+
+
+def profile(folder: str, dtype: str, case: dict) -> dict:
+    return {"plain_ms": 2.0, "traced_ms": 3.0, "scopes": [{"scope": "loop/block", "ms": 3.0, "share": 1.0}]}
+
+
+def make(folder: str, dtype: str, what: str, case: dict, threads: int) -> Program:
+    fault = os.environ.get("FAKE_ENGINE_FAULT", "")
+    print("a library that prints", flush=True)
+
+    def run() -> None:
+        note("run", dtype, case["line"])
+        if fault == f"killed {dtype}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == f"error {dtype}":
+            raise ValueError("no such\nkernel")
+        if fault == f"exits {dtype}":
+            print("out of memory", file=sys.stderr, flush=True)
+            os._exit(3)
+        if fault == "hangs":
+            time.sleep(60)
+        time.sleep(0.004)
+
+    return Program(run)

@@ -1,0 +1,392 @@
+"""`dialogpt bench` on engines that compute nothing: turns, medians, ratios, what fails and how it ends; then ours, tiny."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dialogpt_jax.bench import benchmark, cases, measure, report, scopes
+from dialogpt_jax.bench.benchmark import Measured, Plan, run_benchmark
+from dialogpt_jax.bench.cases import LINES, OURS, Case, Contender, Engine, cases_of, contenders_of
+from dialogpt_jax.bench.facts import batches_by_length
+from dialogpt_jax.bench.limits import least_seconds, weight_bytes
+from dialogpt_jax.bench.machine import cpu_flags
+from dialogpt_jax.bench.measure import Result, ratio
+from dialogpt_jax.bench.processes import EngineError, workers_of
+from dialogpt_jax.cli import bench as command
+from dialogpt_jax.cli.main import main
+from dialogpt_jax.config import GPT2Config
+
+BOTH = {"float32": "float32", "int8": "int8"}
+FAKES = {
+    OURS: Engine("bench.fake_engine", (), BOTH, tuple(LINES)),
+    "transformers": Engine("bench.fake_engine", (), {"float32": "float32"}, ("decode", "prefill")),
+    "ctranslate2": Engine("bench.fake_engine", ("ctranslate_3",), {"int8": "I8"}, ("decode",), "pip install it"),
+}
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """The file in which every call of a fake engine is noted; where processes look for the fakes."""
+    monkeypatch.setenv("FAKE_ENGINE_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    monkeypatch.setattr(measure, "PAUSE", 0)
+    return tmp_path / "log"
+
+
+def measured_by_fakes(plan: Plan) -> Measured:
+    found = Measured()
+    run_benchmark(plan, found, engines=FAKES)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_engines_take_turns_each_in_a_process_of_its_own(log, monkeypatch):
+    monkeypatch.setattr(measure, "MOST_CALLS", 1)
+    told: list[str] = []
+    plan = Plan(cases_of(["decode"], rows=[2]), [OURS, "transformers"], ["float32", "int8"], repeats=3)
+    found = Measured()
+    run_benchmark(plan, found, tell=told.append, engines=FAKES)
+    assert [len(result.seconds) for result in found.results] == [3, 3, 3]
+    assert all(result.limit == 0.001 and result.amount == 2 * 64 for result in found.results)
+    runs = [line.split() for line in log.read_text().splitlines() if line.startswith("run")]
+    ours, peer = runs[0][3], runs[4][3]
+    assert ours != peer
+    warm = [(ours, "float32")] * 2 + [(ours, "int8")] * 2 + [(peer, "float32")] * 2
+    turn = [(ours, "float32"), (ours, "int8"), (peer, "float32")]
+    assert [(run[3], run[1]) for run in runs] == warm + 3 * turn
+    assert told[-1] == "[1/1] decode, 2 rows, 64 tokens + 64 new: transformers float32, turn 3 of 3"
+    assert not is_alive(int(ours))
+    assert not is_alive(int(peer))
+    (folder,) = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("write")]
+    assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("killed int8", "its process was ended by SIGKILL"),
+        ("exits int8", "its process ended with status 3: out of memory"),
+        ("error int8", "no such"),
+    ],
+)
+def test_an_engine_that_fails_is_a_line_and_the_others_go_on(log, monkeypatch, fault, why):
+    monkeypatch.setenv("FAKE_ENGINE_FAULT", fault)
+    engines = [OURS, "transformers"]
+    found = measured_by_fakes(Plan(cases_of(["decode", "prefill"], rows=[1]), engines, ["float32", "int8"], repeats=1))
+    by_name = {(result.case.line, result.contender.describe()): result for result in found.results}
+    broken = by_name["decode", f"{OURS} int8"]
+    assert broken.error.startswith(why)
+    assert broken.seconds == []
+    assert len(by_name["prefill", "transformers float32"].seconds) > 0
+    assert f"{OURS} int8" in report.as_text(found.results)
+    assert f"failed: {why}" in report.as_text(found.results)
+    values = report.as_values(found.results, {}, {})
+    assert [row.get("error", "") for row in values["results"]].count(broken.error) >= 1
+    json.dumps(values, allow_nan=False)
+
+
+def test_what_stops_the_command_leaves_no_process(log):
+    pids: list[int] = []
+
+    def broken_off() -> None:
+        with workers_of({"a": "bench.fake_engine", "b": "bench.fake_engine"}) as workers:
+            pids.extend(worker.pid for worker in workers.values())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
+    assert len(pids) == 2
+    assert not any(map(is_alive, pids))
+    with workers_of({"a": "no_such_module"}) as workers, pytest.raises(EngineError, match="No module named 'no_such"):
+        workers["a"].call("least")
+
+
+CTRL_C = """
+import sys
+from dialogpt_jax.bench import cases
+from dialogpt_jax.cli.main import main
+for name, engine in list(cases.ENGINES.items()):
+    cases.ENGINES[name] = cases.Engine("bench.fake_engine", (), engine.dtypes, engine.lines)
+sys.exit(main(["bench", "decode", "--rows", "1", "--dtype", "float32", "--json", sys.argv[1]]))
+"""
+
+
+def test_ctrl_c_ends_all_engines_and_writes_nothing(log, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_ENGINE_FAULT", "hangs")
+    monkeypatch.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
+    process = subprocess.Popen([sys.executable, "-c", CTRL_C, str(tmp_path / "out.json")], stderr=subprocess.PIPE)
+    try:
+        for _ in range(600):
+            if log.exists() and "run float32" in log.read_text():
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"Traceback" not in told
+    assert not any(is_alive(int(line.split()[-1])) for line in log.read_text().splitlines())
+    assert not list(tmp_path.glob("*out.json*"))
+
+
+def result(
+    engine: str, dtype: str, seconds: list[float], what: str = "", case: Case | None = None, amount: float = 128
+):
+    return Result(case or Case("decode", 2, 64, 64), Contender(engine, dtype, what), seconds, 0.5, amount)
+
+
+def test_figures_are_of_medians():
+    ours, peer = result(OURS, "float32", [1.0, 9.0, 2.0]), result("transformers", "float32", [5.0, 6.0, 100.0])
+    assert (ours.median, ours.figure) == (2.0, 64.0)
+    assert ratio(ours, peer) == 3.0
+    text = report.as_text([ours, peer])
+    assert text.splitlines()[0] == "decode, 2 rows, 64 tokens + 64 new"
+    assert text.splitlines()[1].split() == ["tokens/s", "ms", "of", "limit", "float32", "is"]
+    assert text.splitlines()[2].split() == [OURS, "float32", "64", "2,000", "25%"]
+    assert text.splitlines()[3].split() == ["transformers", "float32", "21.3", "6,000", "8%", "3.00×"]
+    (_, row) = report.as_values([ours, peer], {"a": 1}, {"b": 2})["results"]
+    assert row["ours_times_as_fast"] == {"float32": 3.0}
+    assert row["seconds"] == [5.0, 6.0, 100.0]
+
+
+def test_costs_are_over_a_plain_choice_and_of_a_step():
+    case = Case("processors", 1, 256, 0)
+
+    def cost(what: str, seconds: float, amount: int = 10) -> Result:
+        return result(OURS, "float32", [seconds], what, case, amount)
+
+    steps = [cost(cases.STEP, 0.4, 4), cost(cases.GREEDY, 0.01), cost(cases.DRAW, 0.02)]
+    lines = report.as_text([*steps, cost("top_p", 0.07), cost("dry", 0.03)]).splitlines()
+    assert [line.split()[-2:] for line in lines[2:]] == [
+        ["100.000", "1.000"],
+        ["1.000", "0.010"],
+        ["2.000", "0.020"],
+        ["5.000", "0.050"],
+        ["2.000", "0.020"],
+    ]
+    case = Case("searches", 1, 64, 32)
+    lines = report.as_text(
+        [result(OURS, "float32", [s], what, case) for what, s in ((cases.ONE_GREEDY, 2), ("4 beams", 5))]
+    )
+    assert lines.splitlines()[-1].split() == ["4", "beams", "5,000", "2.50"]
+
+
+def test_cases_and_contenders_follow_the_flags():
+    assert cases_of(["decode"]) == [Case("decode", 1, 64, 64), Case("decode", 8, 64, 64)]
+    assert cases_of(["prefill", "chat"], rows=[4], prompts=[16, 32], new=5) == [
+        Case("prefill", 4, 16, 1),
+        Case("prefill", 4, 32, 1),
+        Case("chat", 1, 0, 20),
+    ]
+    (start,) = cases_of(["start"])
+    names = [one.describe() for one in contenders_of(start, [OURS, "transformers"], ["int8", "float32"])]
+    assert names == [f"{OURS} int8 warm cache", f"{OURS} int8 cold cache"]  # transformers has no int8
+    (train,) = cases_of(["train"])
+    assert [one.dtype for one in contenders_of(train, [OURS], ["float32", "int8"])] == ["float32"]
+    (decode,) = cases_of(["decode"], rows=[1])
+    assert [one.describe() for one in contenders_of(decode, ["llama.cpp"], ["float32", "bfloat16", "int8"])] == [
+        "llama.cpp F32",
+        "llama.cpp Q8_0",
+    ]
+    assert batches_by_length([[1], [1, 2, 3], [1, 2]], 2) == [[[1, 2, 3], [1, 2]], [[1]]]
+
+
+def test_a_limit_is_bytes_at_one_row_and_operations_at_many():
+    config = GPT2Config.small()
+    bytes_a_step = weight_bytes(config, "float32")
+    assert bytes_a_step == 4 * (124_439_808 - 1024 * 768)
+    speeds = {"bandwidth": 50e9, "flops": {"float32": 200e9}}
+    decode = least_seconds(config, Case("decode", 1, 64, 64), "float32", speeds, context=0)
+    steps = 63 * bytes_a_step / 50e9
+    assert decode is not None
+    assert steps < decode < 1.2 * steps
+    prefill = least_seconds(config, Case("prefill", 8, 256, 1), "float32", speeds, context=0)
+    flops = 2 * (config.num_parameters - 51281 * 768) * 8 * 256
+    assert prefill == pytest.approx(flops / 200e9, rel=0.1)
+    assert least_seconds(config, Case("mixed", 1, 0, 40), "float32", speeds, context=0) is None
+    assert least_seconds(config, Case("decode", 1, 64, 64), "int8", speeds, context=0) is None
+
+
+def test_flags_of_the_cpu_that_matter():
+    assert cpu_flags("processor : 0\nflags\t\t: fpu avx2 avx512f amx_tile sse2 avx512_vnni\n") == [
+        "amx_tile",
+        "avx2",
+        "avx512_vnni",
+        "avx512f",
+    ]
+    assert cpu_flags("") == []
+
+
+HLO = """\
+HloModule jit_f
+
+%body (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %dot.1 = f32[4]{0} dot(%p, %p), lhs_contracting_dims={0}
+  %fusion.2 = f32[4]{0} fusion(%dot.1), kind=kLoop, metadata={op_name="jit(f)/while/body/head/dot_general"}
+  ROOT %add.3 = f32[4]{0} add(%dot.1, %fusion.2), metadata={op_name="jit(f)/while/body/sample/add" stack_frame_id=3}
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  ROOT %while.9 = (s32[], /*index=1*/f32[4]{0}) while(%x), body=%body, metadata={op_name="jit(f)/while"}
+}
+"""
+
+
+def test_time_is_told_by_scope():
+    block = "GPT2/jit(_apply_block)/block/Block/mlp/c_fc/dot_general"
+    assert scopes.scope_of(f"jit(reply_program)/while/body/{block}") == "loop/block/mlp"
+    assert scopes.scope_of("jit(train_step)/transpose(jvp(block))/Block/attn/mul") == "backward/block/attn"
+    assert scopes.scope_of("jit(train_step)/transpose(jvp(GPT2))/jit(_apply_block)/block/Block/attn/mul") == (
+        "backward/block/attn"
+    )
+    assert scopes.scope_of("jit(f)/add") == scopes.UNNAMED
+    found = scopes.scopes_of_text(HLO)
+    assert {name: found[name] for name in ("dot.1", "fusion.2", "add.3")} == {
+        "dot.1": "loop/head",  # it has no name of its own: that of the first which reads it
+        "fusion.2": "loop/head",
+        "add.3": "loop/sample",
+    }
+    assert "while.9" not in found  # it waits for its body
+    assert scopes.own_times([("while", 0, 10), ("dot", 1, 4), ("add", 2, 1), ("dot", 6, 1), ("x", 20, 2)]) == {
+        "while": 5.0,
+        "dot": 4.0,
+        "add": 1.0,
+        "x": 2.0,
+    }
+    rows = scopes.by_scope({"dot.1": 0.2, "add.3": 0.1, "while.9": 0.5, "other": 7.0}, found, 0.4)
+    assert rows[0]["scope"] == "loop/head"
+    assert {row["scope"]: round(row["share"], 6) for row in rows} == {
+        "loop/head": 0.5,
+        "loop/sample": 0.25,
+        scopes.REST: 0.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["deocde"], 2, "deocde"),
+        (["--size", "huge"], 2, "huge"),
+        (["--size", "small", "--model", "."], 2, "give one of --size and --model"),
+        (["--peers", "none", "transformers"], 2, "--peers none goes with no other name"),
+        (["--rows", "0"], 2, "0 is less than 1"),
+        (["--rows", "1.5"], 2, "'1.5' is no whole number"),
+        (["--repeats", "0"], 2, "--repeats"),
+        (["--model", "nowhere"], 1, "--model nowhere: no such directory; `dialogpt convert NAME DIR` makes one"),
+        (["--json", "nowhere/x.json"], 1, "nowhere: no such folder"),
+        (["--json", "."], 1, ". is a folder; name a file"),
+        (["decode", "--prompt", "500"], 1, "decode, 1 row, 500 tokens + 64 new: more than the model's 512 positions"),
+    ],
+)
+def test_wrong_words_are_one_line_before_any_work(words, status, said, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "run_benchmark", None)
+    assert main(["bench", *words]) == status
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert said in told.splitlines()[-1]
+
+
+def test_the_command_prints_a_table_and_writes_json_whole(log, tmp_path, monkeypatch, capsys):
+    for name, engine in FAKES.items():
+        monkeypatch.setitem(cases.ENGINES, name, engine)
+    monkeypatch.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
+    monkeypatch.setattr(command, "PEERS", ["transformers", "ctranslate2"])
+    file = tmp_path / "out.json"
+    words = ["decode", "prefill", "--rows", "2", "--dtype", "int8", "float32", "--repeats", "2", "--profile"]
+    assert main(["bench", *words, "--json", str(file)]) == 0
+    out, told = capsys.readouterr()
+    assert "ctranslate2 takes no part, ctranslate_3 not being installed: pip install it" in told
+    assert "a CPU, 2 cores (avx2)" in out
+    assert "\ndecode, 2 rows, 64 tokens + 64 new\n" in out
+    assert "profile of prefill, 2 rows, 256 tokens + 1 new, float32: 2.0 ms, under the profiler 3.0" in out
+    found = json.loads(file.read_text())
+    assert [(row["line"], row["engine"], row["dtype"]) for row in found["results"]] == [
+        (line, engine, dtype)
+        for line in ("decode", "prefill")
+        for engine, dtype in ((OURS, "int8"), (OURS, "float32"), ("transformers", "float32"))
+    ]
+    assert all(np.median(row["seconds"]) == row["median"] for row in found["results"])
+    assert found["settings"]["repeats"] == 2
+    assert len(found["profiles"]) == 4
+    monkeypatch.setenv("FAKE_ENGINE_FAULT", "error float32")
+    file.write_text("before")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert main(["bench", "prefill", "--json", str(file)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"dialogpt bench: {file}: No space left on device"
+    assert file.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.json"]
+
+
+def test_the_plot_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    ours, peer = result(OURS, "float32", [1.0]), result("transformers", "float32", [5.0])
+    report.save_plot([ours, peer], tmp_path / "plot.png", title="$1")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_drawn_weights_have_a_tokenizer_whose_replies_are_encoded_as_they_were_drawn(tmp_path):
+    """Or a kept chat would read its own replies again, which a trained model's does not."""
+    from dialogpt_jax.bench.models import dialogue, filled_tokenizer, whole_words
+
+    config = GPT2Config(vocab_size=9000, eos_token_id=8999)
+    tokenizer = filled_tokenizer(config, tmp_path / "vocab.json")
+    assert (tokenizer.vocab_size, tokenizer.end_of_text_id) == (9000, 8999)
+    words = whole_words(tokenizer)
+    assert len(words) > 1000
+    turns = dialogue(tokenizer, words)
+    assert len(turns) == 15
+    assert {len(tokenizer.encode(text)) for text in turns[1::2]} == {20}
+    assert {len(text.split()) for text in turns} == {20}
+
+
+@pytest.mark.slow
+def test_every_line_of_ours_runs(tmp_path, capsys):
+    """A tiny model of the bundled vocabulary; all programs are compiled."""
+    import jax
+
+    from dialogpt_jax.bench.models import filled_tokenizer
+    from dialogpt_jax.model import init_params
+    from dialogpt_jax.weights.directory import write_directory
+
+    config = GPT2Config(vocab_size=8192, eos_token_id=8191, n_positions=512, n_embd=16, n_layer=2, n_head=2)
+    tokenizer = filled_tokenizer(config, tmp_path / "vocab.json")
+    write_directory(tmp_path / "tiny", init_params(config, jax.random.key(0)), config, tokenizer)
+    words = ["all", "--model", str(tmp_path / "tiny"), "--repeats", "1", "--peers", "none", "--rows", "2", "--new", "8"]
+    words += ["--contexts", "20", "--prompt", "32", "--profile", "--json", str(tmp_path / "out.json")]
+    assert main(["bench", *words]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {row["line"] for row in found["results"]} == set(LINES)
+    assert not any("error" in row for row in found["results"])
+    assert [(row["engine"], row["dtype"]) for row in found["results"] if row["line"] == "decode"] == [
+        (OURS, "float32"),
+        (OURS, "bfloat16"),
+        (OURS, "int8"),
+    ]
+    for profile in found["profiles"]:
+        assert sum(row["share"] for row in profile["scopes"]) == pytest.approx(1)
+        named = {row["scope"] for row in profile["scopes"]}
+        assert {"loop/block/attn", "loop/block/mlp"} <= named or {"backward/block/attn", "update"} <= named
