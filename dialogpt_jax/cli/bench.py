@@ -54,7 +54,9 @@ def run(
     *lines: Annotated[Literal[(*LINES, ALL)], Parameter(name="LINE", help="what to measure (decode prefill chat)")],  # type: ignore[valid-type]
     size: Annotated[
         Literal["bundled", "small", "medium", "large"] | None,
-        Parameter(group=WHAT, help="the bundled model, or drawn weights at a GPT-2's true shapes (bundled)"),
+        Parameter(
+            metavar="NAME", group=WHAT, help="the bundled model, or drawn weights at a GPT-2's true shapes (bundled)"
+        ),
     ] = None,
     model: Annotated[
         str | None, Parameter(metavar="DIR", group=WHAT, help="a model directory, instead of a size")
@@ -62,12 +64,20 @@ def run(
     dtype: Annotated[
         list[DTypeName] | None,
         Parameter(
-            consume_multiple=True, group=WHAT, help="of weights (float32 bfloat16 int8); a peer takes its nearest"
+            metavar="NAME",
+            consume_multiple=True,
+            group=WHAT,
+            help="of weights (float32 bfloat16 int8); a peer takes its nearest",
         ),
     ] = None,
     peers: Annotated[
         list[Literal[(*PEERS, NONE)]] | None,  # type: ignore[valid-type]
-        Parameter(consume_multiple=True, group=WHAT, help="engines beside ours, or none (all that are installed)"),
+        Parameter(
+            metavar="NAME",
+            consume_multiple=True,
+            group=WHAT,
+            help="engines beside ours, or none (all that are installed)",
+        ),
     ] = None,
     rows: Annotated[
         list[int] | None, NUMBERS, Parameter(help="rows at once (decode 1 8, prefill 1, train 32 …)")
