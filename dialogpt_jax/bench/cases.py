@@ -14,6 +14,8 @@ from typing import Any
 OURS = "dialogpt_jax"
 CACHES = ("warm cache", "cold cache")
 CHAT_WORDS, CHAT_NEW, CHAT_TURN, MIXED_NEW = 20, 20, 8, 40
+LOOKED_UP, DRAFTED = "looked up", "drafted by small"
+ACCEPTED = 0.7  # of the drafts that are looked at, in `lookup` and `draft`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,20 @@ LINES: Mapping[str, Line] = {
     "decode": Line(
         "a prompt and new tokens, whole call, greedy, EOS forbidden",
         rows=(1, 8),
+        prompt=64,
+        new=64,
+        unit="tokens/s",
+        flags=("rows", "prompt", "new"),
+    ),
+    "lookup": Line(
+        f"decode, three drafts a step looked up, each right with {ACCEPTED} (forced)",
+        prompt=64,
+        new=64,
+        unit="tokens/s",
+        flags=("rows", "prompt", "new"),
+    ),
+    "draft": Line(
+        f"medium and large, small drafts: three a step, each right with {ACCEPTED}",
         prompt=64,
         new=64,
         unit="tokens/s",
@@ -134,19 +150,19 @@ ENGINES: Mapping[str, Engine] = {
         "dialogpt_jax.bench.with_transformers",
         ("transformers", "torch"),
         {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"},
-        ("decode", "prefill", "chat", "mixed", "start", "train"),
+        ("decode", "lookup", "draft", "prefill", "chat", "mixed", "start", "train"),
     ),
     "ctranslate2": Engine(
         "dialogpt_jax.bench.with_ctranslate2",
         ("ctranslate2", "transformers", "torch"),  # its converter reads a directory through transformers
         {"float32": "float32", "int8": "int8", "float16": "float16"},
-        ("decode", "prefill", "chat", "mixed", "start"),
+        ("decode", "lookup", "draft", "prefill", "chat", "mixed", "start"),
     ),
     "llama.cpp": Engine(
         "dialogpt_jax.bench.with_llama_cpp",
         ("llama_cpp", "gguf"),
         {"float32": "F32", "int8": "Q8_0"},
-        ("decode", "prefill", "chat"),
+        ("decode", "lookup", "draft", "prefill", "chat"),
         "pip install llama-cpp-python gguf (built from C++: it needs a compiler)",
     ),
 }
@@ -159,7 +175,7 @@ class Contender:
     Attributes:
       engine: a key of `ENGINES`.
       dtype: in our name for it.
-      what: of `processors` and `searches`, which; of `start`, which cache.
+      what: of `processors` and `searches`, which; of `start`, which cache; who drafts.
     """
 
     engine: str
@@ -203,7 +219,13 @@ def _cannot(case: Case, dtype: str) -> bool:
 
 
 def _whats(case: Case) -> Sequence[str]:
-    return {"start": CACHES, "processors": PROCESSORS, "searches": SEARCHES}.get(case.line, ("",))
+    return {
+        "lookup": ("", LOOKED_UP),
+        "draft": ("", DRAFTED),
+        "start": CACHES,
+        "processors": PROCESSORS,
+        "searches": SEARCHES,
+    }.get(case.line, ("",))
 
 
 STEP, GREEDY, DRAW = "a step of the model", "greedy", "a draw"

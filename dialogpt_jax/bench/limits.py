@@ -45,7 +45,7 @@ def least_seconds(
         flops = forward_flops(config, case.rows, 1, head_tokens=case.rows) / peak
         return count * max(read + cache, flops)
 
-    if case.line in ("decode", "prefill"):  # the first token comes with the prefill
+    if case.line in ("decode", "lookup", "draft", "prefill"):  # the first token comes with the prefill
         return prefill(case.prompt) + steps(case.new - 1, case.prompt + case.new / 2)
     if case.line == "chat":
         return prefill(CHAT_WORDS + 1) + steps(case.new - 1, context + case.new / 2)

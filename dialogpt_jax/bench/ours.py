@@ -17,13 +17,14 @@ import numpy as np
 import optax
 
 import dialogpt_jax as dg
-from dialogpt_jax.bench import costs, machine
-from dialogpt_jax.bench.cases import CHAT_NEW, CHAT_WORDS, MIXED_NEW, Case
+from dialogpt_jax.bench import costs, drafts, machine
+from dialogpt_jax.bench.cases import CHAT_NEW, CHAT_WORDS, DRAFTED, LOOKED_UP, MIXED_NEW, Case
 from dialogpt_jax.bench.facts import MODEL_FOLDER, in_a_process, prompts, read_facts
 from dialogpt_jax.bench.limits import least_seconds
-from dialogpt_jax.bench.models import dialogue, write_contexts, write_model
+from dialogpt_jax.bench.models import dialogue, drawn_model, write_contexts, write_model
 from dialogpt_jax.bench.scopes import profile_program
 from dialogpt_jax.bench.worker import Program
+from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.decoding.generate import reply_program
 from dialogpt_jax.decoding.request import Request, assemble
@@ -33,6 +34,7 @@ from dialogpt_jax.replies.rolled import rolled_replies
 from dialogpt_jax.training.optim import adamw
 from dialogpt_jax.training.step import init_state, train_step
 from dialogpt_jax.weights.directory import read_config
+from dialogpt_jax.weights.dtypes import in_dtype, parse_dtype
 
 __all__ = ["describe_machine", "least", "make", "profile", "write_contexts", "write_model"]
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
@@ -42,6 +44,13 @@ describe_machine = machine.describe_machine
 @functools.lru_cache(maxsize=4)
 def load(folder: str, dtype: str) -> LanguageModel:
     return load_language_model(Path(folder) / MODEL_FOLDER, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=1)
+def drafting_model(folder: str, dtype: str) -> LanguageModel:
+    """The small model that drafts for a larger one, with drawn weights."""
+    small = drawn_model(GPT2Config.small(), Path(folder))
+    return LanguageModel(in_dtype(small.params, small.config, parse_dtype(dtype)), small.config, small.tokenizer)
 
 
 def make(folder: str, dtype: str, what: str, case: dict[str, Any], threads: int) -> Program:
@@ -60,6 +69,10 @@ def make(folder: str, dtype: str, what: str, case: dict[str, Any], threads: int)
         return costs.processor(model.params, model.config, asked.rows, what)
     if asked.line == "searches":
         return costs.search(model.params, model.config, prompts(folder, 1, asked.prompt), asked.new, what)
+    if what in (LOOKED_UP, DRAFTED):
+        small = drafting_model(folder, dtype) if what == DRAFTED else None
+        draft = dg.Draft() if small is None else dg.Draft(small.params, small.config)
+        return drafts.speculating(model, draft, prompts(folder, asked.rows, asked.prompt), asked.new)
     return Program(generating(model, prompts(folder, asked.rows, asked.prompt), asked.new))
 
 

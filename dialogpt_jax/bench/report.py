@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dialogpt_jax.bench.cases import DRAW, DRAWN, GREEDY, ONE_DRAWN, ONE_GREEDY, OURS, PROCESSED, SEARCHES, STEP
+from dialogpt_jax.bench.cases import DRAW, DRAWN, GREEDY, LINES, ONE_DRAWN, ONE_GREEDY, OURS, PROCESSED, SEARCHES, STEP
 from dialogpt_jax.bench.measure import Result, ratio
 from dialogpt_jax.errors import counted
 
@@ -46,7 +46,11 @@ def _table(group: Sequence[Result]) -> list[str]:
 
 def _short(result: Result) -> str:
     """What tells ours apart in the head of a column."""
-    return result.contender.what or result.contender.dtype
+    contender = result.contender
+    return (
+        " ".join(filter(None, (contender.dtype if LINES[result.case.line].dtypes else "", contender.what)))
+        or contender.dtype
+    )
 
 
 def _costs(group: Sequence[Result]) -> list[str]:

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 from dialogpt_jax.errors import one_line
 
-
 LONG = 20.0  # seconds: what takes so long is not run once more only to see how often it fits into a turn
 
 

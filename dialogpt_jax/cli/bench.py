@@ -108,6 +108,12 @@ def run(
     if peers and NONE in peers and len(peers) > 1:
         raise UsageError("--peers none goes with no other name")
     wanted = list(LINES) if ALL in lines else list(dict.fromkeys(lines)) or list(DEFAULT_LINES)
+    if size not in ("medium", "large") and "draft" in wanted:
+        if ALL not in lines:
+            raise UsageError(
+                "draft goes with --size medium or --size large, for which the small one drafts; lookup is for all"
+            )
+        wanted.remove("draft")
     dtypes = list(dict.fromkeys(dtype or ("float32", "bfloat16", "int8")))
     _check_places(as_json, plot)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:

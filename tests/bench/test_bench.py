@@ -200,6 +200,9 @@ def test_cases_and_contenders_follow_the_flags():
     assert names == [f"{OURS} int8 warm cache", f"{OURS} int8 cold cache"]  # transformers has no int8
     (train,) = cases_of(["train"])
     assert [one.dtype for one in contenders_of(train, [OURS], ["float32", "int8"])] == ["float32"]
+    (lookup,) = cases_of(["lookup"])
+    names = [one.describe() for one in contenders_of(lookup, [OURS, "ctranslate2"], ["int8"])]
+    assert names == [f"{OURS} int8", f"{OURS} int8 looked up", "ctranslate2 int8"]
     (decode,) = cases_of(["decode"], rows=[1])
     assert [one.describe() for one in contenders_of(decode, ["llama.cpp"], ["float32", "bfloat16", "int8"])] == [
         "llama.cpp F32",
@@ -288,6 +291,7 @@ def test_time_is_told_by_scope():
         (["--size", "huge"], 2, "huge"),
         (["--size", "small", "--model", "."], 2, "give one of --size and --model"),
         (["--peers", "none", "transformers"], 2, "--peers none goes with no other name"),
+        (["draft"], 2, "draft goes with --size medium or --size large, for which the small one drafts"),
         (["--rows", "0"], 2, "0 is less than 1"),
         (["--rows", "1.5"], 2, "'1.5' is no whole number"),
         (["--repeats", "0"], 2, "--repeats"),
@@ -379,13 +383,15 @@ def test_every_line_of_ours_runs(tmp_path, capsys):
     words += ["--contexts", "20", "--prompt", "32", "--profile", "--json", str(tmp_path / "out.json")]
     assert main(["bench", *words]) == 0
     found = json.loads((tmp_path / "out.json").read_text())
-    assert {row["line"] for row in found["results"]} == set(LINES)
+    assert {row["line"] for row in found["results"]} == {*LINES} - {"draft"}
     assert not any("error" in row for row in found["results"])
     assert [(row["engine"], row["dtype"]) for row in found["results"] if row["line"] == "decode"] == [
         (OURS, "float32"),
         (OURS, "bfloat16"),
         (OURS, "int8"),
     ]
+    looked_up = [row["what"] for row in found["results"] if row["line"] == "lookup"]
+    assert looked_up == 3 * ["", "looked up"]
     for profile in found["profiles"]:
         assert sum(row["share"] for row in profile["scopes"]) == pytest.approx(1)
         named = {row["scope"] for row in profile["scopes"]}
