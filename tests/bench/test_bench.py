@@ -395,4 +395,5 @@ def test_every_line_of_ours_runs(tmp_path, capsys):
     for profile in found["profiles"]:
         assert sum(row["share"] for row in profile["scopes"]) == pytest.approx(1)
         named = {row["scope"] for row in profile["scopes"]}
-        assert {"loop/block/attn", "loop/block/mlp"} <= named or {"backward/block/attn", "update"} <= named
+        of_line = {"decode": "loop/block/mlp", "prefill": "block/mlp", "train": "update"}
+        assert {of_line[profile["line"]], "block/attn"} <= named
