@@ -120,6 +120,8 @@ def run(
     if not inputs.out or not (inputs.data or inputs.pairs):
         name = "out" if inputs.data or inputs.pairs else "data"
         raise ValueError(f"--{name} is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more")
+    if "teacher_share" in said(how) and not inputs.teacher:
+        raise ValueError("--teacher-share goes with --teacher MODEL")
     if inputs.export is not None:
         from dialogpt_jax.weights.directory import check_target
 

@@ -336,6 +336,10 @@ def test_a_backward_model_is_evaluated_backwards(good, place):
     [
         (["--out", "OUT"], "--data is missing: dialogpt train --data DIR_OR_FILE --out RUN; --help shows more"),
         (["--data", "TALK"], "--out is missing: dialogpt train --data DIR_OR_FILE --out RUN"),
+        (
+            ["--data", "TALK", "--out", "OUT", "--teacher-share", "0.3"],
+            "--teacher-share goes with --teacher MODEL",
+        ),
         (["ALL", "--config", "small"], "only n_layer and n_positions can grow"),
         (["FRESH", "--config", "small"], "--config needs --tokenizer DIR"),
         (["FRESH", "--config", "TALK", "--tokenizer", "MODEL"], "talk.jsonl"),
