@@ -1,6 +1,7 @@
 """What the commands that reply share: their flags, and the bot that they name."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -169,8 +170,13 @@ class ReplyFlags:
     )
 
 
-def load_bot(flags: ModelFlags, ranking: ModelsThatRank | None = None, block: str | None = None) -> "Bot":
-    """The bot that the flags name, with what ranks its replies and the file of what it must not say.
+def load_bot(
+    flags: ModelFlags,
+    ranking: ModelsThatRank | None = None,
+    block: str | None = None,
+    drafts: Mapping[str, Any] | None = None,
+) -> "Bot":
+    """The bot that the flags name, with what ranks its replies, the file of what it must not say, and what drafts for it.
 
     It is behind a compilation cache, unless that is turned off.
     """
@@ -182,7 +188,7 @@ def load_bot(flags: ModelFlags, ranking: ModelsThatRank | None = None, block: st
     others: dict[str, Any] = {} if ranking is None else {"reverse": ranking.reverse, "ranker": ranking.ranker}
     if block is not None:
         others["safety"] = Safety.read(block)
-    return load(flags.model, dtype=flags.dtype, revision=flags.revision, **others)
+    return load(flags.model, dtype=flags.dtype, revision=flags.revision, **others, **(drafts or {}))
 
 
 def sampling_of(flags: Any, base: Sampling = DEFAULT_SAMPLING) -> Sampling:

@@ -80,6 +80,33 @@ def test_json_has_everything(command, model):
         assert shown["finished"] is c.finished
 
 
+@pytest.mark.long
+def test_drafts_change_no_reply_and_json_says_how_often_they_were_right(command, model, tmp_path):
+    words = ("reply", "--json", "--temperature", "0.9", "Hi", "no", "Hello")
+    plain = json.loads(command(*words)[1])
+    status, out, err = command("reply", "--draft", model[0], "--draft-tokens", "2", *words[1:])
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    [candidate] = found["candidates"]
+    assert found["reply"] == plain["reply"]
+    tokens, forwards = (
+        len(candidate["tokens"]) - 1,
+        -(-(len(candidate["tokens"]) - 1) // 3),
+    )  # its own model: all are right
+    assert (candidate["forwards"], candidate["accepted"]) == (forwards, tokens - tokens // 3)
+    assert candidate["tokens_a_forward"] == round(tokens / forwards, 4)
+    said = "Hi\nno\n/settings\n"
+    chat = command("chat", "--draft", "lookup", stdin=said.encode())
+    assert chat[1] == command("chat", stdin=said.encode())[1]
+    assert "drafts accepted in" in chat[2]
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"turns": ["Hi", "no"]}\n{"turns": ["Hello", "Hi", "yes"]}\n')
+    status, out, _ = command("eval", "--data", str(data), "--draft", "lookup", "--bootstrap", "0", "--json")
+    settings = json.loads(out)["settings"]
+    assert (status, settings["draft"]) == (0, "3 looked up")
+    assert settings["forwards"] > 0
+
+
 def test_controls_in_a_reply_are_shown_escaped_and_true_in_json(command, monkeypatch):
     evil = "one\n\x1b]0;title\x07 \x9b31m\ttab ☕"
     monkeypatch.setattr("dialogpt_jax.text.tokenizer.Tokenizer.decode", lambda self, ids: evil)
@@ -306,6 +333,8 @@ def test_a_warning_is_one_line_and_the_reply_comes(command):
         (("reply", "--repetition-penalty", "0", "Hi"), "repetition_penalty is 0"),
         (("reply", "--max-new-tokens", "0", "Hi"), "max_new_tokens is 0"),
         (("reply", "--candidates", "0", "Hi"), "n is 0"),
+        (("reply", "--draft", "lookup", "--draft-tokens", "99", "Hi"), "draft_tokens is 99"),
+        (("chat", "--draft", "/no/such"), "/no/such"),
         (("chat", "--seed", "1.5"), "--seed is '1.5'"),
         (("chat", "--top-p", "1.1"), "top_p is 1.1"),
         (("chat", "--max-new-tokens", "-3"), "max_new_tokens is -3"),
@@ -329,6 +358,10 @@ def test_bad_input_is_one_line_and_status_1(command, words, message):
         ("reply", "--top-k", "x", "Hi"),
         ("chat", "--nonsense"),
         ("talk",),
+        ("reply", "--draft", "lookup", "--beams", "2", "Hi"),
+        ("chat", "--draft", "lookup", "--rank", "mmi"),
+        ("reply", "--draft-tokens", "2", "Hi"),
+        ("reply", "--draft", "-", "Hi"),
     ],
 )
 def test_bad_arguments_are_status_2(command, words):
