@@ -2,15 +2,16 @@
 
 What goes with what (as in the README; `tests/decoding/test_combinations.py` tries each cell):
 
-| | `reply`, `candidates` | `chat`, `stream` | `replies` | `beams=` | `penalty_alpha=` | keys on a mesh |
-|---|---|---|---|---|---|---|
-| penalties, blocks, DRY, lengths, ids | yes | yes | yes | yes | yes | yes |
-| temperature to XTC | yes | yes | yes | yes | no | yes |
-| texts: `stop_strings`, `bad_words` | yes | yes | yes | yes | yes | no |
-| `processors=[f]` | yes | yes | yes | yes | yes | yes |
-| a number for each dialogue | no | no | yes | yes | no | yes |
-| `beams=` | yes | yes | yes | – | no | yes |
-| int8 | yes | yes | yes | yes | yes | yes |
+| | `reply`, `candidates` | `chat`, `stream` | `replies` | `beams=` | `penalty_alpha=` | `draft=` | keys on a mesh |
+|---|---|---|---|---|---|---|---|
+| penalties, blocks, DRY, lengths, ids | yes | yes | yes | yes | yes | yes | yes |
+| temperature to XTC | yes | yes | yes | yes | no | yes | yes |
+| texts: `stop_strings`, `bad_words` | yes | yes | yes | yes | yes | yes | no |
+| `processors=[f]` | yes | yes | yes | yes | yes | yes | yes |
+| a number for each dialogue | no | no | yes | yes | no | yes | yes |
+| `beams=` | yes | yes | yes | – | no | no | yes |
+| `draft=` | yes | yes | yes | no | no | – | yes |
+| int8 | yes | yes | yes | yes | yes | yes | yes |
 
 Nothing here imports jax, so that the help of a command, which shows the defaults, need not wait for it.
 """

@@ -107,6 +107,15 @@ def contrastive(bot, sampling, **how):
     return rows_of(out)
 
 
+def drafting(bot):
+    """Its own model drafts for it."""
+    return dataclasses.replace(bot, draft=dg.Draft(bot.params, bot.config))
+
+
+def drafts(bot, sampling, **how):
+    return replies(drafting(bot), sampling, **how)
+
+
 def on_a_mesh(bot, sampling, **how):
     """Two devices, a dialogue each."""
     contexts = [bot.encode(TURNS), bot.encode(OTHER)]
@@ -114,7 +123,7 @@ def on_a_mesh(bot, sampling, **how):
     tokens_BT = np.array([context + [0] * (lengths_B.max() - len(context)) for context in contexts])
     keys_B = jax.device_put(row_keys(0, [0, 1], [3, 1]), decode_sharding(make_mesh({"data": 2}, jax.devices()[:2])))
     call = dg.beam_search if how else dg.generate
-    given = {"sampling": sampling, "max_new_tokens": LENGTH, "keys": keys_B, **how}
+    given = {"sampling": sampling, "max_new_tokens": LENGTH, "keys": keys_B, **(how or {"draft": bot.draft})}
     out = call(bot.params, bot.config, tokens_BT, lengths_B, **given)
     return rows_of(jax.tree.map(lambda x: x[:, 0], out) if how else out)
 
@@ -133,10 +142,11 @@ WAYS = {
     "`replies`": replies,
     "`beams=`": beams,
     "`penalty_alpha=`": contrastive,
+    "`draft=`": drafts,
     "keys on a mesh": on_a_mesh,
 }
 SLOW = ("`penalty_alpha=`", "keys on a mesh")  # ways, and rows, that want programs of their own
-SLOW_ROWS = ("int8", "`beams=`")
+SLOW_ROWS = ("int8", "`beams=`", "`draft=`")
 
 
 @functools.cache
@@ -205,6 +215,12 @@ def with_beams(way):
     assert found[0] in (best.tokens.tolist(), best.text)
 
 
+def with_drafts(way):
+    """The same as without."""
+    found = WAYS[way](drafting(bot()), plain(EVERYTHING, way))
+    assert [ids for ids in found if isinstance(ids, list)] == said(way)
+
+
 def int8(way):
     """The programs run; tokens differ from those of floats, but not from way to way in what they keep to."""
     small = fakes.tiny_bot()
@@ -220,6 +236,7 @@ ROWS = {
     "`processors=[f]`": function,
     "a number for each dialogue": a_value_each,
     "`beams=`": with_beams,
+    "`draft=`": with_drafts,
     "int8": int8,
 }
 EACH = dataclasses.replace(EVERYTHING, top_k=np.array([40, 1]))
@@ -241,7 +258,14 @@ NO = {
         {},
         "top_k has the shape (2,); expected one number",
     ),
-    ("`beams=`", "`penalty_alpha=`"): (dg.GREEDY, {"beams": 2}, "beams and penalty_alpha are two ways to a reply"),
+    ("`beams=`", "`penalty_alpha=`"): (
+        dg.GREEDY,
+        {"beams": 2, "penalty_alpha": 0.6},
+        "beams and penalty_alpha are two ways to a reply",
+    ),
+    ("`beams=`", "`draft=`"): (dg.GREEDY, {"beams": 2}, "beams goes without drafts"),
+    ("`draft=`", "`beams=`"): (dg.GREEDY, {"beams": 2}, "beams goes without drafts"),
+    ("`draft=`", "`penalty_alpha=`"): (dg.GREEDY, {"penalty_alpha": 0.6}, "penalty_alpha goes without drafts"),
 }
 
 
@@ -266,7 +290,7 @@ def test_the_table_has_these_rows_and_ways():
     assert list(cells) == [(row, way) for row in ROWS for way in WAYS]
     assert set(cells.values()) == {"yes", "no", "–"}
     assert {cell for cell, word in cells.items() if word == "no"} == set(NO)
-    assert [cell for cell, word in cells.items() if word == "–"] == [("`beams=`", "`beams=`")]
+    assert [cell for cell, word in cells.items() if word == "–"] == [(way, way) for way in ("`beams=`", "`draft=`")]
 
 
 @pytest.mark.parametrize(("row", "way"), [marked(cell) for cell, word in table().items() if word == "yes"])
@@ -278,9 +302,8 @@ def test_what_goes_together_does(row, way):
 def test_what_does_not_is_one_line_before_anything_runs(row, way, monkeypatch):
     monkeypatch.setattr(model, "hidden", None)  # nothing is computed
     sampling, how, words = NO[row, way]
-    call = (
-        functools.partial(bot().reply, TURNS, penalty_alpha=0.6, **how) if how else functools.partial(WAYS[way], bot())
-    )
+    one = drafting(bot()) if "`draft=`" in (row, way) else bot()
+    call = functools.partial(one.reply, TURNS, **how) if how else functools.partial(WAYS[way], one)
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         call(sampling=sampling)
     assert "\n" not in str(caught.value)
