@@ -16,4 +16,71 @@ from dialogpt_jax.cli.common import (
     seed_of,
 )
 from dialogpt_jax.cli.compiling import tell_of_compiling
+from dialogpt_jax.cli.draft_flags import DraftFlags, drafts_of
+from dialogpt_jax.cli.flags import UsageError, make_app, said
+from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
+from dialogpt_jax.replies.settings import sampling_for
+
+EXAMPLES = """\
+Examples:
+  dialogpt chat                                 /help lists what can be typed
+  dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
+  dialogpt chat --draft lookup                  the same answers, sooner
+  dialogpt chat --load chat.json                go on with what /save wrote
+  dialogpt chat --beams 4                       the best of a beam search, whole
+  dialogpt chat --rank mmi                      the best of 16; /why says why
+  printf 'Hi!\\nHow are you?\\n' | dialogpt chat  a reply a line
+"""
+app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)
+
+
+@app.default
+def run(
+    *,
+    load: Annotated[
+        str | None,
+        Parameter(
+            metavar="FILE",
+            help="go on with a chat that /save wrote, with its settings but for those that are said here",
+        ),
+    ] = None,
+    block: Block = None,
+    model: ModelFlags = ModelFlags(),  # noqa: B008  (frozen)
+    reply: ReplyFlags = ReplyFlags(),  # noqa: B008
+    sampling: SamplingFlags = SamplingFlags(),  # noqa: B008
+    beams: BeamFlags = BeamFlags(),  # noqa: B008
+    rank: RankFlags = RankFlags(),  # noqa: B008
     draft: DraftFlags = DraftFlags(),  # noqa: B008
+    penalty_alpha: Annotated[str | None, Parameter(show=False)] = None,
+) -> int:
+    if penalty_alpha is not None:
+        raise UsageError("--penalty-alpha is for `dialogpt reply` and `dialogpt eval`; a chat takes --beams or --rank")
+    from dialogpt_jax.chat.session import Chat
+    from dialogpt_jax.chat.terminal import Terminal
+
+    searched, seed = beams_of(beams), seed_of(reply.seed)
+    ranked = rank_of(rank, searched)
+    drafts = drafts_of(draft, {"--beams": searched, "--rank": ranked})
+    settings = sampling_of(sampling, sampling_for(None, searched, ranked))
+    tell_of_compiling()
+    bot = load_bot(model, rank, block, drafts)
+    if load is not None:
+        chat = Chat.load(load, bot)
+        _change(chat, reply, sampling, searched, ranked)
+    else:
+        how: dict[str, Any] = {"seed": seed, "sampling": settings, "max_new_tokens": reply.max_new_tokens}
+        chat = Chat(bot, beams=searched, rank=ranked, **how)
+    return Terminal(bot, chat, name=model.model or "the bundled model", loaded=load).run()
+
+
+def _change(chat: Any, reply: ReplyFlags, sampling: Any, searched: Any, ranked: Any) -> None:
+    """What the flags say goes before what the file of a chat says."""
+    if searched is not None or ranked is not None:
+        chat.beams, chat.rank = None, None  # one way to a reply at a time
+        chat.beams, chat.rank = searched, ranked
+    if said(sampling):
+        chat.sampling = sampling_of(sampling, chat.sampling)
+    if reply.seed != ReplyFlags.seed:
+        chat.seed = seed_of(reply.seed)
+    if reply.max_new_tokens != ReplyFlags.max_new_tokens:
+        chat.max_new_tokens = reply.max_new_tokens

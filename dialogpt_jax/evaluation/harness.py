@@ -76,7 +76,11 @@ def answer(
       ValueError: settings out of range; a file of another run, or broken (`RepliesFileError`); another process is
         writing to it (`BusyError`); the model's logits are no numbers (`NonFiniteLogits`).
     """
-    for way, asked in (("beams", settings.beams), ("a rank", settings.rank)):
+    for way, asked in (
+        ("beams", settings.beams),
+        ("a rank", settings.rank),
+        ("penalty_alpha", settings.contrastive),
+    ):
         if asked is not None:
             refuse_draft(lm, way)
     if settings.rank is not None:
