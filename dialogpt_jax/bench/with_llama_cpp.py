@@ -87,11 +87,12 @@ class Rows:
         self.positions += length
         return np.array(found)[:, None]
 
-    def reply(self, tokens_BT: np.ndarray, new: int) -> None:
+    def reply(self, tokens_BT: np.ndarray, new: int) -> np.ndarray:
         """New tokens behind a prompt; the last one is drawn and not read."""
-        last_B1 = self.read(tokens_BT)
-        for _ in range(new - 1):
-            last_B1 = self.read(last_B1)
+        found = [self.read(tokens_BT)]
+        while len(found) < new:
+            found.append(self.read(found[-1]))
+        return np.concatenate(found, axis=1)
 
 
 def make(folder: str, dtype: str, what: str, case: dict[str, Any], threads: int) -> Program:
