@@ -87,7 +87,7 @@ def draw_weight(stack, rng):
 
 
 @pytest.mark.parametrize("stack", [(), (3,)])
-@pytest.mark.parametrize("rows", [1, 2, 9, 70])
+@pytest.mark.parametrize("rows", [1, 2, 9, 16, 70])
 def test_a_product_is_that_of_whole_numbers(rows, stack):
     rng = np.random.default_rng(rows)
     weight, x_MI = draw_weight(stack, rng), rng.normal(size=(rows, 40)).astype(np.float32)
@@ -105,7 +105,7 @@ def test_a_rows_product_does_not_depend_on_the_rows_beside_it():
     rng = np.random.default_rng(0)
     weight, x_MI = draw_weight((), rng), rng.normal(size=(70, 40)).astype(np.float32)
     whole_MO = np.asarray(jax.jit(matmul)(x_MI, weight))
-    for rows in (1, 3, 17):
+    for rows in (1, 3, 13, 17):
         np.testing.assert_array_equal(np.asarray(jax.jit(matmul)(x_MI[:rows], weight)), whole_MO[:rows])
 
 
