@@ -68,14 +68,12 @@ def run_benchmark(
     measured: Measured,
     *,
     tell: Callable[[str], None] = lambda line: None,
-    done: Callable[[Sequence[Result]], None] = lambda results: None,
     engines: Mapping[str, Engine] = ENGINES,
 ) -> None:
     """Measures everything into `measured`.
 
     Args:
       tell: is told what happens.
-      done: is given each case's results.
       engines: who there is.
 
     Raises:
@@ -113,7 +111,6 @@ def run_benchmark(
                 if result.contender.what == "" and not result.error:
                     result.limit = _limit(ours, folder, case, result.contender.dtype, measured.machine)
             measured.results += results
-            done(results)
         for case in plan.cases if plan.profile else ():
             if case.line in PROFILED:
                 _profile(ours, folder, case, plan.dtypes, measured.profiles, tell)

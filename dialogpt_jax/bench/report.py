@@ -179,7 +179,8 @@ def save_plot(results: Sequence[Result], path: Path, *, title: str) -> None:
         _draw(axes, group)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
-    figure.suptitle(title, fontsize="medium", parse_math=False)
+    limits = "black lines: what the measured bandwidth and flop/s allow"
+    figure.suptitle(f"{title}\n{limits}", fontsize="medium", parse_math=False)
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
     part.replace(path)

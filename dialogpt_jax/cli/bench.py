@@ -35,6 +35,7 @@ Examples:
 """
 ALL, NONE = "all", "none"
 PEERS = [name for name in ENGINES if name != OURS]
+BUSY = 1.0  # running programs, in the last minute
 DEFAULT_LINES = ("decode", "prefill", "chat")
 app = make_app("bench", "dialogpt bench [OPTIONS] [LINE...]", help_epilogue=EXAMPLES)
 
@@ -101,6 +102,7 @@ def run(
         str | None, Parameter(metavar="FILE.png", group=RESULTS, help="the table as a picture; needs matplotlib")
     ] = None,
 ) -> int:
+    from dialogpt_jax.bench import report
     from dialogpt_jax.bench.benchmark import Measured, Plan, run_benchmark, versions_of
 
     if size is not None and model is not None:
@@ -144,9 +146,15 @@ def run(
         "engines": engines,
     }
     settings |= {"repeats": repeats, "contexts": contexts, "versions": versions_of(engines)}
+    _tell_load()
     measured = Measured()
-    with _progress() as tell:
-        run_benchmark(plan, measured, tell=tell)
+    try:
+        with _progress() as tell:
+            run_benchmark(plan, measured, tell=tell)
+    except KeyboardInterrupt:
+        if measured.results:  # minutes of work; a file is whole or not there
+            streams.show(report.as_text(measured.results))
+        raise
     settings["weights"] = measured.weights
     _report(measured, settings, as_json=as_json, plot=plot)
     failed = sum(bool(result.error) for result in measured.results)
@@ -178,6 +186,13 @@ def _installed(peers: Sequence[str] | None) -> list[str]:
         else:
             found.append(name)
     return found
+
+
+def _tell_load() -> None:
+    """Whether others use the machine: then times are not its own, and ratios are noisy."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > BUSY:
+        streams.tell(f"the machine is busy (load {load:.1f}): figures will be too low, and ratios noisy; best wait")
 
 
 def _program_cache() -> dict[str, str]:

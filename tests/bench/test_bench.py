@@ -146,6 +146,23 @@ def test_ctrl_c_ends_all_engines_and_writes_nothing(log, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*out.json*"))
 
 
+def test_ctrl_c_shows_what_is_measured(log, monkeypatch, capsys):
+    for name, engine in FAKES.items():
+        monkeypatch.setitem(cases.ENGINES, name, engine)
+    monkeypatch.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
+
+    def broken_off(plan: Plan, measured: Measured, **_: object) -> None:
+        measured.results.append(result(OURS, "float32", [1.0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "run_benchmark", broken_off)
+    monkeypatch.setattr(os, "getloadavg", lambda: (7.0, 0, 0))
+    assert main(["bench", "decode", "--peers", "none"]) == 130
+    out, told = capsys.readouterr()
+    assert out.startswith("decode, 2 rows")
+    assert "the machine is busy (load 7.0)" in told
+
+
 def result(
     engine: str, dtype: str, seconds: list[float], what: str = "", case: Case | None = None, amount: float = 128
 ):
