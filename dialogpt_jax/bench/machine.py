@@ -13,18 +13,17 @@ import jax.numpy as jnp
 
 FLAGS = ("avx2", "fma", "avx512", "vnni", "bf16", "fp16", "amx")  # what decides which kernels an engine has
 READ_NUMBERS = 100_000_000  # float32: 400 MB, more than any cache
-PRODUCT = 2048  # rows and columns of the square product whose flop/s count
+PRODUCT, LARGE_PRODUCT = (
+    2048,
+    8192,
+)  # rows and columns of the square product whose flop/s count; the large one on a GPU or TPU
 TRIES = 5
 
 
-def describe_machine(dtypes: list[str], *, numbers: int = READ_NUMBERS, product: int = PRODUCT) -> dict[str, Any]:
-    """What a reader of the figures needs to know; some seconds.
-
-    Args:
-      dtypes: those whose products are measured.
-      numbers, product: the sizes of what is measured.
-    """
+def describe_machine(dtypes: list[str]) -> dict[str, Any]:
+    """What a reader of the figures needs to know; some seconds. Products are measured in these dtypes."""
     device = jax.devices()[0]
+    size = PRODUCT if device.platform == "cpu" else LARGE_PRODUCT
     return {
         "device": device.device_kind,
         "platform": device.platform,
@@ -33,8 +32,8 @@ def describe_machine(dtypes: list[str], *, numbers: int = READ_NUMBERS, product:
         "cpu_flags": cpu_flags(),
         "jax": jax.__version__,
         "python": platform.python_version(),
-        "bandwidth": read_speed(numbers),
-        "flops": {dtype: product_speed(dtype, product) for dtype in dtypes},
+        "bandwidth": read_speed(),
+        "flops": {dtype: product_speed(dtype, size) for dtype in dtypes},
     }
 
 
@@ -54,14 +53,14 @@ def cpu_flags(text: str | None = None) -> list[str]:
     return sorted({flag for flag in (found[1].split() if found else []) if any(word in flag for word in FLAGS)})
 
 
-def read_speed(numbers: int = READ_NUMBERS) -> float:
+def read_speed() -> float:
     """Bytes a second that a sum over an array reads from memory."""
-    x = jnp.ones(numbers, jnp.float32)
+    x = jnp.ones(READ_NUMBERS, jnp.float32)
     total = jax.jit(jnp.sum)
     return x.nbytes / _least(lambda: total(x))
 
 
-def product_speed(dtype: str, size: int = PRODUCT) -> float:
+def product_speed(dtype: str, size: int) -> float:
     """Operations a second of a large square product, in int8 into int32."""
     keys = jax.random.split(jax.random.key(0))
     x, w = ((8 * jax.random.normal(key, (size, size))).astype(dtype) for key in keys)

@@ -130,7 +130,9 @@ def first_reply(folder: str, dtype: str, *, cold: bool) -> Program:
     """`dialogpt reply hello` in a process of its own; cold: every program is compiled anew, and none is kept."""
     words = ["-m", "dialogpt_jax.cli.main", "reply", "hello", "--model", str(Path(folder) / MODEL_FOLDER)]
     words += ["--dtype", dtype, "--max-new-tokens", str(CHAT_NEW), "--min-new-tokens", str(CHAT_NEW)]
-    return in_a_process(words, os.environ | ({"DIALOGPT_NO_COMPILATION_CACHE": "1"} if cold else {}))
+    # Where compiled programs are kept is the command's affair, not this process's.
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    return in_a_process(words, environment | ({"DIALOGPT_NO_COMPILATION_CACHE": "1"} if cold else {}))
 
 
 def training(model: LanguageModel, case: Case, dtype: str) -> Callable[[], Any]:

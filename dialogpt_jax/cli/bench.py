@@ -137,7 +137,7 @@ def run(
         repeats=repeats,
         contexts=contexts,
         profile=profile,
-        environment=_program_cache(),
+        environment=_program_cache() | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # a GPU has room for all engines
     )
     settings: dict[str, Any] = {
         "named": model or f"{size or 'bundled'}",

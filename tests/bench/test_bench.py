@@ -386,6 +386,18 @@ def test_drawn_weights_have_a_tokenizer_whose_replies_are_encoded_as_they_were_d
     assert {len(text.split()) for text in turns} == {20}
 
 
+def test_a_cold_start_has_no_compiled_programs(monkeypatch):
+    from dialogpt_jax.bench import ours
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept")  # as the workers have it
+    monkeypatch.setattr(ours, "in_a_process", lambda words, environment: environment)
+    monkeypatch.delenv("DIALOGPT_NO_COMPILATION_CACHE", raising=False)
+    cold, warm = ours.first_reply("folder", "float32", cold=True), ours.first_reply("folder", "float32", cold=False)
+    assert "JAX_COMPILATION_CACHE_DIR" not in cold
+    assert cold["DIALOGPT_NO_COMPILATION_CACHE"] == "1"
+    assert "DIALOGPT_NO_COMPILATION_CACHE" not in warm
+
+
 @pytest.mark.slow
 def test_every_line_of_ours_runs(tmp_path, capsys):
     """A tiny model of the bundled vocabulary; all programs are compiled."""
