@@ -4,10 +4,11 @@ The contenders of a case run A B C, A B C, …, so that what disturbs the machin
 there is a short pause: the threads of OpenMP, which some engines have, spin for 0.2 s after their work.
 """
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dialogpt_jax.bench.cases import Case, Contender
@@ -97,16 +98,10 @@ def measure_case(
     return results
 
 
-class _noting:
+@contextlib.contextmanager
+def _noting(result: Result) -> Iterator[None]:
     """An engine's error becomes the result's, and its seconds go."""
-
-    def __init__(self, result: Result):
-        self._result = result
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if isinstance(error, EngineError):
-            self._result.error, self._result.seconds = str(error), []
-            return True
-        return False
+    try:
+        yield
+    except EngineError as error:
+        result.error, result.seconds = str(error), []

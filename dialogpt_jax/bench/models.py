@@ -4,6 +4,7 @@ Drawn weights have the true shapes. Their tokenizer is the bundled one with name
 ever drawn by greedy decoding, so that a reply is text which is encoded as the same ids again, as a trained model's is.
 """
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -19,7 +20,7 @@ from dialogpt_jax.bench.facts import GGUF_FILE, MODEL_FOLDER, write_facts
 from dialogpt_jax.chat.loading import bundled_directory
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert.mapping import from_params
-from dialogpt_jax.convert.write_gguf import write_gguf
+from dialogpt_jax.convert.write_gguf import ExportError, write_gguf
 from dialogpt_jax.decoding.sampling import GREEDY
 from dialogpt_jax.model import init_params
 from dialogpt_jax.replies.language_model import LanguageModel
@@ -45,7 +46,8 @@ def write_model(folder: str, *, size: str | None, model: str | None, gguf: bool)
     params, config, tokenizer = language_model.params, language_model.config, language_model.tokenizer
     write_directory(place / MODEL_FOLDER, params, config, tokenizer)
     if gguf:
-        write_gguf(place / GGUF_FILE, from_params(params, config), config, tokenizer, chat_template=CHAT_TEMPLATE)
+        with contextlib.suppress(ExportError):  # a model that llama.cpp has not: its engine then finds no file
+            write_gguf(place / GGUF_FILE, from_params(params, config), config, tokenizer, chat_template=CHAT_TEMPLATE)
     words = whole_words(tokenizer)
     turns = dialogue(tokenizer, words)
     write_facts(folder, words=words, context=language_model.encode(turns, max_new_tokens=CHAT_NEW))

@@ -23,6 +23,8 @@ BATCH = 2048  # tokens of one call, at most
 def load(folder: str, dtype: str) -> Any:
     """The model; in int8 it is quantised into a file of its own first."""
     path = Path(folder) / GGUF_FILE
+    if not path.exists():
+        raise ValueError("this model has no GGUF form; `dialogpt convert DIR model.gguf --to gguf` says why")
     llama_cpp.llama_backend_init()
     if dtype in FILE_TYPES:
         made = path.with_suffix(f".{dtype}.gguf")

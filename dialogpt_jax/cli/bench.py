@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from dialogpt_jax.bench.cases import ENGINES, LINES, OURS, cases_of
+from dialogpt_jax.bench.cases import ENGINES, LINES, OURS, cases_of, contenders_of
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.flags import FROM_1, HOW, RESULTS, WHAT, UsageError, make_app, whole
 from dialogpt_jax.errors import counted, naming
@@ -127,6 +127,8 @@ def run(
             raise ValueError(
                 f"{case.describe()}: more than the model's {config.n_positions} positions; give less with --prompt or --new"
             )
+        if not contenders_of(case, [OURS], dtypes):
+            raise UsageError(f"{case.line} is not measured in {' or '.join(dtypes)}; give another --dtype")
     engines = [OURS, *_installed(peers)]
     plan = Plan(
         cases,

@@ -311,6 +311,7 @@ def test_time_is_told_by_scope():
         (["--size", "small", "--model", "."], 2, "give one of --size and --model"),
         (["--peers", "none", "transformers"], 2, "--peers none goes with no other name"),
         (["draft"], 2, "draft goes with --size medium or --size large, for which the small one drafts"),
+        (["train", "--dtype", "int8"], 2, "train is not measured in int8; give another --dtype"),
         (["--rows", "0"], 2, "0 is less than 1"),
         (["--rows", "1.5"], 2, "'1.5' is no whole number"),
         (["--repeats", "0"], 2, "--repeats"),
@@ -378,6 +379,8 @@ def test_drawn_weights_have_a_tokenizer_whose_replies_are_encoded_as_they_were_d
     config = GPT2Config(vocab_size=9000, eos_token_id=8999)
     tokenizer = filled_tokenizer(config, tmp_path / "vocab.json")
     assert (tokenizer.vocab_size, tokenizer.end_of_text_id) == (9000, 8999)
+    named = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    assert sorted(named.values()) == list(range(9000))  # each id has one name
     words = whole_words(tokenizer)
     assert len(words) > 1000
     turns = dialogue(tokenizer, words)
