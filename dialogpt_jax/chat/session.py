@@ -290,7 +290,7 @@ class Chat:
         cache, self._cache, self._cached = self._cache, None, []
         slots = bucket_of(max(len(context) + self.max_new_tokens, SMALLEST_CACHE), config.n_positions)
         if cache is None:
-            same, cache = 0, streaming.empty_cache(config, 1, slots, compute_dtype(params))
+            same, cache = 0, streaming.empty_cache(config, 1, slots, compute_dtype(params), self._model.draft)
         elif cache.num_slots < slots:
             cache = streaming.with_slots(cache, slots=slots)
         request = assemble(
@@ -356,10 +356,10 @@ class Chat:
             if done:
                 if state.drafting is not None:
                     self.forwards, self.accepted = int(state.drafting.forwards_M[0]), int(state.drafting.accepted_M[0])
-                self._cache = streaming.keep(config, state)
-                self._cached = (context + ids[:-1])[: self._cache.num_slots]  # the last token drawn is not in the cache
+                self._cache = streaming.keep(config, state, draft=draft)  # without the last token drawn, or two
+                self._cached = (context + ids[: -1 if draft is None else -2])[: self._cache.num_slots]
             else:
-                self._cache, self._cached = state.cache.prefix, context
+                self._cache, self._cached = streaming.prefix_of(state), context
             self._ends_at = len(ids) if finished else None
             yield from ids[told:]
             told = len(ids)

@@ -97,9 +97,17 @@ def prefill(
 
 
 def begin_replies(
-    params: model.Params, config: GPT2Config, request: Request, cache: KVCache, draft: Draft | None = None
+    params: model.Params,
+    config: GPT2Config,
+    request: Request,
+    cache: KVCache,
+    draft: Draft | None = None,
+    drafts: KVCache | None = None,
 ) -> DecodeState:
-    """Prefills what the cache does not hold yet, and draws the first token of every candidate."""
+    """Prefills what the cache does not hold yet, and draws the first token of every candidate.
+
+    A draft model's cache, `drafts`, holds as much of the contexts; by default nothing, as the cache then, too.
+    """
     lengths_B = request.settings.lengths_M
     new_B = lengths_B - request.starts_B
     logits_BV, prefix = prefill(params, config, request.tokens_BT, new_B, cache, request.starts_B)
@@ -116,29 +124,27 @@ def begin_replies(
         processors=request.processors,
         stops=request.stops,
     )
-    return state if draft is None else begin_drafting(state, draft_cache(draft, request))
+    if draft is None or draft.config is None:
+        return state if draft is None else begin_drafting(state)
+    drafts = read_by_draft(draft, request.tokens_BT, new_B, drafts, request.starts_B)
+    assert drafts is not None
+    return begin_drafting(state, init_reply(draft.config, drafts, lengths_B, request.candidates, request.slots))
 
 
-def read_by_draft(draft: Draft, tokens_BT: Array, lengths_B: Array) -> KVCache | None:
-    """A draft model's cache with whole contexts in it, as wide as they are; none where drafts are looked up."""
+def read_by_draft(
+    draft: Draft, tokens_BT: Array, lengths_B: Array, cache: KVCache | None = None, starts_B: Array | None = None
+) -> KVCache | None:
+    """A draft model's cache with prompts in it, as `prefill`; none where drafts are looked up.
+
+    Args:
+      cache: what it has read before; by default nothing, and there is room for these tokens.
+    """
     if draft.config is None:
         return None
-    rows, width = tokens_BT.shape
-    empty = init_cache(draft.config, rows, width, model.compute_dtype(draft.params))
-    return prefill(draft.params, draft.config, tokens_BT, lengths_B, empty)[1]
-
-
-def draft_cache(draft: Draft, request: Request) -> ReplyCache | None:
-    """The cache of a draft model that has read the contexts, all of which the request's history has."""
-    if draft.config is None:
-        return None
-    lengths_B, context_BS = request.settings.lengths_M, request.settings.history["context"]
-    width = context_BS.shape[1]
-    columns_BS = jnp.arange(width)[None] + (width - lengths_B[:, None])  # a history's end is at the right
-    tokens_BS = jnp.take_along_axis(context_BS, jnp.minimum(columns_BS, width - 1), axis=1)
-    prefix = read_by_draft(draft, tokens_BS, lengths_B)
-    assert prefix is not None
-    return init_reply(draft.config, prefix, lengths_B, request.candidates, request.slots)
+    if cache is None:
+        rows, width = tokens_BT.shape
+        cache = init_cache(draft.config, rows, width, model.compute_dtype(draft.params))
+    return prefill(draft.params, draft.config, tokens_BT, lengths_B, cache, starts_B)[1]
 
 
 def model_advance(draft: Draft | None) -> AdvanceFn:
@@ -236,13 +242,14 @@ def generate_candidates(
 
 
 def draft_scopes(draft: Draft | None, config: GPT2Config) -> tuple[str, ...]:
-    """What a request has to have for a drafter, which is found sound: it sees the whole context."""
+    """What a request's history has to have for a drafter, which is found sound: to look up, the whole context."""
     if draft is None:
         return ()
     check_draft(draft, config)
-    if draft.config is not None:
-        model.check_params(draft.params, draft.config)
-    return ("context",)
+    if draft.config is None:
+        return ("context",)
+    model.check_params(draft.params, draft.config)
+    return ()
 
 
 def generate(

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from dialogpt_jax import cache as caches
 from dialogpt_jax.cache import KVCache, ReplyCache
@@ -26,15 +27,34 @@ from dialogpt_jax.decoding.loop import DecodeState, decode_some
 from dialogpt_jax.decoding.request import Request
 from dialogpt_jax.decoding.soundness import FORBIDDEN, check_finite, check_possible
 from dialogpt_jax.decoding.speculative import Draft
-from dialogpt_jax.model import Params
+from dialogpt_jax.model import Params, compute_dtype
 
 MOST_A_CALL, SECONDS_A_CALL = 8, 0.06  # a reply comes in calls of some tokens, as long as they come this fast
 
 
-def empty_cache(config: GPT2Config, rows: int, slots: int, dtype: jax.typing.DTypeLike) -> KVCache:
-    """`init_cache` made on the host, which compiles nothing."""
+@struct.dataclass
+class WithDrafts:
+    """A cache, and a draft model's of the same rows and slots, which holds the same tokens."""
+
+    cache: KVCache
+    drafts: KVCache
+
+    @property
+    def num_slots(self) -> int:
+        return self.cache.num_slots
+
+
+def empty_cache(
+    config: GPT2Config, rows: int, slots: int, dtype: jax.typing.DTypeLike, draft: Draft | None = None
+) -> KVCache | WithDrafts:
+    """`init_cache` made on the host, which compiles nothing; of a draft model, too, where there is one."""
     shapes = jax.eval_shape(lambda: caches.init_cache(config, rows, slots, dtype))
-    return jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), shapes)
+    cache: KVCache = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), shapes)
+    if draft is None or draft.config is None:
+        return cache
+    drafts = empty_cache(draft.config, rows, slots, compute_dtype(draft.params))
+    assert isinstance(drafts, KVCache)
+    return WithDrafts(cache, drafts)
 
 
 @functools.partial(jax.jit, static_argnames="slots")
@@ -45,13 +65,11 @@ def with_slots(cache: Any, *, slots: int) -> Any:
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def start(
-    params: Params, config: GPT2Config, request: Request, cache: KVCache, draft: Draft | None = None
+    params: Params, config: GPT2Config, request: Request, cache: KVCache | WithDrafts, draft: Draft | None = None
 ) -> tuple[DecodeState, jax.Array]:
-    """Prefills the new tokens of each row behind those that its cache holds, and draws the first of its reply.
-
-    A draft model reads the whole context, which the request's history then has.
-    """
-    state = begin_replies(params, config, request, cache, draft)
+    """Prefills the new tokens of each row behind those that its cache holds, and draws the first of its reply."""
+    pair = (cache.cache, cache.drafts) if isinstance(cache, WithDrafts) else (cache, None)
+    state = begin_replies(params, config, request, pair[0], draft, pair[1])
     return dataclasses.replace(state, processors=()), _said(state)
 
 
@@ -100,15 +118,31 @@ def read(said: jax.Array) -> tuple[list[list[int]], list[bool], bool]:
     return replies, finished_B.astype(bool).tolist(), bool(done_B.all())
 
 
-def keep(config: GPT2Config, state: DecodeState, chosen_B: jax.typing.ArrayLike | None = None) -> KVCache:
+def prefix_of(state: DecodeState) -> KVCache | WithDrafts:
+    """What the prefill has left."""
+    drafts = None if state.drafting is None else state.drafting.cache
+    return state.cache.prefix if drafts is None else WithDrafts(state.cache.prefix, drafts.prefix)
+
+
+def keep(
+    config: GPT2Config,
+    state: DecodeState,
+    chosen_B: jax.typing.ArrayLike | None = None,
+    draft: Draft | None = None,
+) -> KVCache | WithDrafts:
     """The prefix with a reply a row behind it, taken from a state; the last token of each is not there yet.
 
     Args:
       chosen_B: which of a row's replies; the first by default.
+      draft: of the state; in its model's cache the last two tokens of a reply may not be there yet.
     """
     lengths_B = state.cache.lengths_B
     chosen_B = np.zeros(lengths_B.shape, np.int32) if chosen_B is None else np.asarray(chosen_B, np.int32)
-    return _keep(config, state.cache.prefix, lengths_B, state.cache.reply, chosen_B)
+    cache = _keep(config, state.cache.prefix, lengths_B, state.cache.reply, chosen_B)
+    if draft is None or draft.config is None:
+        return cache
+    drafts = state.drafting.cache
+    return WithDrafts(cache, _keep(draft.config, drafts.prefix, drafts.lengths_B, drafts.reply, chosen_B))
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="prefix")

@@ -63,6 +63,9 @@ def test_all_ways_to_a_reply(drafts, plainly):
     ours, theirs = (one.chat(**HOW) for one in (bot, BOT))
     for text in ("Hi!", "yes, a", "no"):  # the cache is kept from turn to turn
         assert ours.say(text) == theirs.say(text)
+        if drafts == "itself":
+            more = len(ours._cached) - ours.context_tokens + 1  # of the reply, all but two stand in both caches
+            assert ours.accepted == more - more // 3
     assert ours.retry() == theirs.retry()
     assert ours.turns == theirs.turns
     if drafts == "itself":  # so the draft model's cache is right in each way, too

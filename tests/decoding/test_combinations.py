@@ -77,13 +77,13 @@ def candidates(bot, sampling, **how):
 
 
 def chat(bot, sampling, **how):
-    """The ids in the cache, which lacks the last (`None`), and the text."""
+    """The ids in the cache, which lacks the last (`None`), with drafts the last two, and the text."""
     said = dg.Chat(bot, sampling=sampling, max_new_tokens=LENGTH, turns=TURNS[:-1], **how)
     text = "".join(said.stream(TURNS[-1]))
     if how:
         return [text]
     assert "".join(bot.stream(TURNS, sampling=sampling, max_new_tokens=LENGTH)) == text
-    return [[*said._cached[said.context_tokens :], None], text]
+    return [[*said._cached[said.context_tokens :], *[None] * (1 if bot.draft is None else 2)], text]
 
 
 def replies(bot, sampling, **how):
@@ -218,7 +218,9 @@ def with_beams(way):
 def with_drafts(way):
     """The same as without."""
     found = WAYS[way](drafting(bot()), plain(EVERYTHING, way))
-    assert [ids for ids in found if isinstance(ids, list)] == said(way)
+    for ids, expected in zip(found, said(way), strict=False):
+        assert [expected[i] if one is None else one for i, one in enumerate(ids)] == expected
+    assert isinstance(found[-1], list) or found[-1] == bot().reply(TURNS, sampling=EVERYTHING, max_new_tokens=LENGTH)
 
 
 def int8(way):
