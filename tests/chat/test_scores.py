@@ -143,7 +143,19 @@ def test_memory_does_not_grow_with_replies_times_vocabulary(bot):
 def test_pandas_takes_and_gives_them(bot, found):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(bot.score(DIALOGUES[0], pandas.Series(REPLIES[0])))
-    assert list(frame) == ["text", "tokens", "logprobs", "logprob", "finished", "pmi", "pieces", "mean", "perplexity"]
+    assert list(frame) == [
+        "text",
+        "tokens",
+        "logprobs",
+        "logprob",
+        "finished",
+        "pmi",
+        "pieces",
+        "forwards",
+        "accepted",
+        "mean",
+        "perplexity",
+    ]
     assert frame["text"].tolist() == REPLIES[0]
     np.testing.assert_allclose(frame["pmi"], [each.pmi for each in found[0]], atol=20 * TOLERANCE)
     table = pandas.DataFrame({"turns": DIALOGUES, "reply": [own[0] for own in REPLIES]})
