@@ -117,6 +117,17 @@ def test_a_mix_of_means_is_a_token_of_each_side(bot, ranking):
     assert {h.text for h in sums} == {h.text for h in last}
 
 
+@pytest.mark.parametrize(
+    ("weight", "why"), [(0.25, "less likely to be said: -9.0"), (0.75, "harder to guess from it: -22.0")]
+)
+def test_what_weighs_more_is_the_reason(weight, why):
+    """The second lost 2 backward and 1 forward."""
+    evidence = Evidence([-8.0, -9.0], [-2.0, -2.0], [-20.0, -22.0])
+    found = choose(dg.Rank("mmi", backward_weight=weight), evidence, [(), ()], np.random.default_rng(0))
+    assert [verdict.number for verdict in found] == [0, 1]
+    assert why in found[1].why
+
+
 def order_of(scores, flags=None, rank="pmi", uniform_seed=0, **numbers):
     evidence = Evidence([0.0] * len(scores), [0.0] * len(scores), pmi=scores)
     flags = [()] * len(scores) if flags is None else flags
