@@ -59,14 +59,15 @@ def test_each_rule_chooses_by_its_own_figures():
 
 def test_the_true_turn_must_be_liked_better_than_each_other():
     truths = [made_up(0, ["t", "u", "v"]), made_up(1, ["t", "u", "v"], backward=[-20.0, -20.0, -30.0])]
+    truths.append(made_up(2, ["t", "u", "v"], forward=[-8.0, -12.0, -10.0]))  # likeliest, but not by its mean
     found = rules.hits_by(None, [], truths, {"none": None, **rules.rules_for(truths)}, anti=False)
     assert {name: own.tolist() for name, own in found.items()} == {
-        "none": [0, 0],  # by log P(reply | context)
-        "likelihood": [0, 0],
-        "pmi": [0, 0],
-        "mmi, λ 1": [1, 0],  # as good as another is no better
-        "mmi, λ 0.5": [1, 0],
-        "mean, λ 0.5": [0, 0],
+        "none": [0, 0, 1],  # by log P(reply | context)
+        "likelihood": [0, 0, 0],
+        "pmi": [0, 0, 0],
+        "mmi, λ 1": [1, 0, 1],  # as good as another is no better
+        "mmi, λ 0.5": [1, 0, 1],
+        "mean, λ 0.5": [0, 0, 0],
     }
 
 
