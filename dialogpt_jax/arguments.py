@@ -74,7 +74,9 @@ def as_path(name: str, value: Any) -> Path:
 
     Raises:
       TypeError: it is not a name.
+      ValueError: it is an empty one, as a variable of a shell that is not set.
     """
-    if not isinstance(value, str | os.PathLike) or not str(value):
-        raise TypeError(f"{name} is {shown(value)}; give the name of a file or folder")
+    is_name = isinstance(value, str | os.PathLike)
+    if not is_name or not str(value):
+        raise (ValueError if is_name else TypeError)(f"{name} is {shown(value)}; give the name of a file or folder")
     return Path(value)

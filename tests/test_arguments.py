@@ -36,6 +36,6 @@ def test_arrays_are_plain_lists():
 
 def test_a_path_is_a_name():
     assert as_path("path", "a/b") == as_path("path", Path("a/b")) == Path("a/b")
-    for wrong in (None, 3, b"a", ["a"], ""):
-        with pytest.raises(TypeError, match=r"^path is .*; give the name of a file or folder$"):
+    for wrong, kind in ((None, TypeError), (3, TypeError), (b"a", TypeError), (["a"], TypeError), ("", ValueError)):
+        with pytest.raises(kind, match=r"^path is .*; give the name of a file or folder$"):
             as_path("path", wrong)

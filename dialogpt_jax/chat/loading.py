@@ -50,6 +50,8 @@ def load(
       '...'
     """
     as_whole_number("draft_tokens", draft_tokens, least=1, most=MOST_DRAFTS)
+    if draft is None and draft_tokens != DEFAULT_DRAFTS:
+        raise ValueError(f"draft_tokens is {draft_tokens} and draft is not given; give draft, such as 'lookup', too")
     forward = load_language_model(bundled_directory() if model is None else model, dtype=dtype, revision=revision)
     backward = None if reverse is None else load_language_model(reverse, dtype=dtype)
     scorer = None if ranker is None else load_ranker(ranker, dtype=dtype)
@@ -60,10 +62,10 @@ def load(
 def _draft_of(model: LanguageModel, draft: Any, tokens: int, dtype: str | None) -> Draft:
     if isinstance(draft, str) and draft == LOOKUP:
         return Draft(tokens=tokens)
-    if not isinstance(draft, LanguageModel):
+    if isinstance(draft, str | os.PathLike):
         as_path("draft", draft)
-    small = draft if isinstance(draft, LanguageModel) else load_language_model(draft, dtype=dtype)
-    return draft_by(model, small, tokens)
+        draft = load_language_model(draft, dtype=dtype)
+    return draft_by(model, draft, tokens)
 
 
 def bundled_directory() -> Path:

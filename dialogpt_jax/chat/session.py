@@ -81,7 +81,7 @@ class Chat:
       finished: whether the last reply ended by itself.
       context_tokens: how many tokens of context the last reply had.
       forwards, accepted: of a bot with a draft: how often the model read drafts for the last reply, and how many of these
-        became tokens; 0 before the first.
+        became tokens; 0 before the first, and of a reply that was left before its end.
 
     Example:
       >>> chat = bot.chat(seed=7)
@@ -263,7 +263,7 @@ class Chat:
         self.context_tokens = len(context)
         ids: list[int] = []
         said, record, safety = "", False, getattr(self._model, "safety", None)
-        held_back, self._ends_at, self.ranking = False, None, None
+        held_back, self._ends_at, self.ranking, self.forwards, self.accepted = False, None, None, 0, 0
         pieces: Iterable[str]
         try:
             if self.rank is not None:

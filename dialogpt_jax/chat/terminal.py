@@ -148,7 +148,9 @@ class Terminal:
             case "settings":
                 self._set(rest)
                 shown = f"{self.chat.described()}, max_new_tokens {self.chat.max_new_tokens}"
-                drafts = f"; {self.chat.accepted} drafts accepted in {counted(self.chat.forwards, 'forwards')}"
+                drafts = (
+                    f"; {counted(self.chat.accepted, 'drafts')} accepted in {counted(self.chat.forwards, 'forwards')}"
+                )
                 self._say(
                     f"{shown}, seed {self.chat.seed}; the last context had {counted(self.chat.context_tokens, 'tokens')}"
                     + drafts * bool(self.chat.forwards)

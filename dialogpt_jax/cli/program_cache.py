@@ -36,6 +36,9 @@ def keep_compiled_programs() -> Path | None:
 def heal(warning: str) -> str | None:
     """What a person still has to be told of a warning: nothing for a damaged program, which is compiled anew.
 
+    A process that is killed while it writes leaves a program without the time of its last use, which stands in a file of
+    its own (jax/_src/lru_cache.py). While it is there jax writes no other, so it goes.
+
     A folder that can no longer be read or written is told once, and used no more by this process.
     """
     trouble = _TROUBLE.match(warning)
@@ -47,12 +50,20 @@ def heal(warning: str) -> str | None:
     if not jax.config.values["jax_enable_compilation_cache"]:  # a first warning has turned it off
         return None
     folder, gone = Path(jax.config.values["jax_compilation_cache_dir"]), 0
+    damaged: list[Path] = []
     if act == "reading":
-        for entry in folder.glob(f"{program}*-cache"):
-            with contextlib.suppress(OSError):
-                entry.unlink()
-                gone += 1
+        damaged = list(folder.glob(f"{program}*-cache"))
+    elif reason.startswith("FileNotFoundError") and "-atime" in reason:
+        damaged = [entry for entry in folder.glob("*-cache") if not _time_of_use(entry).exists()]
+    for entry in damaged:
+        with contextlib.suppress(OSError):
+            entry.unlink()
+            gone += 1
     if gone:
         return None
     jax.config.update("jax_enable_compilation_cache", False)
     return f"compiled programs are not kept in {folder}: {reason}"
+
+
+def _time_of_use(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name.removesuffix('-cache')}-atime")

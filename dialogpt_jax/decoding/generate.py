@@ -71,7 +71,8 @@ def describe_replies(replies: Any, figures: Callable[[], str]) -> str:
 def _drafts_of(replies: Generated) -> str:
     if replies.forwards is None or replies.accepted is None:
         return ""
-    return f", {np.sum(replies.accepted)} drafts accepted in {counted(int(np.sum(replies.forwards)), 'forwards')}"
+    accepted, forwards = int(np.sum(replies.accepted)), int(np.sum(replies.forwards))
+    return f", {counted(accepted, 'drafts')} accepted in {counted(forwards, 'forwards')}"
 
 
 def prefill(

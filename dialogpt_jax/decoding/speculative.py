@@ -62,6 +62,8 @@ class Draft:
         as_whole_number("draft tokens", self.tokens, least=1, most=MOST_DRAFTS)
         if (self.params is None) != (self.config is None):
             raise ValueError("a Draft by a model has params and config; give both, or neither to look drafts up")
+        if not isinstance(self.config, GPT2Config | None):
+            raise TypeError(f"config of a Draft is {type(self.config).__name__}; give a GPT2Config")
 
 
 def check_draft(draft: Draft, config: GPT2Config) -> None:

@@ -87,11 +87,9 @@ class LanguageModel:
 def same_vocabulary(one: LanguageModel, other: LanguageModel) -> bool:
     """Whether each id means the same to both."""
     ours, theirs = one.tokenizer, other.tokenizer
-    if ours is theirs:
-        return True
     if (ours.vocab_size, one.config.eos_token_id) != (theirs.vocab_size, other.config.eos_token_id):
         return False
-    return all(ours.token(i) == theirs.token(i) for i in range(ours.vocab_size))
+    return ours is theirs or all(ours.token(i) == theirs.token(i) for i in range(ours.vocab_size))
 
 
 def draft_by(model: LanguageModel, small: LanguageModel, tokens: int) -> Draft:
@@ -104,9 +102,22 @@ def draft_by(model: LanguageModel, small: LanguageModel, tokens: int) -> Draft:
     if not isinstance(small, LanguageModel):
         raise TypeError(f"draft is {shown(small)}; give 'lookup', a model's directory or name, or a LanguageModel")
     if not same_vocabulary(model, small):
-        sizes = f"{small.tokenizer.vocab_size:,} tokens, the model {model.tokenizer.vocab_size:,}"
-        raise ValueError(f"the draft model has another vocabulary ({sizes}); give one that was made with the model's")
+        difference = _difference(small, model)
+        raise ValueError(
+            f"the draft model has another vocabulary ({difference}); give one that was made with the model's"
+        )
     return Draft(small.params, small.config, tokens=tokens)
+
+
+def _difference(one: LanguageModel, other: LanguageModel) -> str:
+    """Where two vocabularies differ, for a person."""
+    ours, theirs = one.tokenizer, other.tokenizer
+    if ours.vocab_size != theirs.vocab_size:
+        return f"{ours.vocab_size:,} tokens, the model {theirs.vocab_size:,}"
+    if one.config.eos_token_id != other.config.eos_token_id:
+        return f"EOS is {one.config.eos_token_id}, the model's {other.config.eos_token_id}"
+    first = next(i for i in range(ours.vocab_size) if ours.token(i) != theirs.token(i))
+    return f"id {first} is {ours.token(first)!r}, the model's {theirs.token(first)!r}"
 
 
 def refuse_draft(model: LanguageModel, way: str) -> None:

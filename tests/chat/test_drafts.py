@@ -110,6 +110,8 @@ def test_an_evaluation_s_file_has_what_was_accepted(tmp_path):
 
 def test_what_does_not_go_together_is_one_line():
     bot, chat = dataclasses.replace(BOT, draft=dg.Draft()), dataclasses.replace(BOT, draft=dg.Draft()).chat()
+    other_end = dataclasses.replace(BOT, config=dataclasses.replace(BOT.config, eos_token_id=3))
+    other_ids = dataclasses.replace(BOT, tokenizer=dg.Tokenizer.train([text[::-1] for text in fakes.SENTENCES], 320))
     calls = (
         (lambda: bot.reply("Hi!", beams=2), "beams goes without drafts"),
         (lambda: bot.answers(DIALOGUES, beams=2), "beams goes without drafts"),
@@ -119,6 +121,10 @@ def test_what_does_not_go_together_is_one_line():
         (lambda: bot.reply("Hi!", penalty_alpha=0.6), "penalty_alpha goes without drafts"),
         (lambda: dg.load(draft=BOT), "another vocabulary (320 tokens, the model 8,192)"),
         (lambda: dg.load(draft="lookup", draft_tokens=16), "draft_tokens is 16"),
+        (lambda: dg.load(draft_tokens=4), "draft_tokens is 4 and draft is not given"),
+        (lambda: dg.load(draft=""), "draft is ''; give"),
+        (lambda: draft_by(BOT, other_end, 3), "another vocabulary (EOS is 3, the model's 319)"),
+        (lambda: draft_by(BOT, other_ids, 3), "another vocabulary (id 256 is 'ni', the model's 'in')"),
         (lambda: draft_by(BOT, fakes.tiny_bot(n_positions=64), 3), None),
     )
     for call, words in calls:
@@ -129,4 +135,22 @@ def test_what_does_not_go_together_is_one_line():
         with pytest.raises(ValueError, match=re.escape(words)) as caught:
             call()
         assert "\n" not in str(caught.value)
+    with pytest.raises(
+        TypeError, match=r"draft is Draft.*; give 'lookup', a model's directory or name, or a LanguageModel"
+    ):
+        dg.load(draft=dg.Draft())
+    with pytest.raises(TypeError, match="config of a Draft is dict; give a GPT2Config"):
+        dg.Draft(BOT.params, {"n_layer": 2})
     assert "3 tokens looked up for each forward" in repr(bot)
+
+
+def test_what_is_told_of_drafts_is_the_last_reply_s():
+    chat = dataclasses.replace(BOT, draft=dg.Draft()).chat(**HOW)
+    chat.say("the rain the rain")
+    assert chat.forwards > 0
+    pieces = chat.stream("yes, a")
+    next(pieces)
+    pieces.close()
+    assert (chat.forwards, chat.accepted) == (0, 0)  # of a reply that was left, nobody has counted
+    out = dg.Generated(*[np.ones((1, 2), int)] * 4, forwards=np.ones(1), accepted=np.ones(1))
+    assert "1 draft accepted in 1 forward" in repr(out)

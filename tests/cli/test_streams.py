@@ -187,6 +187,25 @@ def test_a_cache_that_cannot_be_used_is_told_once(monkeypatch, tmp_path):
         jax.config.update("jax_enable_compilation_cache", True)
 
 
+def test_a_program_that_was_kept_by_half_goes_away_and_the_others_stay(monkeypatch, tmp_path):
+    """A process that was killed while it wrote: jax can then write no other program, until it is gone."""
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    for name in ("jit_half-1-cache", "jit_whole-2-cache", "jit_whole-2-atime"):
+        (tmp_path / name).write_bytes(b"program")
+    try:
+        missing = f"FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}/jit_half-1-atime'"
+        trouble = f"Error writing persistent compilation cache entry for 'jit_f': {missing}"
+        assert program_cache.heal(trouble) is None
+        assert jax.config.values["jax_enable_compilation_cache"]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jit_whole-2-atime", "jit_whole-2-cache"]
+
+
 WAITING = """
 import signal, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup, it is ignored from the start
