@@ -24,8 +24,8 @@ from dialogpt_jax.ranking.table import print_ranking
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.token_colors import END, spans_of, token_texts
 
-RANK = dg.Rank("mmi", hypotheses=4, backward_weight=0.5)
-FLAGS = ["--rank", "mmi", "--hypotheses", "4", "--backward-weight", "0.5", "--max-new-tokens", "9"]
+RANK = dg.Rank("mmi", hypotheses=4, backward_weight=0.6)
+FLAGS = ["--rank", "mmi", "--hypotheses", "4", "--backward-weight", "0.6", "--max-new-tokens", "9"]
 DIALOGUES = [
     ["Hello, how are you today?"],
     ["Hi", "I am fine.", "And you?"],
@@ -70,7 +70,7 @@ def test_a_batch_a_file_and_a_part_give_one_order(bot, tmp_path):
     harness.answer(bot, contexts, settings, out=out)
     assert out.read_bytes() == whole
     assert len(read_replies(out)) == 5
-    for change in ({"backward_weight": 0.6}, {"hypotheses": 5}, {"source": "all"}, {"temperature": 1.0}):
+    for change in ({"backward_weight": 0.7}, {"hypotheses": 5}, {"source": "all"}, {"temperature": 1.0}):
         other = dataclasses.replace(settings, rank=dataclasses.replace(RANK, **change))
         with pytest.raises(RepliesFileError):
             harness.answer(bot, contexts, other, out=out)
@@ -260,7 +260,7 @@ def test_a_ranked_chat_goes_on_from_the_winner(bot, monkeypatch, tmp_path, capsy
     out, err = capsys.readouterr()
     assert out == chat.say("Do you?") + "\n"
     assert chat.ranking[0].why in err
-    assert err.count("the best of 4 by mmi, backward_weight 0.5") == 1
+    assert err.count("the best of 4 by mmi, backward_weight 0.6") == 1
     assert "hypotheses goes with a rank" in err
     assert "rank and beams are two ways to a reply" in err
     assert "rank is by 'best'; give mmi" in err
