@@ -90,7 +90,7 @@ NOT_WHOLE = {
 NOT_SAMPLING = dict.fromkeys(
     ("None", "0.7", "'greedy'", "{'temperature': 0.7}", "dg.Sampling"), "sampling is .*; give a Sampling, such as "
 )
-NOT_PATHS = dict.fromkeys(("None", "3", "b'x'", "['x']", "bot", "''"), "is .*; give the name of a file or folder")
+NOT_PATHS = dict.fromkeys(("None", "3", "b'x'", "['x']", "bot"), "is .*; give the name of a file or folder")
 NOT_TOKENIZERS = dict.fromkeys(("None", "'gpt2'", "bot"), "tokenizer is .*; give (the model's|a) Tokenizer")
 NOT_CONFIGS = dict.fromkeys(("None", "'small'", "{'n_layer': 2}"), "config is .*; give the GPT2Config")
 NOT_PARAMETERS = dict.fromkeys(("None", "bot", "'model'"), "params (is|are) .*; give the (parameters|tree)")
@@ -460,6 +460,7 @@ ODD = [
     ("fit(evaluate=3)", TypeError, "evaluate is 3; give a function"),
     ("fit(resume='yes')", TypeError, "resume is 'yes'; give True or False"),
     ("fit(out=3)", TypeError, "out is 3; give the name of a file or folder"),
+    ("fit(out='')", ValueError, "out is ''; give the name of a file or folder"),
     (
         "fit(examples=[dg.Example([1, 2], [0, 1]), dg.Example([1, 999], [0, 1])])",
         ValueError,
