@@ -62,9 +62,13 @@ class Worker:
         """What a function of the engine's module gives."""
         return self.ask("call", name=name, words=words)["value"]
 
-    def close(self) -> None:
+    def kill(self) -> None:
         """Ends the process, whatever it does."""
         self._process.kill()
+
+    def close(self) -> None:
+        """The same, and waits for its end."""
+        self.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):
@@ -95,5 +99,7 @@ def workers_of(modules: Mapping[str, str], environment: Mapping[str, str] | None
             workers[engine] = Worker(module, environment)
         yield workers
     finally:
+        for worker in workers.values():
+            worker.kill()  # all of them before the first is waited for, in which Ctrl-C may come again
         for worker in workers.values():
             worker.close()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dialogpt_jax.arguments import as_path
 from dialogpt_jax.bench.cases import ENGINES, LINES, OURS, cases_of, contenders_of
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.flags import FROM_1, HOW, RESULTS, WHAT, UsageError, make_app, whole
@@ -117,6 +118,11 @@ def run(
             )
         wanted.remove("draft")
     dtypes = list(dict.fromkeys(dtype or ("float32", "bfloat16", "int8")))
+    for flag, name in (("--model", model), ("--json", as_json), ("--plot", plot)):
+        if name is not None:
+            as_path(flag, name)
+    if plot is not None and not plot.lower().endswith(".png"):
+        raise ValueError(f"--plot is {plot}; name a file that ends in .png")
     _check_places(as_json, plot)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib; `pip install matplotlib`, or leave --plot out")
@@ -232,6 +238,8 @@ def _progress() -> Iterator[Callable[[str], None]]:
 def _check_places(*names: str | None) -> None:
     """What could not be written is told before the work."""
     for name in filter(None, names):
+        if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):  # it would be replaced itself
+            raise ValueError(f"{name} is no plain file, which is replaced in the end; name another place")
         folder = Path(name).parent
         if not folder.is_dir():
             raise FileNotFoundError(2, "no such folder", str(folder))
@@ -243,15 +251,17 @@ def _report(measured: Any, settings: dict[str, Any], *, as_json: str | None, plo
     from dialogpt_jax.bench import report
 
     told = report.describe_run(settings, measured.machine)
-    streams.show(f"{told}\n\n{report.as_text(measured.results)}")
-    for one in measured.profiles:
-        streams.show(f"\nprofile of {report.profile_as_text(one, one['title'])}")
-    if as_json is not None:
-        values = report.as_values(measured.results, settings, measured.machine, measured.profiles)
-        _save(Path(as_json), json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-    if plot is not None:
-        with naming(plot):
-            report.save_plot(measured.results, Path(plot), title=told.partition("\n")[0])
+    try:
+        streams.show(f"{told}\n\n{report.as_text(measured.results)}")
+        for one in measured.profiles:
+            streams.show(f"\nprofile of {report.profile_as_text(one, one['title'])}")
+    finally:  # whoever does not read the table has the files all the same
+        if as_json is not None:
+            values = report.as_values(measured.results, settings, measured.machine, measured.profiles)
+            _save(Path(as_json), json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        if plot is not None:
+            with naming(plot):
+                report.save_plot(measured.results, Path(plot), title=told.partition("\n")[0])
 
 
 def _save(path: Path, text: str) -> None:

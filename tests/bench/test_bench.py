@@ -18,7 +18,7 @@ from dialogpt_jax.bench.facts import batches_by_length
 from dialogpt_jax.bench.limits import least_seconds, weight_bytes
 from dialogpt_jax.bench.machine import cpu_flags
 from dialogpt_jax.bench.measure import Result, ratio
-from dialogpt_jax.bench.processes import EngineError, workers_of
+from dialogpt_jax.bench.processes import EngineError, Worker, workers_of
 from dialogpt_jax.cli import bench as command
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.config import GPT2Config
@@ -115,6 +115,32 @@ def test_what_stops_the_command_leaves_no_process(log):
     assert not any(map(is_alive, pids))
     with workers_of({"a": "no_such_module"}) as workers, pytest.raises(EngineError, match="No module named 'no_such"):
         workers["a"].call("least")
+
+
+def test_ctrl_c_pressed_twice_leaves_no_process(log, monkeypatch):
+    kill, killed = subprocess.Popen.kill, []
+
+    def note(process: subprocess.Popen) -> None:
+        killed.append(process.pid)
+        kill(process)
+
+    def pressed_again(process: subprocess.Popen, timeout: float | None = None) -> int:
+        raise KeyboardInterrupt
+
+    begun: list[Worker] = []
+
+    def broken_off(patched: pytest.MonkeyPatch) -> None:
+        with workers_of({"a": "bench.fake_engine", "b": "bench.fake_engine"}) as workers:
+            begun.extend(workers.values())
+            patched.setattr(subprocess.Popen, "kill", note)
+            patched.setattr(subprocess.Popen, "wait", pressed_again)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        broken_off(patched)
+    for worker in begun:
+        worker.close()
+    assert killed[:2] == [worker.pid for worker in begun]
 
 
 CTRL_C = """
@@ -318,6 +344,11 @@ def test_time_is_told_by_scope():
         (["--model", "nowhere"], 1, "--model nowhere: no such directory; `dialogpt convert NAME DIR` makes one"),
         (["--json", "nowhere/x.json"], 1, "nowhere: no such folder"),
         (["--json", "."], 1, ". is a folder; name a file"),
+        (["--json", ""], 1, "--json is ''; give the name of a file or folder"),
+        (["--plot", ""], 1, "--plot is ''; give the name of a file or folder"),
+        (["--plot", "x.pdf"], 1, "--plot is x.pdf; name a file that ends in .png"),
+        (["--model", ""], 1, "--model is ''; give the name of a file or folder"),
+        (["--json", os.devnull], 1, f"{os.devnull} is no plain file, which is replaced in the end; name another place"),
         (["decode", "--prompt", "500"], 1, "decode, 1 row, 500 tokens + 64 new: more than the model's 512 positions"),
     ],
 )
@@ -327,6 +358,10 @@ def test_wrong_words_are_one_line_before_any_work(words, status, said, capsys, m
     out, told = capsys.readouterr()
     assert out == ""
     assert said in told.splitlines()[-1]
+
+
+def no_reader(text: str) -> None:
+    raise BrokenPipeError(32, "Broken pipe")
 
 
 def test_the_command_prints_a_table_and_writes_json_whole(log, tmp_path, monkeypatch, capsys):
@@ -351,6 +386,12 @@ def test_the_command_prints_a_table_and_writes_json_whole(log, tmp_path, monkeyp
     assert all(np.median(row["seconds"]) == row["median"] for row in found["results"])
     assert found["settings"]["repeats"] == 2
     assert len(found["profiles"]) == 4
+    file.unlink()
+    with monkeypatch.context() as patched:  # as with `| true`: minutes of work are in the file all the same
+        patched.setattr(command.streams, "show", no_reader)
+        assert main(["bench", "prefill", "--dtype", "int8", "--json", str(file)]) == 141
+    assert len(json.loads(file.read_text())["results"]) == 1
+    capsys.readouterr()
     monkeypatch.setenv("FAKE_ENGINE_FAULT", "error float32")
     file.write_text("before")
 
