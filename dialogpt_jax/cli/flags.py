@@ -34,7 +34,8 @@ def make_app(name: str, usage: str, **named: Any) -> App:
     """A command whose flags have no opposite (`--no-json`); said twice, the last counts. Examples stand as written."""
     shown = Parameter(negative=(), allow_repeating=True, show_default=_shown)
     how: dict[str, Any] = {"group_parameters": OPTIONS, "default_parameter": shown} | named
-    return App(name=name, usage=f"Usage: {usage}", help_format="plaintext", **how)
+    # Ctrl-C is for `main`: else cyclopts would exit at once.
+    return App(name=name, usage=f"Usage: {usage}", help_format="plaintext", suppress_keyboard_interrupt=False, **how)
 
 
 def _shown(default: Any) -> str | None:

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import NoReturn
 
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.program_cache import heal
@@ -32,6 +33,7 @@ COMMANDS = {
     "rules": "Measure the rules by which a reply is chosen, side by side.",
     "bench": "Measure how fast it is here, beside other engines.",
 }
+INTERRUPTED = 130  # the status of a process that Ctrl-C ends
 EXAMPLES = """\
 Examples:
   dialogpt chat                                 with the model in the package
@@ -70,7 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         streams.drop_output()
-        return 130
+        return INTERRUPTED
+
+
+def run_process() -> NoReturn:
+    """`dialogpt` as a process of its own."""
+    status = main()
+    if status == INTERRUPTED:  # XLA may be compiling still, and Python that tears itself down under it is a segfault
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -162,4 +172,4 @@ def _warn(prefix: str, message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()
