@@ -72,17 +72,19 @@ class Linear(nn.Module):
 
 
 class QueriesKeysValues(Linear):
-    """Three products in one, out as (3, B, T, H, K): W is (3, H, K, D).
+    """Three products in one, out as three of (B, T, H, K): W is (3, H, K, D).
 
     H and K are merged before the product, or XLA for CPU would transpose the whole weight at every call; the 3 is not, so
     that the merged axis can be divided among devices by heads.
     """
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array) -> list[jax.Array]:  # type: ignore[override]
         kernel_3OD = self.kernel.reshape(3, -1, x_BTD.shape[-1])
         y_3MO = matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), kernel_3OD)
         y_3MO = y_3MO + self.bias.reshape(3, 1, -1).astype(jnp.float32)
-        return y_3MO.astype(x_BTD.dtype).reshape(3, *x_BTD.shape[:-1], *self.out[1:])
+        y_3BTHK = y_3MO.astype(x_BTD.dtype).reshape(3, *x_BTD.shape[:-1], *self.out[1:])
+        # `split`, whose gradient puts three together; that of `y[0]` would be a padded array for each, and their sum.
+        return [part[0] for part in jax.lax.split(y_3BTHK, (1, 1, 1))]
 
 
 class Embedding(nn.Embed):
