@@ -80,11 +80,9 @@ class QueriesKeysValues(Linear):
 
     def __call__(self, x_BTD: jax.Array) -> list[jax.Array]:  # type: ignore[override]
         kernel_3OD = self.kernel.reshape(3, -1, x_BTD.shape[-1])
-        y_3MO = matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), kernel_3OD)
-        y_3MO = y_3MO + self.bias.reshape(3, 1, -1).astype(jnp.float32)
+        y_3MO = matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), kernel_3OD) + self.bias.reshape(3, 1, -1).astype(jnp.float32)
         y_3BTHK = y_3MO.astype(x_BTD.dtype).reshape(3, *x_BTD.shape[:-1], *self.out[1:])
-        # `split`, whose gradient puts three together; that of `y[0]` would be a padded array for each, and their sum.
-        return [part[0] for part in jax.lax.split(y_3BTHK, (1, 1, 1))]
+        return [part[0] for part in jax.lax.split(y_3BTHK, (1, 1, 1))]  # the gradient of y[0] is padded, and summed
 
 
 class Embedding(nn.Embed):
