@@ -1,6 +1,7 @@
 """Folders and files that stand whole in their places or not at all, however many processes write to one place.
 
     target ─folder_beside→ a hidden folder, this process's own ─filled─put_in_place→ target
+    target ─whole_file→ a hidden file, this process's own ─written→ target
 
 Two that put a folder in the same place take turns: the second waits a moment, and the last one stays. A file that grows
 for hours has one writer: `only_writer` refuses a second at once.
@@ -78,6 +79,26 @@ def only_writer(file: Path) -> Iterator[None]:
             with locked(folder, wait=True):
                 lock.unlink(missing_ok=True)
                 held.close()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A hidden file beside a place, to be written; in the end it stands in the place, and after an error nowhere.
+
+    Raises:
+      OSError: it cannot be written; the error names the place.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """One place, two processes: folders take turns, a file has one writer, and a kill leaves nothing that stays in the way."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from dialogpt_jax.whole_writes import BusyError, folder_beside, only_writer, put_in_place
+from dialogpt_jax.whole_writes import BusyError, folder_beside, only_writer, put_in_place, whole_file
 
 PATIENCE = 60  # seconds that a process gets where it must come to an end
 A_MOMENT = 1  # second in which one that does not wait would be done
@@ -133,3 +134,23 @@ def test_a_file_has_one_writer(tmp_path):
     with only_writer(file), only_writer(tmp_path / "other"), pytest.raises(BusyError):
         only_writer(file).__enter__()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_whole_or_as_it_was_and_errors_name_it(tmp_path):
+    file = tmp_path / "a.txt"
+    with whole_file(file) as part:
+        part.write_text("one")
+        assert not file.exists()
+
+    def broken_off(error):
+        with whole_file(file) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off(KeyboardInterrupt())
+    assert file.read_text() == "one"
+    with pytest.raises(OSError, match="No space left") as caught:
+        broken_off(OSError(errno.ENOSPC, "No space left on device", "part"))
+    assert caught.value.filename == str(file)
+    assert os.listdir(tmp_path) == ["a.txt"]

@@ -13,10 +13,7 @@ import jax.numpy as jnp
 
 FLAGS = ("avx2", "fma", "avx512", "vnni", "bf16", "fp16", "amx")  # what decides which kernels an engine has
 READ_NUMBERS = 100_000_000  # float32: 400 MB, more than any cache
-PRODUCT, LARGE_PRODUCT = (
-    2048,
-    8192,
-)  # rows and columns of the square product whose flop/s count; the large one on a GPU or TPU
+PRODUCT, LARGE_PRODUCT = 2048, 8192  # rows of the square product whose flop/s count; the large one on a GPU or TPU
 TRIES = 5
 
 

@@ -137,7 +137,11 @@ def first_reply(folder: str, dtype: str, *, cold: bool) -> Program:
 
 def training(model: LanguageModel, case: Case, dtype: str) -> Callable[[], Any]:
     """A step of training, without dropout; bfloat16 is of the products, over float32 parameters."""
-    state, batch, step = _training(model, case, dtype)
+    return _stepping(*_training(model, case, dtype))
+
+
+def _stepping(state: Any, batch: Batch, step: Any) -> Callable[[], Any]:
+    """Step after step."""
     states = [state]
 
     def run() -> None:
@@ -165,7 +169,7 @@ def profile(folder: str, dtype: str, case: dict[str, Any]) -> dict[str, Any]:
         model = load(folder, "float32")
         state, batch, step = _training(model, asked, dtype)
         text = step.lower(state, batch).compile().as_text()
-        return profile_program(text, training(model, asked, dtype))
+        return profile_program(text, _stepping(state, batch, step))
     model = load(folder, dtype)
     tokens_BT = prompts(folder, asked.rows, asked.prompt)
     text = reply_program.lower(model.params, model.config, _request(model, tokens_BT, asked.new)).compile().as_text()

@@ -13,6 +13,7 @@ from typing import Any
 from dialogpt_jax.bench.cases import DRAW, DRAWN, GREEDY, LINES, ONE_DRAWN, ONE_GREEDY, OURS, PROCESSED, SEARCHES, STEP
 from dialogpt_jax.bench.measure import Result, ratio
 from dialogpt_jax.errors import counted
+from dialogpt_jax.whole_writes import whole_file
 
 
 def by_case(results: Sequence[Result]) -> list[list[Result]]:
@@ -181,9 +182,8 @@ def save_plot(results: Sequence[Result], path: Path, *, title: str) -> None:
         axes.set_axis_off()
     limits = "black lines: what the measured bandwidth and flop/s allow"
     figure.suptitle(f"{title}\n{limits}", fontsize="medium", parse_math=False)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
-    part.replace(path)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
 
 
 def _draw(axes: Any, group: Sequence[Result]) -> None:

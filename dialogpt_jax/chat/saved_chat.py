@@ -3,7 +3,6 @@
 The object's `turns` are a line of training data. The cache is not kept: a chat that goes on computes it anew.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from dialogpt_jax.arguments import as_path, as_plain
 from dialogpt_jax.decoding.beam_options import BeamOptions
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.rank_options import Rank
+from dialogpt_jax.whole_writes import whole_file
 
 FORMAT = "dialogpt_jax chat 1"
 
@@ -52,15 +52,8 @@ def write_chat(path: str | os.PathLike[str], chat: SavedChat) -> None:
             del state[name]
         else:
             state[name] = vars(options)
-    part = path.parent / f".{path.name}.{os.getpid()}.part"
-    try:
+    with whole_file(path) as part:
         part.write_text(json.dumps(state, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def read_chat(path: str | os.PathLike[str]) -> SavedChat:

@@ -15,8 +15,9 @@ from dialogpt_jax.arguments import as_path
 from dialogpt_jax.bench.cases import ENGINES, LINES, OURS, cases_of, contenders_of
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.flags import FROM_1, HOW, RESULTS, WHAT, UsageError, make_app, whole
-from dialogpt_jax.errors import counted, naming
+from dialogpt_jax.errors import counted
 from dialogpt_jax.weights.dtypes import DTypeName
+from dialogpt_jax.whole_writes import whole_file
 
 EXAMPLES = f"""\
 Lines, and what each measures:
@@ -258,18 +259,9 @@ def _report(measured: Any, settings: dict[str, Any], *, as_json: str | None, plo
     finally:  # whoever does not read the table has the files all the same
         if as_json is not None:
             values = report.as_values(measured.results, settings, measured.machine, measured.profiles)
-            _save(Path(as_json), json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+            with whole_file(Path(as_json)) as part:
+                part.write_text(
+                    json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+                )
         if plot is not None:
-            with naming(plot):
-                report.save_plot(measured.results, Path(plot), title=told.partition("\n")[0])
-
-
-def _save(path: Path, text: str) -> None:
-    """The file is whole or not there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with naming(path):
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+            report.save_plot(measured.results, Path(plot), title=told.partition("\n")[0])

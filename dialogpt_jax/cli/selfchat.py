@@ -16,8 +16,9 @@ from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.common import ModelFlags, ReplyFlags, SamplingFlags, load_bot, sampling_of, seed_of
 from dialogpt_jax.cli.flags import FROM_1, UsageError, make_app
 from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
-from dialogpt_jax.errors import counted, naming
+from dialogpt_jax.errors import counted
 from dialogpt_jax.replies.settings import seed_or_drawn
+from dialogpt_jax.whole_writes import whole_file
 
 EXAMPLES = """\
 The first bot replies to an opening, the other to that, and so on. A reply is what `dialogpt reply` would give to the same \
@@ -144,8 +145,7 @@ def _report(
         )
         streams.show(as_text(measured))
     if plot is not None:
-        with naming(plot):
-            save_plot(measured, Path(plot), title=title, names=bots[:1] if bots[0] == bots[1] else bots)
+        save_plot(measured, Path(plot), title=title, names=bots[:1] if bots[0] == bots[1] else bots)
 
 
 def openings_of(texts: Sequence[str], data: str | None, conversations: int | None) -> list[list[str]]:
@@ -193,17 +193,12 @@ def _check_new(out: str | None, plot: str | None) -> None:
 
 def _save(path: Path, talks: Sequence[Any], seed: int) -> None:
     """A conversation a line, as `dialogpt data` and `train` read them; the file is whole or not there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with naming(path), part.open("w", encoding="utf-8", newline="\n") as file:
-            for index, talk in enumerate(talks):
-                figures = {
-                    "finished": [answer.finished for answer in talk.answers],
-                    "logprobs": [round(answer.logprob, 6) for answer in talk.answers],
-                }
-                place = {"opening": len(talk.opening), "index": index, "seed": seed}
-                line = {"turns": talk.turns, "speakers": talk.speakers} | figures | place
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        for index, talk in enumerate(talks):
+            figures = {
+                "finished": [answer.finished for answer in talk.answers],
+                "logprobs": [round(answer.logprob, 6) for answer in talk.answers],
+            }
+            place = {"opening": len(talk.opening), "index": index, "seed": seed}
+            line = {"turns": talk.turns, "speakers": talk.speakers} | figures | place
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -17,6 +17,7 @@ from dialogpt_jax.chat.selfchat import SPEAKERS, Conversation
 from dialogpt_jax.evaluation import diversity
 from dialogpt_jax.evaluation.intervals import Estimate, estimates, interval
 from dialogpt_jax.evaluation.measures import RESAMPLES
+from dialogpt_jax.whole_writes import whole_file
 
 DIST = 2
 SHARES = ("repeating", "said before", "ended")
@@ -139,9 +140,8 @@ def save_plot(
             axes.legend(frameon=False)
     who = [f"filled: {names[0]}", f"hollow: {names[1]}"] if len(names) > 1 else list(names)
     figure.suptitle("\n".join([title, *who]), fontsize="medium", parse_math=False)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", metadata={"Software": None})
-    part.replace(path)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", metadata={"Software": None})
 
 
 def _draw(axes: Any, measured: Sequence[TurnMeasures], name: str, *, color: str, two: bool) -> None:
