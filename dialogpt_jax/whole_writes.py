@@ -88,7 +88,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
       OSError: it cannot be written; the error names the place.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.parent / f".{path.name}.{os.getpid()}.part"  # `with_name` refuses "."
     try:
         yield part
         os.replace(part, path)
