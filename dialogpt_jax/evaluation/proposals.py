@@ -12,6 +12,7 @@ Letters: B contexts, N candidates.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from dialogpt_jax.evaluation.kept_rows import RepliesFileError, make_rows
 from dialogpt_jax.evaluation.replies import check_run, json_entries
 from dialogpt_jax.evaluation.settings import Settings
 from dialogpt_jax.ranking.choose import Evidence
+from dialogpt_jax.ranking.guards import is_flag
 from dialogpt_jax.ranking.propose import choice_draw, order
 from dialogpt_jax.ranking.rank_options import LAST, Rank
 from dialogpt_jax.ranking.ranking_model import RankingModel
@@ -102,8 +104,36 @@ class ProposalsFile(NamedTuple):
         for number, entry in others:
             if not isinstance(entry, dict) or set(entry) != set(Proposals._fields):
                 raise RepliesFileError(f"{self.path}, line {number}: no proposals; take the line out")
+            wrong = _wrong_field(entry, self.run)
+            if wrong is not None:
+                raise RepliesFileError(
+                    f"{self.path}, line {number}: {wrong} is not what a run writes there; "
+                    "take the line out, and it is made again"
+                )
             found[entry["context"]] = Proposals(**entry)
         return found
+
+
+_KINDS = {"texts": str, "tokens": int, "finished": bool, "forward": float, "backward": float}  # of a list's values
+_KINDS |= {"backward_mean": float, "pmi": float, "ranker": float, "flags": list}
+_SAID_BY = {"backward": "reverse", "backward_mean": "reverse", "ranker": "ranker"}  # as a run names the models
+
+
+def _wrong_field(entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+    """The name of the first field that is not as `line` writes it in such a run; `None` if all are."""
+    if type(entry["context"]) is not int or entry["context"] < 0:
+        return "context"
+    length = len(entry["texts"]) if type(entry["texts"]) is list else 0
+    for name, kind in _KINDS.items():
+        values = entry[name]
+        if name in _SAID_BY and _SAID_BY[name] not in run:
+            sound = values is None
+        else:
+            sound = type(values) is list and 0 < len(values) == length and all(type(value) is kind for value in values)
+        if not sound:
+            return name
+    flags = itertools.chain(*entry["flags"])
+    return None if all(type(flag) is str and is_flag(flag) for flag in flags) else "flags"
 
 
 def draw_proposals(

@@ -32,6 +32,11 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower()) or text.split()
 
 
+def is_flag(word: str) -> bool:
+    """Whether `gravity` knows it."""
+    return word.partition(":")[0] in GRAVITY
+
+
 def gravity(flags: Sequence[str]) -> int:
     """How grave the gravest of the flags is, 0 for none."""
     return max((GRAVITY[flag.partition(":")[0]] for flag in flags), default=0)

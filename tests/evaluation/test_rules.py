@@ -147,6 +147,45 @@ def test_proposals_are_what_the_bot_ranks_and_a_file_goes_on(bot, contexts, tmp_
     assert how["out"].read_text() == '{"run": {}}\n'
 
 
+def test_a_kept_line_that_is_wrong_is_named_with_what_to_do(tmp_path):
+    run = {"reverse": "0a", "hypotheses": 3}
+    file = proposals.ProposalsFile(tmp_path / "kept.jsonl", run)
+    good = [made_up(i, ["a b", "c", "d e"], flags=[[], [COPIES], ["unsafe: a word"]]) for i in range(2)]
+    lines = [file.head(), *map(file.line, good)]
+    file.path.write_text("".join(lines))
+    assert list(file.read().values()) == good
+    for wrong in (
+        {"context": [0]},
+        {"context": True},
+        {"context": -1},
+        {"texts": "abc"},
+        {"texts": 3},
+        {"texts": ["a", 1, "c"]},
+        {"texts": []},
+        {"tokens": None},
+        {"tokens": [6.5, 4, 10]},
+        {"tokens": [6, 4]},
+        {"finished": [1, 1, 0]},
+        {"forward": ["-12", "-8", "-10"]},
+        {"backward": None},  # though the run has a backward model
+        {"backward_mean": -4.0},
+        {"pmi": {"0": 1.0}},
+        {"ranker": [0.1, 0.2, 0.3]},  # though the run has no ranker
+        {"flags": ["", "", ""]},
+        {"flags": [[], [], [7]]},
+        {"flags": [[], [], ["odd"]]},
+    ):
+        file.path.write_text("".join([*lines[:2], json.dumps(good[1]._asdict() | wrong) + "\n"]))
+        with pytest.raises(ValueError) as told:  # noqa: PT011  (all of it is compared)
+            file.read()
+        [name] = wrong
+        end = f"{name} is not what a run writes there; take the line out, and it is made again"
+        assert str(told.value) == f"{file.path}, line 3: {end}"
+    file.path.write_text("".join([*lines, "[]\n"]))
+    with pytest.raises(ValueError, match="line 4: no proposals; take the line out"):
+        file.read()
+
+
 @pytest.mark.long
 def test_the_command_shows_all_rules_and_a_second_time_draws_nothing(bot, tmp_path, capsys, monkeypatch):
     bot.save(tmp_path / "forward")
