@@ -49,7 +49,7 @@ def _numbers(_: Any, tokens: Sequence[Any]) -> list[int]:
     return found
 
 
-NUMBERS = Parameter(converter=_numbers, consume_multiple=True, metavar="N", group=HOW)
+NUMBERS = Parameter(converter=_numbers, consume_multiple=1, metavar="N", group=HOW)
 
 
 @app.default
@@ -68,7 +68,7 @@ def run(
         list[DTypeName] | None,
         Parameter(
             metavar="NAME",
-            consume_multiple=True,
+            consume_multiple=1,
             group=WHAT,
             help="of weights (float32 bfloat16 int8); a peer takes its nearest",
         ),
@@ -77,7 +77,7 @@ def run(
         list[Literal[(*PEERS, NONE)]] | None,  # type: ignore[valid-type]
         Parameter(
             metavar="NAME",
-            consume_multiple=True,
+            consume_multiple=1,
             group=WHAT,
             help="engines beside ours, or none (all that are installed)",
         ),

@@ -61,7 +61,7 @@ class FileFlags:
         list[str] | None,
         Parameter(
             metavar="FILE",
-            consume_multiple=True,
+            consume_multiple=1,
             help="one reference a line in each file (an empty line: none here), or one file with tabs (below). Without "
             "it: only what needs no reference",
         ),

@@ -109,7 +109,10 @@ def test_errors_are_one_line(folder, capsys, words, message):
     assert "Traceback" not in told
 
 
-@pytest.mark.parametrize("words", [("--human", "first"), ("--human", "0"), ("--bootstrap", "-1"), ("--raw", "--clean")])
+@pytest.mark.parametrize(
+    "words",
+    [("--human", "first"), ("--human", "0"), ("--bootstrap", "-1"), ("--raw", "--clean"), ("--references",)],
+)
 def test_wrong_arguments_are_status_2(folder, words):
     assert main(["eval", "--hypotheses", "h", *words]) == 2
 
