@@ -47,6 +47,10 @@ def settings_of(words: str) -> dict[str, Any]:
         name, _, value = left[0].partition("=")
         left = ([value] if value else []) + left[1:]
         left = left[1:] if left[:1] == ["="] else left
+        if name.replace("-", "_") == "penalty_alpha":
+            raise ValueError(
+                f"{name} is no setting of a chat; `dialogpt reply --penalty-alpha 0.6` replies by that search"
+            )
         if name not in SETTABLE:
             near = difflib.get_close_matches(name, SETTABLE, n=1)
             known = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTABLE)}"

@@ -170,6 +170,14 @@ def test_settings_change_the_replies(talk, bot):
         (b"/save .", ".: "),
         (b"/settings temperature=", "temperature has no value; /settings NAME VALUE, or NAME=VALUE"),
         (b"/settings heat 3", "heat is no setting; there are temperature, "),
+        (
+            b"/settings penalty_alpha 0.6",
+            "penalty_alpha is no setting of a chat; `dialogpt reply --penalty-alpha 0.6` ",
+        ),
+        (
+            b"/settings penalty-alpha=0.6",
+            "penalty-alpha is no setting of a chat; `dialogpt reply --penalty-alpha 0.6` ",
+        ),
         (b"/settings temperature hot", "temperature: 'hot' is not a number"),
         (b"/settings temperature -1", "temperature is -1"),
         (b"/settings temperature nan", "temperature is nan"),
