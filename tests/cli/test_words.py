@@ -101,6 +101,27 @@ def test_help_and_wrong_words_import_no_jax():
     assert done.stdout.count(b"Examples:") == len(EVERY) + 1
 
 
+COLLECTIONS = """
+import atexit, gc
+from dialogpt_jax.cli import main
+before, found = gc.get_threshold(), []
+gc.callbacks.append(lambda phase, info: found.append(phase))
+def start():
+    made = [[] for _ in range(main.OBJECTS_OF_A_START - 50_000)]
+    begun = len(found)
+    made += [[] for _ in range(100_000)]
+    print(begun, found[:2], gc.get_threshold() == before, len(gc.callbacks))
+main.main = start
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+main.run_process()
+"""
+
+
+def test_a_start_and_an_end_are_not_searched_for_garbage_and_what_comes_between_is():
+    done = subprocess.run([sys.executable, "-c", COLLECTIONS], capture_output=True, timeout=60)
+    assert done.stdout.decode() == "0 ['start', 'stop'] True 1\nTrue\n", done.stderr
+
+
 @pytest.mark.parametrize("words", EVERY)
 def test_help_stands_in_panels_with_examples(words, capsys):
     assert main([*words, "--help"]) == 0
