@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dialogpt_jax.cli import streams
 from dialogpt_jax.cli.program_cache import heal
@@ -36,6 +36,7 @@ COMMANDS = {
 }
 OBJECTS_OF_A_START = 300_000  # a reply makes about 270,000
 INTERRUPTED = 130  # the status of a process that Ctrl-C ends
+AFTER_A_CALLBACK = 0.05  # seconds: a moment, so that what Python does after a callback is done
 EXAMPLES = """\
 Examples:
   dialogpt chat                                 with the model in the package
@@ -119,13 +120,59 @@ def _ending_by_signals() -> Iterator[None]:
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def ask_again(number: int) -> None:
+        if number in taken:
+            signal.signal(number, end)
+
     for number in taken:
         signal.signal(number, end)
     try:
-        yield
+        with _hearing_signals_in_callbacks(ask_again):
+            yield
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _hearing_signals_in_callbacks(ask_again: Callable[[int], None]) -> Iterator[None]:
+    """While it lasts, a signal whose exception Python would only print comes once more, when the callback is over.
+
+    That is what becomes of an exception in a finalizer, or in a callback of the garbage collector, of which jax has one.
+    """
+    shown, waiting = sys.unraisablehook, False
+
+    def send(number: int) -> None:
+        nonlocal waiting
+        waiting = False
+        if hasattr(signal, "pthread_kill"):  # wakes the main thread, should it wait for something
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        else:
+            signal.raise_signal(number)
+
+    def hear(unraisable: Any) -> None:
+        nonlocal waiting
+        error = unraisable.exc_value
+        if isinstance(error, KeyboardInterrupt):
+            number = int(signal.SIGINT)
+        elif isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+            number = error.code - 128
+        else:
+            shown(unraisable)
+            return
+        ask_again(number)
+        if not waiting:
+            waiting = True
+            later = threading.Timer(AFTER_A_CALLBACK, send, [number])
+            later.daemon = True
+            later.start()
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = shown
 
 
 def make_dialogpt():

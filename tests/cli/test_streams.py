@@ -149,6 +149,42 @@ def test_ctrl_c_during_the_imports_is_130_and_no_traceback(module):
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+SWALLOWED = """
+import gc, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup, it is ignored from the start
+from dialogpt_jax.cli import main as command
+
+left = 2
+
+def collected(phase, info):
+    global left
+    if phase == "stop" and left:
+        left -= 1
+        signal.raise_signal({number})
+
+def work(words, prefix):
+    gc.callbacks.append(collected)
+    try:
+        while left:
+            gc.collect()
+        time.sleep({patience})
+    finally:
+        time.sleep(0.2)  # in which no second signal comes
+        print("put away")
+
+command._run = work
+command.run_process()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_that_comes_in_a_callback_of_the_collector_is_not_lost(number):
+    """Python only prints what such a callback raises; jax has one."""
+    script = SWALLOWED.format(number=int(number), patience=PATIENCE)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=PATIENCE + 60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"put away\n", b"")
+
+
 COMPILING = """
 import os, signal, sys, threading
 import jax
