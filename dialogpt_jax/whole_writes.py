@@ -180,6 +180,6 @@ def _clean_up(target: Path, stays: Callable[[Path], bool]) -> None:
         else:
             folder.rename(target)
     for folder in filter(Path.is_dir, target.parent.glob(unfinished)):
-        with contextlib.suppress(BusyError), locked(folder, wait=False) as is_held:
+        with contextlib.suppress(BusyError, OSError), locked(folder, wait=False) as is_held:  # or another user's
             if is_held:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -121,6 +121,21 @@ def test_what_a_living_process_writes_stays(target):
     assert holds(target, "living")
 
 
+def test_what_another_user_left_stays_and_is_in_nobodys_way(target, monkeypatch):
+    theirs, open_ = target.with_name(f".{target.name}.0123abcd"), os.open
+    theirs.mkdir()
+
+    def refuse(path, *rest):
+        if path == theirs:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with folder_beside(target) as folder:
+        assert folder.is_dir()
+    assert theirs.is_dir()
+
+
 def test_a_file_has_one_writer(tmp_path):
     file = tmp_path / "out.jsonl"
     first = start(FILE, file, says=["writing"])

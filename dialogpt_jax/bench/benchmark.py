@@ -3,11 +3,13 @@
 Plan ─workers→ weights in a folder, the machine's speeds ─case by case, engines taking turns→ results ─→ profiles
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dialogpt_jax.bench.cases import (
@@ -23,6 +25,7 @@ from dialogpt_jax.bench.cases import (
 )
 from dialogpt_jax.bench.measure import Result, measure_case
 from dialogpt_jax.bench.processes import EngineError, Worker, workers_of
+from dialogpt_jax.whole_writes import folder_beside
 
 PROFILED = ("decode", "prefill", "train")
 
@@ -81,7 +84,7 @@ def run_benchmark(
     """
     modules = {name: engines[name].module for name in plan.engines}
     with (
-        tempfile.TemporaryDirectory(prefix="dialogpt-bench-") as folder,
+        folder_of_weights() as folder,
         workers_of(modules, plan.environment) as workers,
     ):
         ours = workers[OURS]
@@ -114,6 +117,14 @@ def run_benchmark(
         for case in plan.cases if plan.profile else ():
             if case.line in PROFILED:
                 _profile(ours, folder, case, plan.dtypes, measured.profiles, tell)
+
+
+@contextlib.contextmanager
+def folder_of_weights() -> Iterator[str]:
+    """A temporary folder, nobody else's to read; those of commands that were killed go when the next one begins."""
+    with folder_beside(Path(tempfile.gettempdir()) / "dialogpt-bench") as folder:
+        folder.chmod(0o700)
+        yield str(folder)
 
 
 def _tell_behind(tell: Callable[[str], None], place: str, line: str) -> None:

@@ -1,7 +1,7 @@
 """The engines' processes as seen from the command: a module in; a `Worker` that answers, or says in one line why not, out.
 
-Each worker has a session of its own, so that Ctrl-C reaches the command alone, which ends them all. A worker whose command
-is gone reads the end of its input and ends by itself.
+Each worker has a session of its own, so that Ctrl-C reaches the command alone, which ends them all, with the processes
+that they began. A worker whose command is gone reads the end of its input, and does the same.
 """
 
 import contextlib
@@ -63,7 +63,12 @@ class Worker:
         return self.ask("call", name=name, words=words)["value"]
 
     def kill(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process and those that it began, whatever they do."""
+        if self._process.returncode is None and hasattr(
+            os, "killpg"
+        ):  # not waited for yet: the number is still its own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         self._process.kill()
 
     def close(self) -> None:

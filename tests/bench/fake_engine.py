@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,8 +13,12 @@ LOG = Path(os.environ["FAKE_ENGINE_LOG"])
 
 
 def note(*words: str) -> None:
+    note_of(os.getpid(), *words)
+
+
+def note_of(pid: int, *words: str) -> None:
     with LOG.open("a") as file:
-        file.write(" ".join([*words, str(os.getpid())]) + "\n")
+        file.write(" ".join([*words, str(pid)]) + "\n")
 
 
 def write_model(folder: str, *, size: str | None, model: str | None, gguf: bool) -> dict:
@@ -52,6 +57,8 @@ def make(folder: str, dtype: str, what: str, case: dict, threads: int) -> Progra
             print("out of memory", file=sys.stderr, flush=True)
             os._exit(3)
         if fault == "hangs":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            note_of(child.pid, "child")
             time.sleep(60)
         time.sleep(0.004)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from dialogpt_jax.bench import benchmark, cases, measure, report, scopes
-from dialogpt_jax.bench.benchmark import Measured, Plan, run_benchmark
+from dialogpt_jax.bench.benchmark import Measured, Plan, folder_of_weights, run_benchmark
 from dialogpt_jax.bench.cases import LINES, OURS, Case, Contender, Engine, cases_of, contenders_of
 from dialogpt_jax.bench.facts import batches_by_length
 from dialogpt_jax.bench.limits import least_seconds, weight_bytes
@@ -49,6 +50,10 @@ def measured_by_fakes(plan: Plan) -> Measured:
 
 
 def is_alive(pid: int) -> bool:
+    """Of one that has ended and that nobody has waited for, no: the system's first process may take its time."""
+    state = Path(f"/proc/{pid}/stat")
+    if state.exists():
+        return state.read_text().rpartition(")")[2].split()[0] != "Z"
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -143,8 +148,9 @@ def test_ctrl_c_pressed_twice_leaves_no_process(log, monkeypatch):
     assert killed[:2] == [worker.pid for worker in begun]
 
 
-CTRL_C = """
-import sys
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup, it is ignored from the start
 from dialogpt_jax.bench import cases
 from dialogpt_jax.cli.main import main
 for name, engine in list(cases.ENGINES.items()):
@@ -153,23 +159,63 @@ sys.exit(main(["bench", "decode", "--rows", "1", "--dtype", "float32", "--json",
 """
 
 
-def test_ctrl_c_ends_all_engines_and_writes_nothing(log, tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE_ENGINE_FAULT", "hangs")
-    monkeypatch.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
-    process = subprocess.Popen([sys.executable, "-c", CTRL_C, str(tmp_path / "out.json")], stderr=subprocess.PIPE)
+def hanging(log, folder: Path) -> subprocess.Popen:
+    """The command, while its engine hangs in what it measures, with a process of the engine's own."""
+    names = {"FAKE_ENGINE_FAULT": "hangs", "DIALOGPT_NO_COMPILATION_CACHE": "1", "TMPDIR": str(folder / "temporary")}
+    (folder / "temporary").mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)
+    words = [sys.executable, "-c", COMMAND, str(folder / "out.json")]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, env=os.environ | names)
+    for _ in range(600):
+        if log.exists() and "child" in log.read_text():
+            break
+        time.sleep(0.05)
+    return process
+
+
+def all_end(log) -> bool:
+    """Whether the engines and what they began end; of what nobody waits for, a moment later."""
+    pids = {int(line.split()[-1]) for line in log.read_text().splitlines()}
+    assert len(pids) == 2
+    for _ in range(600):
+        if not any(map(is_alive, pids)):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)],
+    ids=lambda number: number.name,
+)
+def test_what_ends_the_command_ends_all_engines_and_leaves_nothing(log, tmp_path, number):
+    process = hanging(log, tmp_path)
     try:
-        for _ in range(600):
-            if log.exists() and "run float32" in log.read_text():
-                break
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, told = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert b"Traceback" not in told
-    assert not any(is_alive(int(line.split()[-1])) for line in log.read_text().splitlines())
+    assert all_end(log)
     assert not list(tmp_path.glob("*out.json*"))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_command_that_is_killed_takes_its_engines_along_and_the_next_one_its_folder(log, tmp_path, monkeypatch):
+    process = hanging(log, tmp_path)
+    process.kill()
+    process.communicate(timeout=30)
+    assert all_end(log)
+    (left,) = (tmp_path / "temporary").iterdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with folder_of_weights() as one, folder_of_weights() as other:
+        assert not left.exists()
+        assert one != other
+        for folder in map(Path, (one, other)):
+            assert folder.stat().st_mode & 0o077 == 0  # weights are nobody else's affair
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_ctrl_c_shows_what_is_measured(log, monkeypatch, capsys):
