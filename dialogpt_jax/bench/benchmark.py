@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import importlib.util
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -162,11 +164,20 @@ def amount_of(case: Case, contender: Contender, contexts: int) -> float:
 def versions_of(engines: Sequence[str], known: Mapping[str, Engine] = ENGINES) -> dict[str, str]:
     """The versions of the packages that the engines are made of."""
     names = {"llama_cpp": "llama-cpp-python"}
-    packages = [names.get(package, package) for engine in engines for package in known[engine].packages]
     found = {}
-    for package in dict.fromkeys(packages):
+    for package in dict.fromkeys(package for engine in engines for package in known[engine].packages):
+        name = names.get(package, package)
         try:
-            found[package] = importlib.metadata.version(package)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # on the path, but not installed
-            found[package] = "?"
+            found[name] = _said_version(package)
     return found
+
+
+def _said_version(package: str) -> str:
+    """What a package that is not installed says of its version; it is read and not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return "?"
+    said = re.search(r"""^__version__ = ["'](.+?)["']""", Path(spec.origin).read_text("utf-8", "replace"), re.MULTILINE)
+    return said[1] if said else "?"

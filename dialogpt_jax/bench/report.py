@@ -15,6 +15,9 @@ from dialogpt_jax.bench.measure import Result, ratio
 from dialogpt_jax.errors import counted
 from dialogpt_jax.whole_writes import whole_file
 
+# Of the CPU's flags those by which a kernel is chosen; JSON has all that have to do with it.
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_int8", "amx_bf16", "amx_fp16")
+
 
 def by_case(results: Sequence[Result]) -> list[list[Result]]:
     """The results of each case, in order."""
@@ -109,11 +112,12 @@ def _share(result: Result) -> str:
 def describe_run(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     """What a reader of the figures needs to know, in some lines."""
     speeds = ", ".join(f"{dtype} {flops / 1e9:,.0f}" for dtype, flops in machine["flops"].items())
-    flags = " ".join(machine["cpu_flags"]) or "no known flags"
+    flags = " ".join(flag for flag in FLAGS if flag in machine["cpu_flags"]) or "none of them known"
     model = settings["weights"]
     lines = [
         f"{settings['named']}: {model['parameters']:,} parameters, {model['layers']} layers of width {model['width']}",
-        f"{machine['cpu']}, {machine['cores']} cores ({flags})",
+        f"{machine['cpu']}, {machine['cores']} cores",
+        f"flags: {flags}",
         f"jax {machine['jax']} on {machine['device']}, Python {machine['python']}",
         *(f"{name} {version}" for name, version in settings["versions"].items()),
         f"memory is read at {machine['bandwidth'] / 1e9:,.0f} GB/s; products, GFLOP/s: {speeds}",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dialogpt_jax.bench import benchmark, cases, measure, report, scopes
-from dialogpt_jax.bench.benchmark import Measured, Plan, folder_of_weights, run_benchmark
+from dialogpt_jax.bench.benchmark import Measured, Plan, folder_of_weights, run_benchmark, versions_of
 from dialogpt_jax.bench.cases import LINES, OURS, Case, Contender, Engine, cases_of, contenders_of
 from dialogpt_jax.bench.facts import batches_by_length
 from dialogpt_jax.bench.limits import least_seconds, weight_bytes
@@ -326,6 +326,36 @@ def test_flags_of_the_cpu_that_matter():
     assert cpu_flags("") == []
 
 
+def test_a_person_reads_the_few_flags_that_choose_kernels_within_a_terminals_width():
+    every = (
+        "avx2 avx512_bf16 avx512_bitalg avx512_vbmi2 avx512_vnni avx512_vp2intersect avx512_vpopcntdq avx512bw avx512cd"
+    )
+    every += " avx512dq avx512f avx512ifma avx512vbmi avx512vl avx_vnni fma amx_bf16 amx_int8 amx_tile"
+    machine = {"device": "cpu", "cpu": "an Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "cores": 2, "jax": "0.7"}
+    machine |= {"python": "3.11", "cpu_flags": cpu_flags(f"flags : {every}"), "flops": {"int8": 1e12}, "bandwidth": 1e9}
+    settings = {"named": "bundled", "versions": {}, "repeats": 5}
+    settings["weights"] = {"parameters": 1000, "layers": 1, "width": 8}
+    lines = report.describe_run(settings, machine).splitlines()
+    assert "flags: avx2 avx512f avx512_vnni avx512_bf16 avx_vnni amx_int8 amx_bf16" in lines
+    assert max(map(len, lines)) <= 80
+    assert set(every.split()) == set(report.as_values([], settings, machine)["machine"]["cpu_flags"])
+    assert "\nflags: none of them known\n" in report.describe_run(settings, machine | {"cpu_flags": []})
+
+
+def test_versions_are_found_of_what_is_on_the_path_alone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in (("on_the_path", '__version__ = "0.3.2"\nraise ImportError\n'), ("untold", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+    packages = ("numpy", "on_the_path", "untold", "nowhere")
+    assert versions_of(["one"], {"one": Engine("", packages, {}, ())}) == {
+        "numpy": np.__version__,
+        "on_the_path": "0.3.2",
+        "untold": "?",
+        "nowhere": "?",
+    }
+
+
 HLO = """\
 HloModule jit_f
 
@@ -423,7 +453,7 @@ def test_the_command_prints_a_table_and_writes_json_whole(log, tmp_path, monkeyp
     assert main(["bench", *words, "--json", str(file)]) == 0
     out, told = capsys.readouterr()
     assert "ctranslate2 takes no part, ctranslate_3 not being installed: pip install it" in told
-    assert "a CPU, 2 cores (avx2)" in out
+    assert "\na CPU, 2 cores\nflags: avx2\n" in out
     assert "\ndecode, 2 rows, 64 tokens + 64 new\n" in out
     assert "profile of prefill, 2 rows, 256 tokens + 1 new, float32: 2.0 ms, under the profiler 3.0" in out
     found = json.loads(file.read_text())
