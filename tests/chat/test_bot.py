@@ -68,6 +68,18 @@ def test_a_call_repeats_and_another_seed_does_not(bot):
     assert len({json.dumps(key) for key in keys}) == 4
 
 
+def test_keys_are_jax_s_own_and_take_no_program():
+    seed, *rows = 5 + (7 << 32), (0, 3, 2**32 - 1), (1, 4, 9), (0, 2, 2**31)
+    with count_compilations() as programs:
+        keys_B = row_keys(seed, *rows)
+    assert programs == []
+    for key, folded in zip(keys_B, zip(*rows, strict=True), strict=True):
+        wanted = jax.random.fold_in(jax.random.key(5), 7)
+        for data in folded:
+            wanted = jax.random.fold_in(wanted, np.uint32(data))
+        assert (jax.random.key_data(key) == jax.random.key_data(wanted)).all()
+
+
 def test_beams_give_the_best_of_their_replies(bot):
     turns = ["Hello", "how are you", "no"]
     found = bot.candidates(turns, beams=4, max_new_tokens=12)

@@ -101,7 +101,7 @@ def test_a_reply_is_that_of_one_batch_and_programs_are_few(name, rows):
     # A prefill a width, a loop for each number of slots; copies from the ones to the others, and into a larger cache.
     copies = (len(WIDTHS) + len(SLOTS) - 1) + len(SLOTS)
     assert {group.width for group in plan(SIZES, rows, CONFIG.n_positions)} == WIDTHS
-    assert len(programs) <= len(WIDTHS) + len(SLOTS) + copies + 1  # and that of the keys
+    assert len(programs) <= len(WIDTHS) + len(SLOTS) + copies
     with count_compilations() as again:
         rolled(dataclasses.replace(sampling, min_new_tokens=2), rows, CONTEXTS[::-1])
     assert len(again) == 0
