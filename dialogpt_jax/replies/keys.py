@@ -1,7 +1,7 @@
 """How a seed becomes keys: a seed and each row's place in, one key a row out.
 
-They are those of `jax.random.key` and `fold_in`, made by NumPy: a program of their own would be traced, lowered and compiled
-for each number of rows, before the first reply of a process too.
+They are those of `jax.random.key` and `fold_in`, made by NumPy: a program would be traced, lowered and compiled for each
+number of rows, before the first reply of a process too.
 """
 
 from collections.abc import Sequence
