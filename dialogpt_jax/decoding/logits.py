@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialogpt_jax.arguments import shown
+from dialogpt_jax.decoding.best import best
 from dialogpt_jax.decoding.processors import ReplyState, column, process
 from dialogpt_jax.decoding.sampling import (
     LISTS,
@@ -228,7 +229,7 @@ def draw(logits_MX: jax.Array, uniforms_M: jax.Array) -> jax.Array:
     probs_MX = jax.nn.softmax(logits_MX, axis=-1)
     upto_MX = jnp.cumsum(probs_MX, axis=-1)
     passed_MX = (upto_MX > uniforms_M[:, None] * upto_MX[:, -1:]) & (probs_MX > 0)
-    return jnp.where(passed_MX.any(axis=-1), passed_MX.argmax(axis=-1), probs_MX.argmax(axis=-1)).astype(jnp.int32)
+    return jnp.where(passed_MX.any(axis=-1), best(passed_MX), best(probs_MX))
 
 
 def warp(
@@ -306,7 +307,7 @@ def choose(
     logits_MV = process(logits_MV, state, sampling=sampling, processors=processors)
     possible_M = is_possible(logits_MV)
     if sampling.temperature is None:
-        return logits_MV.argmax(axis=-1).astype(jnp.int32), possible_M
+        return best(logits_MV), possible_M
     logits_MX, ids_MX = warp(logits_MV, sampling=sampling, bucket=bucket, eos=state.eos, xtc_now_M=xtc_now_M)
     drawn_M = draw(logits_MX, uniforms_M)
     if ids_MX is not None:
