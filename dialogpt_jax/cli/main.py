@@ -84,6 +84,8 @@ def run_process() -> NoReturn:
     status = main()
     if status == INTERRUPTED:  # XLA may be compiling still, and Python that tears itself down under it is a segfault
         os._exit(status)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # all is said: Ctrl-C need not be told any more
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.freeze()  # else Python would look for garbage among all that jax has made, to end all the same
     sys.exit(status)
 

@@ -217,7 +217,7 @@ def json_entries(path: str | os.PathLike[str]) -> tuple[list[tuple[int, Any]], b
     for number, line in enumerate(lines, start=1):
         try:
             entries.append((number, json.loads(line)))
-        except ValueError:  # UnicodeDecodeError is one
+        except (ValueError, RecursionError):  # UnicodeDecodeError is one
             raise RepliesFileError(
                 f"{path}, line {number}: not JSON; take the line out, or name another file"
             ) from None

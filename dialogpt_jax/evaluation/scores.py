@@ -102,7 +102,7 @@ class ScoresFile(NamedTuple):
             where = f"{self.path}, line {number}"
             try:
                 row, said = self._parse(line.decode("utf-8"))
-            except (ValueError, KeyError, TypeError):  # UnicodeDecodeError is one
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # UnicodeDecodeError is one
                 raise RepliesFileError(
                     f"{where}: no score of a reply; take the line out, or name another file"
                 ) from None

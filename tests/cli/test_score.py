@@ -131,8 +131,11 @@ def test_out_goes_on_where_it_stopped(command, tmp_path, monkeypatch):
             assert status == 1
             assert f"dialogpt score: {out.name}, line 1: no score" in err
             assert out.read_bytes() == other
-        out.write_bytes(whole + b"something else\n")
-        assert ": no score of a reply; take the line out, or name another file" in command(name, "--out", out.name)[2]
+        for wrong in (b"something else\n", b"[" * 100_000 + b"\n", b'{"index": Infinity}\n'):
+            out.write_bytes(whole + wrong)
+            assert (
+                ": no score of a reply; take the line out, or name another file" in command(name, "--out", out.name)[2]
+            )
 
 
 def test_pandas_reads_the_rows_as_they_are(command, expected, tmp_path):

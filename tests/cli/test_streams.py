@@ -185,6 +185,20 @@ def test_a_signal_that_comes_in_a_callback_of_the_collector_is_not_lost(number):
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"put away\n", b"")
 
 
+LEAVING = """
+import atexit, signal, sys
+from dialogpt_jax.cli import main as command
+atexit.register(signal.raise_signal, signal.SIGINT)
+command._run = lambda words, prefix: print("Hello.") or 0
+command.run_process()
+"""
+
+
+def test_ctrl_c_when_all_is_said_is_no_traceback():
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"Hello.\n", b"")
+
+
 COMPILING = """
 import os, signal, sys, threading
 import jax

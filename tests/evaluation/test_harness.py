@@ -259,6 +259,7 @@ def test_another_run_is_refused_and_the_file_left(bot, unbroken, tmp_path, chang
         (lambda lines: [*lines[:3], b'{"context": 1}\n', *lines[3:]], "line 4: not a reply"),
         (lambda lines: [*lines[:2], lines[2].replace(b'"turn": ', b'"turn": "x'), *lines[3:]], "line 3: not JSON"),
         (lambda lines: [*lines[:2], b"\xff\n", *lines[3:]], "line 3: not JSON"),
+        (lambda lines: [*lines[:2], b"[" * 100_000 + b"\n", *lines[3:]], "line 3: not JSON"),
         (lambda lines: [*lines, lines[0].replace(b'"seed": 3', b'"seed": 5')], "line 44: replies of another run"),
     ],
 )
