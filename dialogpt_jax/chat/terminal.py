@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -55,6 +55,8 @@ class Terminal:
 
     Attributes:
       chat: the conversation; `/load` replaces it.
+      person: whether input and output are a terminal.
+      ready: returns when what a reply needs is there; it is called before each, and nothing by default.
     """
 
     def __init__(self, bot: Bot, chat: Chat, *, name: str, loaded: str | None = None):
@@ -65,12 +67,13 @@ class Terminal:
           loaded: the file that the chat is from.
         """
         self.chat, self._bot, self._name, self._loaded = chat, bot, name, loaded
-        self._person = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+        self.person = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+        self.ready: Callable[[], None] = lambda: None
         self._out, self._err = Console(highlight=False), Console(stderr=True, highlight=False)
 
     def run(self) -> int:
         """Until the end of the input, or `/quit`."""
-        if self._person:
+        if self.person:
             _edit_lines()
             self._say(f"{self._name}: {self._bot.config.num_parameters:,} parameters. {self.chat.described()}.")
             self._say("/help lists the commands, Ctrl-D leaves.")
@@ -97,7 +100,7 @@ class Terminal:
         return 0
 
     def _lines(self) -> Iterator[str]:
-        if not self._person:
+        if not self.person:
             # A program may be started with its input closed: then there is nothing to read.
             yield from written_lines(sys.stdin or ())
             return
@@ -144,7 +147,7 @@ class Terminal:
                 if (ranking := self.chat.ranking) is None:
                     raise ValueError("the last reply was not chosen among others; /settings rank mmi")
                 pipe = Console(stderr=True, highlight=False, width=PIPE)
-                print_ranking(ranking, self._out if self._person else pipe)
+                print_ranking(ranking, self._out if self.person else pipe)
             case "settings":
                 self._set(rest)
                 shown = f"{self.chat.described()}, max_new_tokens {self.chat.max_new_tokens}"
@@ -188,11 +191,12 @@ class Terminal:
     def _show(self, pieces: Iterator[str]) -> None:
         """Prints a reply as it comes; Ctrl-C ends it between two steps, and what was said stays said."""
         wrap = WordWrap(len("bot: "))
-        if self._person:
+        if self.person:
             self._out.print("[bold green]bot:[/] ", end="")
-        with _interrupts(quiet=self._person) as stopped:
+        with _interrupts(quiet=self.person) as stopped:
+            self.ready()
             for piece in pieces:
-                if self._person:
+                if self.person:
                     self._write(wrap.feed(escape_controls(piece, keep="\n\t"), self._out.width))
                 else:  # through a pipe a reply is one line, whatever the model says
                     self._write(escape_controls(piece.translate(_ONE_LINE), keep="\t"))
@@ -200,7 +204,7 @@ class Terminal:
                     pieces.close()  # type: ignore[attr-defined]
                     break
         self._write(wrap.end(self._out.width) + "\n")
-        if self._person and not self.chat.finished:
+        if self.person and not self.chat.finished:
             self._say("(stopped)" if stopped else self._why_cut())
 
     def _why_cut(self) -> str:
@@ -215,7 +219,7 @@ class Terminal:
         turns = self.chat.turns
         held = f"{counted(len(turns), 'turns')} of {file}"
         last = turns[-SHOWN_TURNS:]  # an even number, so the first is the user's
-        if not self._person or not turns:
+        if not self.person or not turns:
             return self._say(held)
         self._say(f"{held}; the last {len(last)}:" if len(last) < len(turns) else f"{held}:")
         for number, turn in enumerate(last):
@@ -230,17 +234,17 @@ class Terminal:
 
     def _say(self, text: str) -> None:
         """What is not part of the conversation: grey on a terminal, on stderr through a pipe."""
-        if self._person:
+        if self.person:
             self._print(self._out, text, "dim")
         else:
             self._print(self._err, text)
 
     def _complain(self, text: str) -> None:
-        self._print(self._err, text, "red" if self._person else None)
+        self._print(self._err, text, "red" if self.person else None)
 
     def _print(self, console: Console, text: str, style: str | None = None) -> None:
         # A person's lines end between words; a program's where the message ends.
-        console.print(escape_controls(text), style=style, markup=False, emoji=False, soft_wrap=not self._person)
+        console.print(escape_controls(text), style=style, markup=False, emoji=False, soft_wrap=not self.person)
 
 
 def completions(line: str) -> list[str]:

@@ -1,5 +1,6 @@
 """`dialogpt chat`: flags in, a conversation at the terminal out."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -15,7 +16,7 @@ from dialogpt_jax.cli.common import (
     sampling_of,
     seed_of,
 )
-from dialogpt_jax.cli.compiling import tell_of_compiling
+from dialogpt_jax.cli.compiling import compile_ahead, tell_of_compiling
 from dialogpt_jax.cli.draft_flags import DraftFlags, drafts_of
 from dialogpt_jax.cli.flags import UsageError, make_app, said
 from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
@@ -62,7 +63,7 @@ def run(
     ranked = rank_of(rank, searched)
     drafts = drafts_of(draft, {"--beams": searched, "--rank": ranked})
     settings = sampling_of(sampling, sampling_for(None, searched, ranked))
-    tell_of_compiling()
+    word = tell_of_compiling()
     bot = load_bot(model, rank, block, drafts)
     if load is not None:
         chat = Chat.load(load, bot)
@@ -70,7 +71,19 @@ def run(
     else:
         how: dict[str, Any] = {"seed": seed, "sampling": settings, "max_new_tokens": reply.max_new_tokens}
         chat = Chat(bot, beams=searched, rank=ranked, **how)
-    return Terminal(bot, chat, name=model.model or "the bundled model", loaded=load).run()
+    terminal = Terminal(bot, chat, name=model.model or "the bundled model", loaded=load)
+    if terminal.person:  # who takes a while to type
+        terminal.ready = compile_ahead(lambda: reply_ahead(bot, chat), word)
+    return terminal.run()
+
+
+def reply_ahead(bot: Any, chat: Any) -> Iterator[str]:
+    """What another chat like this one would say next, in pieces."""
+    from dialogpt_jax.chat.session import Chat
+
+    how: dict[str, Any] = {"seed": chat.seed, "sampling": chat.sampling, "max_new_tokens": chat.max_new_tokens}
+    other = Chat(bot, turns=chat.turns, beams=chat.beams, rank=chat.rank, **how)
+    yield from other.stream("Hi!")
 
 
 def _change(chat: Any, reply: ReplyFlags, sampling: Any, searched: Any, ranked: Any) -> None:

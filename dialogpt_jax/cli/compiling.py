@@ -1,11 +1,13 @@
 """A word while XLA compiles: what jax tells of its programs in, a line on a terminal out that goes away when it is done.
 
 A first reply with other settings, or of another length, compiles for some seconds, in which nothing else would be seen.
+Those of a chat's first reply are made on another thread while the first line is typed, and told where they are waited for.
 """
 
 import contextlib
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 AFTER = 1.0  # seconds that a compilation takes before it is told
@@ -13,14 +15,56 @@ WORD = "compiling for these settings ..."
 # What jax tells of each program: it is lowered just before it is compiled, or read from the cache.
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+_AHEAD = "compiling ahead"  # the name of the thread
 
 
-def tell_of_compiling() -> None:
+def tell_of_compiling() -> "CompilingWord | None":
     """From now on a compilation that takes long is told on standard error, where that is a terminal."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        import jax.monitoring
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    import jax.monitoring
 
-        jax.monitoring.register_event_duration_secs_listener(CompilingWord(sys.stderr).hear)
+    word = CompilingWord(sys.stderr)
+    jax.monitoring.register_event_duration_secs_listener(word.hear)
+    return word
+
+
+def compile_ahead(use: Callable[[], Iterable[object]], word: "CompilingWord | None" = None) -> Callable[[], None]:
+    """Uses some programs on another thread, so that they are compiled.
+
+    What goes wrong there goes wrong again where the programs are wanted, and is told then.
+
+    Args:
+      use: a part of it at a time; when somebody waits, no other part is begun.
+      word: what tells whoever waits.
+
+    Returns:
+      The function that waits for the end.
+    """
+    wanted = threading.Event()
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            for _ in use():
+                if wanted.is_set():
+                    break
+
+    thread = threading.Thread(target=quietly, name=_AHEAD, daemon=True)
+    thread.start()
+
+    def wait() -> None:
+        wanted.set()
+        if word is None:
+            thread.join()
+        elif thread.is_alive():
+            word.tell_until(thread.join)
+
+    return wait
+
+
+def is_compiling_ahead() -> bool:
+    """Whether a thread of `compile_ahead` is at work still."""
+    return any(thread.name == _AHEAD for thread in threading.enumerate())
 
 
 class CompilingWord:
@@ -33,13 +77,26 @@ class CompilingWord:
 
     def hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         """What jax calls with each duration that it has measured."""
+        if threading.current_thread().name == _AHEAD:  # somebody is typing
+            return
         if event == _LOWERED:
-            self._stop()
-            self._timer = threading.Timer(self._after, self._show)
-            self._timer.daemon = True
-            self._timer.start()
+            self._start()
         elif event == _COMPILED:
             self._stop()
+
+    def tell_until(self, end: Callable[[], object]) -> None:
+        """The word until a function returns, if that takes long."""
+        self._start()
+        try:
+            end()
+        finally:
+            self._stop()
+
+    def _start(self) -> None:
+        self._stop()
+        self._timer = threading.Timer(self._after, self._show)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _show(self) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from dialogpt_jax.cli import streams
+from dialogpt_jax.cli.compiling import is_compiling_ahead
 from dialogpt_jax.cli.program_cache import heal
 from dialogpt_jax.errors import one_line
 
@@ -81,9 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_process() -> NoReturn:
     """`dialogpt` as a process of its own."""
     _collect_after(OBJECTS_OF_A_START)
-    status = main()
-    if status == INTERRUPTED:  # XLA may be compiling still, and Python that tears itself down under it is a segfault
-        os._exit(status)
+    status: Any
+    try:
+        status = main()
+    except SystemExit as ended:  # by a signal
+        status = ended.code
+    if status == INTERRUPTED or is_compiling_ahead():
+        os._exit(status)  # XLA may be compiling still, and Python that tears itself down under it is a segfault
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # all is said: Ctrl-C need not be told any more
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.freeze()  # else Python would look for garbage among all that jax has made, to end all the same

@@ -406,7 +406,7 @@ def test_tab_offers_what_fits_the_line_up_to_the_cursor(monkeypatch):
 def test_a_reply_on_a_terminal_has_its_controls_escaped(bot, monkeypatch, capfd):
     monkeypatch.setattr("dialogpt_jax.chat.terminal._no_echo", contextlib.nullcontext)
     terminal = Terminal(bot, bot.chat(), name="fake")
-    terminal._person = True
+    terminal.person = True
     terminal._show(iter(["Hi \x1b]0;ti", "tle\x07 there\t", "☕"]))
     assert "Hi \\x1b]0;title\\x07 there\t☕\n" in capfd.readouterr().out
 
@@ -416,7 +416,7 @@ def test_the_first_line_of_a_reply_is_broken_where_the_name_before_it_leaves_roo
     monkeypatch.setattr("dialogpt_jax.chat.terminal._no_echo", contextlib.nullcontext)
     monkeypatch.setenv("COLUMNS", "20")
     terminal = Terminal(bot, bot.chat(), name="fake")
-    terminal._person = True
+    terminal.person = True
     if loaded:
         terminal.chat = Chat(bot, turns=["Hi!", "Hi there, my dear all."])
         terminal._show_turns("chat.json")
