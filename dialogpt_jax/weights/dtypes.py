@@ -60,7 +60,7 @@ def cast(params: Any, dtype: np.dtype, *, to: Callable[[np.ndarray], Any] = give
         if old.dtype == dtype:
             return to(old)
         with np.errstate(over="ignore", invalid="ignore"):
-            new = old.astype(dtype)
+            new = old.astype(dtype, order="C")  # as jax lays it: otherwise it copies a transposed one once more
         if dtype == np.float16 or old.dtype.itemsize == 8:  # the only ways to a smaller range
             lost += int(np.count_nonzero(np.isfinite(old) & ~np.isfinite(new)))
         return to(new)

@@ -23,7 +23,7 @@ from dialogpt_jax.text import lines
 from dialogpt_jax.text.tokenizer import Tokenizer
 from dialogpt_jax.weights import directory
 from dialogpt_jax.weights.directory import ModelDirectoryError, load_params, write_directory
-from dialogpt_jax.weights.dtypes import parse_dtype
+from dialogpt_jax.weights.dtypes import cast, parse_dtype
 from dialogpt_jax.weights.other_programs import CHAT_TEMPLATE, ExportWarning
 
 HALF = 2.0**-8  # relative rounding of bfloat16, the coarsest dtype here
@@ -117,6 +117,12 @@ def test_another_dtype_is_one_line(model, dtype):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="known"):
         parse_dtype(None)
+
+
+def test_weights_in_another_dtype_are_laid_out_once_as_jax_lays_them():
+    stored_ID, laid = np.ones((3, 5), np.float16).T, []  # as a weight comes from its file
+    cast({"kernel": stored_ID}, np.dtype("float32"), to=lambda array: laid.append(array.flags.c_contiguous))
+    assert laid == [True]
 
 
 def test_a_loaded_model_does_not_hang_on_its_file(model):
