@@ -101,6 +101,17 @@ def test_help_and_wrong_words_import_no_jax():
     assert done.stdout.count(b"Examples:") == len(EVERY) + 1
 
 
+NOT_FOR_A_REPLY = {"optax", "orbax", "grain", "huggingface_hub", "matplotlib", "pandas", "torch"}
+
+
+def test_a_bot_is_loaded_without_what_training_and_other_models_need():
+    code = "import sys, dialogpt_jax.cli.reply, dialogpt_jax.chat.loading; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
+    found = set(done.stdout.decode().split())
+    assert "jax" in found, done.stderr
+    assert NOT_FOR_A_REPLY.isdisjoint(found)
+
+
 COLLECTIONS = """
 import atexit, gc
 from dialogpt_jax.cli import main
