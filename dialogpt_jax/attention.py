@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from dialogpt_jax.cache import KVCache, ReplyCache, write
+from dialogpt_jax.cache import KVCache, ReplyCache, Slots, write
 from dialogpt_jax.matmul import attention_product
 
-Part = tuple[jax.Array, jax.Array, jax.Array]  # k_GSK, v_GSK, visible
+Part = tuple[Slots, Slots, jax.Array]  # k_GSK, v_GSK, visible
 
 
 def attend(q_BHNTK: jax.Array, parts: Sequence[Part], dropout: Callable[[jax.Array], jax.Array]) -> jax.Array:

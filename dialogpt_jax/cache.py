@@ -15,9 +15,12 @@ Letters: B rows, N candidates of a row, H heads, S slots, R slots of a reply, T 
 
 Rows and heads are merged into one axis, (G, S, K), because that is the shape the attention's two products read: a cache
 carried as (B, H, S, K) and reshaped inside is copied whole at every step of a compiled loop.
+
+With int8 weights keys and values are 8-bit too, each with a scale for every slot and head: a quarter of the bytes, which is
+what attention costs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +28,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.int8 import Int8Rows, is_int8
+from dialogpt_jax.matmul import as_int8
 
-LayerCache = tuple[jax.Array, jax.Array]  # k_GSK, v_GSK of one block
+Slots = jax.Array | Int8Rows
+LayerCache = tuple[Slots, Slots]  # k_GSK, v_GSK of one block
 
 
 @struct.dataclass
@@ -59,16 +65,31 @@ class ReplyCache:
     reply: KVCache
 
 
+def cache_dtype(params: Mapping[str, Any]) -> jnp.dtype:
+    """The dtype of a model's keys and values: that of its computation, or int8 where its weights are."""
+    return jnp.dtype(jnp.int8 if is_int8(params) else params["wte"]["embedding"].dtype)
+
+
 def init_cache(config: GPT2Config, rows: int, slots: int, dtype: jax.typing.DTypeLike) -> KVCache:
-    """An empty cache of `rows` rows and `slots` slots: zeros, 2·L arrays of rows · H · slots · K."""
+    """An empty cache of `rows` rows and `slots` slots: zeros, 2·L arrays of rows · H · slots · K, in int8 with scales."""
     shape = (rows * config.n_head, slots, config.head_dim)
-    return KVCache(tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.n_layer)))
+
+    def empty() -> Slots:
+        values = jnp.zeros(shape, dtype)
+        return Int8Rows(values, jnp.zeros((*shape[:-1], 1), jnp.float32)) if values.dtype == jnp.int8 else values
+
+    return KVCache(tuple((empty(), empty()) for _ in range(config.n_layer)))
 
 
 def init_reply(config: GPT2Config, prefix: KVCache, lengths_B: jax.Array, candidates: int, slots: int) -> ReplyCache:
     """`candidates` empty replies of `slots` slots for each row of a prefix."""
     rows = lengths_B.shape[0] * candidates
-    return ReplyCache(prefix, lengths_B, init_cache(config, rows, slots, prefix.layers[0][0].dtype))
+    return ReplyCache(prefix, lengths_B, init_cache(config, rows, slots, dtype_of(prefix)))
+
+
+def dtype_of(cache: KVCache) -> Any:
+    """The dtype of its keys and values."""
+    return jax.tree.leaves(cache)[0].dtype
 
 
 def of_block(cache: KVCache | ReplyCache | None, layer: int) -> KVCache | ReplyCache | None:
@@ -90,10 +111,10 @@ def of_blocks(cache: KVCache | ReplyCache | None, parts: Sequence[Any]) -> KVCac
     return ReplyCache(cache.prefix, cache.lengths_B, KVCache(tuple(part.reply.layers[0] for part in parts)))
 
 
-def write(layer: LayerCache, k_GTK: jax.Array, v_GTK: jax.Array, slots_GT: jax.Array) -> LayerCache:
+def write(layer: LayerCache, k_GTK: Slots, v_GTK: Slots, slots_GT: jax.Array) -> LayerCache:
     """Puts new keys and values into their slots; a slot outside the cache is dropped, nothing is clamped.
 
-    The slots of a row are consecutive: `slots_GT[:, 0] + arange(T)`.
+    The slots of a row are consecutive: `slots_GT[:, 0] + arange(T)`. Into a cache of 8 bits numbers go rounded.
     """
 
     def put(old_GSK: jax.Array, new_GTK: jax.Array) -> jax.Array:
@@ -103,7 +124,11 @@ def write(layer: LayerCache, k_GTK: jax.Array, v_GTK: jax.Array, slots_GT: jax.A
         on_cpu = _select if one else _scatter
         return jax.lax.platform_dependent(old_GSK, new_GTK, slots_GT, tpu=_select, cpu=on_cpu, default=_scatter)
 
-    return put(layer[0], k_GTK), put(layer[1], v_GTK)
+    new = tuple(
+        as_int8(x) if isinstance(old, Int8Rows) and not isinstance(x, Int8Rows) else x
+        for old, x in zip(layer, (k_GTK, v_GTK), strict=True)
+    )
+    return jax.tree.map(put, layer, new)
 
 
 def _scatter(old_GSK: jax.Array, new_GTK: jax.Array, slots_GT: jax.Array) -> jax.Array:
@@ -161,7 +186,10 @@ def keep_reply(cache: ReplyCache, config: GPT2Config, chosen_B: jax.Array) -> KV
     rows, heads = chosen_B.shape[0], config.n_head
     chosen_G = jnp.repeat(chosen_B, heads)
 
-    def pick(reply_GRK: jax.Array) -> jax.Array:
+    def pick(reply: Slots) -> Slots:
+        return jax.tree.map(pick_array, reply)
+
+    def pick_array(reply_GRK: jax.Array) -> jax.Array:
         candidates_GNRK = reply_GRK.reshape(rows * heads, -1, *reply_GRK.shape[1:])
         return jnp.take_along_axis(candidates_GNRK, chosen_G[:, None, None, None], axis=1)[:, 0]
 

@@ -27,6 +27,22 @@ class Int8Weight(NamedTuple):
         return Int8Weight(self.values.reshape(shape), self.scales.reshape(shape[:-1]), self.factors.reshape(-1))
 
 
+class Int8Rows(NamedTuple):
+    """Rows of numbers, which are about scales · values: what a cache of 8 bits holds.
+
+    Attributes:
+      values: int8 (…, K), −127 to 127.
+      scales: float32 (…, 1).
+    """
+
+    values: Any
+    scales: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
 def check_trainable(params: Any) -> None:
     """Whether parameters can be trained, or teach.
 

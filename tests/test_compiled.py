@@ -21,7 +21,7 @@ from fakes import ODD, TINY
 
 import dialogpt_jax as dg
 from dialogpt_jax import model
-from dialogpt_jax.cache import init_cache, init_reply, write
+from dialogpt_jax.cache import cache_dtype, init_cache, init_reply, write
 from dialogpt_jax.decoding import stream
 from dialogpt_jax.decoding.generate import reply_program
 from dialogpt_jax.decoding.request import assemble
@@ -43,7 +43,7 @@ def decode(params, config, cache, tokens_B, positions_B):
 
 
 def param_shapes(config, dtype):
-    """Of parameters in a dtype, int8 too: the rest, and the cache, are then float32."""
+    """Of parameters in a dtype, int8 too: what is not quantised is then float32."""
     if dtype == jnp.int8:
         return jax.eval_shape(quantize, param_shapes(config, jnp.float32))
     return jax.eval_shape(lambda: model.init_params(config, jax.random.key(0), dtype))
@@ -128,7 +128,7 @@ def test_a_step_reads_every_weight_as_it_lies(rows, dtype):
     params = param_shapes(config, dtype)
     sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if math.prod(leaf.shape) > 1000}
     assert len(sizes) == 5  # of c_attn, c_proj, the MLP's two, wte, wpe
-    cache = jax.eval_shape(lambda: init_cache(config, rows, SLOTS, model.compute_dtype(params)))
+    cache = jax.eval_shape(lambda: init_cache(config, rows, SLOTS, cache_dtype(params)))
     text = compiled_text(config, cache, rows, dtype)
     found = Counter(operation for operation, shape in work_of_loops(text) if math.prod(shape) in sizes)
     assert dict(found) == {}
@@ -150,7 +150,7 @@ def text_of_program(name, rows, dtype):
         return reply_program.lower(params, SMALL, request, dg.Draft()).compile().as_text()
     if name == "generate":
         return reply_program.lower(params, SMALL, request).compile().as_text()
-    cache = jax.eval_shape(lambda: init_cache(SMALL, rows, 32, model.compute_dtype(params)))
+    cache = jax.eval_shape(lambda: init_cache(SMALL, rows, 32, cache_dtype(params)))
     state, _ = jax.eval_shape(lambda *args: stream.start(args[0], SMALL, *args[1:]), params, request, cache)
     return stream.steps.lower(params, SMALL, state, 4).compile().as_text()
 

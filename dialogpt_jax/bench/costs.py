@@ -28,6 +28,7 @@ from dialogpt_jax.bench.cases import (
     STEP_TOKENS,
 )
 from dialogpt_jax.bench.worker import Program
+from dialogpt_jax.cache import cache_dtype
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding import stream
 from dialogpt_jax.decoding.logits import by_row, choose, top_k_bucket, xtc_now
@@ -35,7 +36,7 @@ from dialogpt_jax.decoding.processor_arrays import history_of, scopes_of, token_
 from dialogpt_jax.decoding.processors import ReplyState
 from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.sampling import Sampling
-from dialogpt_jax.model import Params, compute_dtype
+from dialogpt_jax.model import Params
 
 SLOTS, SAID = 64, 24
 
@@ -109,7 +110,7 @@ def _stepping(params: Params, config: GPT2Config, rows: int) -> Callable[[], Any
     def run() -> None:
         nonlocal left
         if left < STEP_TOKENS:
-            cache = stream.empty_cache(config, rows, request.tokens_BT.shape[1], compute_dtype(params))
+            cache = stream.empty_cache(config, rows, request.tokens_BT.shape[1], cache_dtype(params))
             held[:], left = [stream.start(params, config, request, cache)[0]], most - 1
         state, said = stream.steps(params, config, held.pop(), STEP_TOKENS)
         held.append(state)

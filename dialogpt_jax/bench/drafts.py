@@ -19,13 +19,12 @@ import numpy as np
 import dialogpt_jax as dg
 from dialogpt_jax.bench.cases import ACCEPTED
 from dialogpt_jax.bench.worker import Program
-from dialogpt_jax.cache import init_cache
+from dialogpt_jax.cache import cache_dtype, init_cache
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import begin_replies, draft_scopes, model_step
 from dialogpt_jax.decoding.loop import DecodeState, decode
 from dialogpt_jax.decoding.request import Request, assemble
 from dialogpt_jax.decoding.speculative import Draft, draft_by_model, look_up, speculate
-from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.replies.language_model import LanguageModel
 
 TRIES = 4  # until what is said with drafts is what was expected: near ties may be drawn otherwise
@@ -42,7 +41,7 @@ def forced_program(
       right_MR: bool, whether the draft of that token is right.
     """
     rows, width = request.tokens_BT.shape
-    cache = init_cache(config, rows, width, compute_dtype(params))
+    cache = init_cache(config, rows, width, cache_dtype(params))
     state = begin_replies(params, config, request, cache, draft)
     if draft.config is None:
         own: Callable[[DecodeState], Any] = functools.partial(look_up, drafts=draft.tokens)

@@ -40,8 +40,9 @@ def least_seconds(
         return max(forward_flops(config, case.rows, tokens, head_tokens=case.rows) / peak, read)
 
     def steps(count: int, slots: float) -> float:
-        numbers = 4 if dtype == "int8" else np.dtype(dtype).itemsize  # the cache of an int8 model is float32
-        cache = case.rows * slots * 2 * config.n_layer * config.n_embd * numbers / bandwidth
+        scales = 4 / config.head_dim if dtype == "int8" else 0
+        a_number = np.dtype(dtype).itemsize + scales
+        cache = case.rows * slots * 2 * config.n_layer * config.n_embd * a_number / bandwidth
         flops = forward_flops(config, case.rows, 1, head_tokens=case.rows) / peak
         return count * max(read + cache, flops)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax
 
 from dialogpt_jax.arguments import MOST, as_plain, as_whole_number, shown
+from dialogpt_jax.cache import cache_dtype
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.rolling import slots_of
 from dialogpt_jax.decoding.sampling import Sampling
-from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.replies.candidates import Candidate, Candidates, candidate_of
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.rolled import rolled_replies
@@ -86,7 +86,7 @@ def rows_that_fit(model: LanguageModel, dialogues: int, context: int, reply: int
     config = model.config
     slots = few_buckets(context, config.n_positions, SHORTEST_BATCH) + bucket_of(reply, config.n_positions)
     slots = max(slots, slots_of(context + reply, config.n_positions))
-    size = compute_dtype(model.params).itemsize
+    size = cache_dtype(model.params).itemsize
     cache = 2 * config.n_layer * config.n_embd * size * slots
     # A few float32 copies of a row's logits are alive at once.
     logits = 4 * 4 * config.padded_vocab_size * (1 if model.draft is None else model.draft.tokens + 1)

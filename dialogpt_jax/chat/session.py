@@ -18,6 +18,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from dialogpt_jax.arguments import shown
+from dialogpt_jax.cache import cache_dtype
 from dialogpt_jax.chat.pieces import pieces_of
 from dialogpt_jax.chat.saved_chat import ChatError, SavedChat, read_chat, write_chat
 from dialogpt_jax.decoding import stream as streaming
@@ -27,7 +28,6 @@ from dialogpt_jax.decoding.generate import draft_scopes
 from dialogpt_jax.decoding.request import Request, assemble, bucket_of
 from dialogpt_jax.decoding.sampling import Sampling, describe_sampling
 from dialogpt_jax.errors import counted
-from dialogpt_jax.model import compute_dtype
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank, describe_rank
 from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.ranking.report import Ranking
@@ -290,7 +290,7 @@ class Chat:
         cache, self._cache, self._cached = self._cache, None, []
         slots = bucket_of(max(len(context) + self.max_new_tokens, SMALLEST_CACHE), config.n_positions)
         if cache is None:
-            same, cache = 0, streaming.empty_cache(config, 1, slots, compute_dtype(params), self._model.draft)
+            same, cache = 0, streaming.empty_cache(config, 1, slots, cache_dtype(params), self._model.draft)
         elif cache.num_slots < slots:
             cache = streaming.with_slots(cache, slots=slots)
         request = assemble(

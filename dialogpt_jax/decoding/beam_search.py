@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dialogpt_jax import model
 from dialogpt_jax.arguments import MOST, as_whole_number
-from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply, reorder
+from dialogpt_jax.cache import KVCache, ReplyCache, cache_dtype, init_cache, init_reply, reorder
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.beam import BeamRules, Hypotheses, begin, holds_a_stop, search
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING, BeamOptions, check_room
@@ -152,7 +152,7 @@ def rules_of(options: BeamOptions, rows: int) -> BeamRules:
 def beam_program(params: model.Params, config: GPT2Config, request: Request, rules: BeamRules) -> Beams:
     """All N replies to each row of a request; tokens and log-probabilities are one bucket wide."""
     rows, width = request.tokens_BT.shape
-    return _search(params, config, request, rules, init_cache(config, rows, width, model.compute_dtype(params)))[0]
+    return _search(params, config, request, rules, init_cache(config, rows, width, cache_dtype(params)))[0]
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")

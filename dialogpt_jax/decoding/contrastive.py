@@ -27,7 +27,7 @@ from flax import struct
 
 from dialogpt_jax import model
 from dialogpt_jax.arguments import as_number, as_whole_number, shown
-from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply, keep_reply
+from dialogpt_jax.cache import KVCache, ReplyCache, cache_dtype, init_cache, init_reply, keep_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.contrastive_options import DEFAULT_ALPHA, DEFAULT_K
 from dialogpt_jax.decoding.generate import Generated, as_asked
@@ -257,7 +257,7 @@ def contrastive_program(
     lengths_B = request.settings.lengths_M
     rows, width = request.tokens_BT.shape
     slots = min(width + request.slots, config.n_positions)
-    empty = init_cache(config, rows, slots, model.compute_dtype(params))
+    empty = init_cache(config, rows, slots, cache_dtype(params))
     positions_BT = jnp.broadcast_to(jnp.arange(width)[None], (rows, width))
     x_BTD, cache = model.hidden(params, config, request.tokens_BT, positions_BT, empty)
     last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]

@@ -16,7 +16,7 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dialogpt_jax import model
-from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply
+from dialogpt_jax.cache import KVCache, ReplyCache, cache_dtype, init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.loop import AdvanceFn, DecodeState, StepFn, advance, begin, decode
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
@@ -114,7 +114,7 @@ def begin_replies(
     logits_BV, prefix = prefill(params, config, request.tokens_BT, new_B, cache, request.starts_B)
     settings = candidate_settings(request.settings, request.candidates)
     rows = settings.lengths_M.shape[0]
-    reply = init_cache(config, rows, request.slots, model.compute_dtype(params))
+    reply = init_cache(config, rows, request.slots, cache_dtype(params))
     state = begin(
         jnp.repeat(logits_BV, request.candidates, axis=0),
         settings,
@@ -144,7 +144,7 @@ def read_by_draft(
         return None
     if cache is None:
         rows, width = tokens_BT.shape
-        cache = init_cache(draft.config, rows, width, model.compute_dtype(draft.params))
+        cache = init_cache(draft.config, rows, width, cache_dtype(draft.params))
     return prefill(draft.params, draft.config, tokens_BT, lengths_B, cache, starts_B)[1]
 
 
@@ -169,7 +169,7 @@ def model_step(params: model.Params, config: GPT2Config) -> StepFn:
 def reply_program(params: model.Params, config: GPT2Config, request: Request, draft: Draft | None = None) -> Generated:
     """Every reply to a request; fields are (M, …), tokens and log-probabilities one bucket wide."""
     rows, width = request.tokens_BT.shape
-    cache = init_cache(config, rows, width, model.compute_dtype(params))
+    cache = init_cache(config, rows, width, cache_dtype(params))
     state = begin_replies(params, config, request, cache, draft)
     state = decode(model_step(params, config), state, model_advance(draft))
     counted_M = () if draft is None else (state.drafting.forwards_M, state.drafting.accepted_M)

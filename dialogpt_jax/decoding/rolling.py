@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dialogpt_jax.cache import init_cache, put_rows
+from dialogpt_jax.cache import cache_dtype, init_cache, put_rows
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import model_advance, model_step, prefill, read_by_draft
 from dialogpt_jax.decoding.loop import DecodeState, begin, decode_some
@@ -40,7 +40,7 @@ from dialogpt_jax.decoding.request import Request, candidate_settings
 from dialogpt_jax.decoding.speculative import Draft, begin_drafting
 from dialogpt_jax.decoding.stops import Stops
 from dialogpt_jax.decoding.stream import with_slots
-from dialogpt_jax.model import Params, compute_dtype
+from dialogpt_jax.model import Params
 
 # Tokens of a prefill, about: the bundled model takes (one core of a Zen 5, ms a token) 0.117 for 2 rows of 256 tokens,
 # 0.133 for 8, 0.181 for 32, and 0.222 for 8 of 512: what a block makes of them no longer stays near the core.
@@ -139,7 +139,7 @@ def begin_rows(params: Params, config: GPT2Config, request: Request, draft: Draf
     What is no row's, `processors` and `stops`, is not in the state: `go_on` is given it.
     """
     rows, width = request.tokens_BT.shape
-    cache = init_cache(config, rows, width, compute_dtype(params))
+    cache = init_cache(config, rows, width, cache_dtype(params))
     logits_PV, cache = prefill(params, config, request.tokens_BT, request.settings.lengths_M, cache)
     how: dict[str, Any] = {"slots": request.slots, "bucket": request.bucket, "eos": config.eos_token_id}
     how |= {"processors": request.processors, "stops": request.stops}

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dialogpt_jax.cache import init_cache, init_reply
+from dialogpt_jax.cache import cache_dtype, init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import prefill
 from dialogpt_jax.errors import counted
 from dialogpt_jax.likelihood import losses_of_hidden, token_losses
-from dialogpt_jax.model import Params, check_params, compute_dtype, hidden
+from dialogpt_jax.model import Params, check_params, hidden
 from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_lengths, as_tokens, check_width, is_traced
 
 # Places of all candidates together whose logits are held at once: 256 · 50,304 · 4 B are 51 MB. Of 200 replies of 32
@@ -138,7 +138,7 @@ def _score_candidates(
     rows, candidates, slots = replies_BNR.shape
     real_BNR = jnp.arange(slots)[None, None] < counts_BN[..., None]
     replies_MR = replies_BNR.reshape(-1, slots)
-    empty = init_cache(config, rows, context_BT.shape[1], compute_dtype(params))
+    empty = init_cache(config, rows, context_BT.shape[1], cache_dtype(params))
     first_BV, prefix = prefill(params, config, context_BT, lengths_B, empty)
     positions_MR = jnp.repeat(lengths_B, candidates)[:, None] + jnp.arange(slots)[None]
     cache = init_reply(config, prefix, lengths_B, candidates, slots)

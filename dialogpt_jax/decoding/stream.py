@@ -20,14 +20,14 @@ import numpy as np
 from flax import struct
 
 from dialogpt_jax import cache as caches
-from dialogpt_jax.cache import KVCache, ReplyCache
+from dialogpt_jax.cache import KVCache, ReplyCache, cache_dtype
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import begin_replies, model_advance, model_step
 from dialogpt_jax.decoding.loop import DecodeState, decode_some
 from dialogpt_jax.decoding.request import Request
 from dialogpt_jax.decoding.soundness import FORBIDDEN, check_finite, check_possible
 from dialogpt_jax.decoding.speculative import Draft
-from dialogpt_jax.model import Params, compute_dtype
+from dialogpt_jax.model import Params
 
 MOST_A_CALL, SECONDS_A_CALL = 8, 0.06  # a reply comes in calls of some tokens, as long as they come this fast
 
@@ -52,7 +52,7 @@ def empty_cache(
     cache: KVCache = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), shapes)
     if draft is None or draft.config is None:
         return cache
-    drafts = empty_cache(draft.config, rows, slots, compute_dtype(draft.params))
+    drafts = empty_cache(draft.config, rows, slots, cache_dtype(draft.params))
     assert isinstance(drafts, KVCache)
     return WithDrafts(cache, drafts)
 

@@ -23,13 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialogpt_jax.arguments import as_path, as_plain, shown
-from dialogpt_jax.cache import KVCache, init_cache, init_reply
+from dialogpt_jax.cache import KVCache, cache_dtype, init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import pad_right
 from dialogpt_jax.decoding.request import bucket_of
 from dialogpt_jax.decoding.soundness import NonFiniteLogits
 from dialogpt_jax.int8 import dtype_name
-from dialogpt_jax.model import Params, compute_dtype, hidden
+from dialogpt_jax.model import Params, hidden
 from dialogpt_jax.score_row import add_score_row, check_ranker, score_of, trunk_of
 from dialogpt_jax.text.dialogue import TruncationWarning, Turns, as_turns, encode
 from dialogpt_jax.text.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ def read_contexts(
     """The score of each context by itself, which is that of an empty reply, float32 (B,); and the cache it left."""
     rows, width = context_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(width)[None], context_BT.shape)
-    empty = init_cache(config, rows, width, compute_dtype(params))
+    empty = init_cache(config, rows, width, cache_dtype(params))
     x_BTD, prefix = hidden(trunk_of(params), config, context_BT, positions_BT, empty)
     last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     return score_of(params, last_BD), prefix
