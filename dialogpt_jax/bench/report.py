@@ -45,7 +45,7 @@ def _table(group: Sequence[Result]) -> list[str]:
         rows.append([name, *figures, *("" if one is result else f"{ratio(one, result):.2f}×" for one in ours)])
     if case.unit == "ms":  # once is enough
         rows = [[row[0], *row[2:]] if len(row) > 2 else row for row in rows]
-    return [case.describe(), *_aligned(rows)]
+    return [case.describe(), *aligned(rows)]
 
 
 def _short(result: Result) -> str:
@@ -74,7 +74,7 @@ def _costs(group: Sequence[Result]) -> list[str]:
             cost = result.a_token - (found[base].a_token if base else 0)
             share = f"{cost / found[STEP].a_token:.3f}" if STEP in found else ""
             rows.append([what, f"{cost * 1e3:.3f}", share])
-    return [f"{case.describe()}, {group[0].contender.dtype}", *_aligned(rows)]
+    return [f"{case.describe()}, {group[0].contender.dtype}", *aligned(rows)]
 
 
 def base_of(what: str) -> str | None:
@@ -88,7 +88,8 @@ def base_of(what: str) -> str | None:
     return None
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines whose columns stand below each other; a row of other length says something and has no columns."""
     columns = max(map(len, rows))
     whole = [row for row in rows if len(row) == columns]
     widths = [max(len(row[i]) for row in whole) for i in range(columns)]
@@ -134,7 +135,7 @@ def profile_as_text(found: Mapping[str, Any], title: str) -> str:
         [one["scope"], f"{one['ms']:.2f}", f"{one['share']:.1%}"] for one in found["scopes"] if one["share"] >= 5e-4
     ]
     told = f"{title}: {found['plain_ms']:.1f} ms, under the profiler {found['traced_ms']:.1f}"
-    return "\n".join([told, *_aligned(rows)])
+    return "\n".join([told, *aligned(rows)])
 
 
 def as_values(

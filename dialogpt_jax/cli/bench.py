@@ -34,6 +34,10 @@ Examples:
   dialogpt bench prefill --size small --prompt 64 256 --peers ctranslate2
   dialogpt bench decode train --profile --peers none
   dialogpt bench all --json bench.json --plot bench.png
+
+What a TPU would need: decode is compiled for one that is not here, and nothing runs. Its compiler comes with \
+`pip install 'dialogpt-jax[tpu]'`, in an environment of its own:
+  dialogpt bench decode --size small --rows 1 8 64 --topology v5e:2x2
 """
 ALL, NONE = "all", "none"
 PEERS = [name for name in ENGINES if name != OURS]
@@ -96,6 +100,14 @@ def run(
     profile: Annotated[
         bool, Parameter(group=RESULTS, help="where the time of decode, prefill and train goes, by named scope")
     ] = False,
+    topology: Annotated[
+        str | None,
+        Parameter(
+            metavar="CHIP:SHAPE",
+            group=HOW,
+            help="compile decode for one such TPU, and measure nothing: v5e:2x2, v6e:2x2, v5p:2x2x1",
+        ),
+    ] = None,
     as_json: Annotated[
         str | None,
         Parameter(name="--json", metavar="FILE", group=RESULTS, help="everything as JSON, every call's seconds too"),
@@ -112,6 +124,15 @@ def run(
     if peers and NONE in peers and len(peers) > 1:
         raise UsageError("--peers none goes with no other name")
     wanted = list(LINES) if ALL in lines else list(dict.fromkeys(lines)) or list(DEFAULT_LINES)
+    if topology is not None:
+        refused = {"--profile": profile, "--peers": peers, "--plot": plot is not None}
+        if any(refused.values()):
+            raise UsageError(
+                f"--topology measures nothing: leave {next(name for name in refused if refused[name])} out"
+            )
+        if lines and wanted != ["decode"]:
+            raise UsageError("--topology goes with the line decode alone")
+        wanted = ["decode"]
     if size not in ("medium", "large") and "draft" in wanted:
         if ALL not in lines:
             raise UsageError(
@@ -136,6 +157,8 @@ def run(
             )
         if not contenders_of(case, [OURS], dtypes):
             raise UsageError(f"{case.line} is not measured in {' or '.join(dtypes)}; give another --dtype")
+    if topology is not None:
+        return _compile_ahead(model or size or "bundled", config, cases, dtypes, topology, as_json)
     engines = [OURS, *_installed(peers)]
     plan = Plan(
         cases,
@@ -170,6 +193,25 @@ def run(
     if failed:
         streams.tell(f"dialogpt bench: {counted(failed, 'engines')} failed; see the table")
     return 1 if failed else 0
+
+
+def _compile_ahead(
+    named: str, config: Any, cases: Sequence[Any], dtypes: Sequence[str], topology: str, as_json: str | None
+) -> int:
+    """What a step of decoding takes on a TPU that is not here, by its compiled program."""
+    from dialogpt_jax.bench import ahead
+
+    device, found = ahead.device_of(topology), []
+    for case in cases:
+        for dtype in dtypes:
+            streams.tell(f"compiling {case.describe()}, {dtype}")
+            found.append(ahead.compile_step(config, case, dtype, device))
+    try:
+        streams.show(f"{ahead.describe(named, config, topology, found)}\n\n{ahead.as_text(found)}")
+    finally:
+        if as_json is not None:
+            _write_json(as_json, ahead.as_values(named, config, topology, found))
+    return 0 if all(one.program.fits for one in found) else 1
 
 
 def _config_of(size: str, model: str | None) -> Any:
@@ -258,10 +300,11 @@ def _report(measured: Any, settings: dict[str, Any], *, as_json: str | None, plo
             streams.show(f"\nprofile of {report.profile_as_text(one, one['title'])}")
     finally:  # whoever does not read the table has the files all the same
         if as_json is not None:
-            values = report.as_values(measured.results, settings, measured.machine, measured.profiles)
-            with whole_file(Path(as_json)) as part:
-                part.write_text(
-                    json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-                )
+            _write_json(as_json, report.as_values(measured.results, settings, measured.machine, measured.profiles))
         if plot is not None:
             report.save_plot(measured.results, Path(plot), title=told.partition("\n")[0])
+
+
+def _write_json(name: str, values: dict[str, Any]) -> None:
+    with whole_file(Path(name)) as part:
+        part.write_text(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ instruction in a loop counts as often as the loop runs, where the text says how 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
@@ -58,19 +58,21 @@ class Loop:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    name: str
     type: str
     opcode: str
     rest: str  # operands and attributes
+    root: bool  # what its computation gives
 
 
-_Program = dict[str, list[_Instruction]]
+Program = dict[str, list[Instruction]]  # computations by their name
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
-_NAME = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
+_NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLS = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
-_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
@@ -88,9 +90,9 @@ def collectives(text: str, *, devices: int) -> list[Collective]:
       text: `compiled.as_text()`.
       devices: of the program: the group of a collective that names none.
     """
-    program, entry = _parse(text)
+    program, entry = parse(text)
     found, chains = [], set()
-    for name, instruction, times, certain, _ in _walk(program, entry):
+    for name, instruction, times, certain, _ in walk(program, entry):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -112,18 +114,19 @@ def collectives(text: str, *, devices: int) -> list[Collective]:
 
 def loops(text: str) -> list[Loop]:
     """Every `while` of the program that runs more than once, outer ones first."""
-    program, entry = _parse(text)
+    program, entry = parse(text)
     found = []
-    for _, instruction, _, _, depth in _walk(program, entry):
+    for _, instruction, _, _, depth in walk(program, entry):
         if instruction.opcode == "while":
-            trips = _trips(program, instruction)
+            trips = trips_of(program, instruction)
             if trips is None or trips > 1:
                 found.append(Loop(trips, depth, _source(instruction)))
     return found
 
 
-def _parse(text: str) -> tuple[_Program, str]:
-    program: _Program = {}
+def parse(text: str) -> tuple[Program, str]:
+    """The computations of a program, and the name of the one it enters by."""
+    program: Program = {}
     entry, current = "", None
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         head = _HEAD.match(line)
@@ -133,10 +136,10 @@ def _parse(text: str) -> tuple[_Program, str]:
         elif line.startswith("}"):
             current = None
         elif current is not None and (named := _NAME.match(line)):
-            kind, rest = _split_type(named[1])
+            kind, rest = _split_type(named[3])
             opcode = re.match(r"([\w\-]+)\(", rest)
             if opcode:
-                current.append(_Instruction(kind, opcode[1], rest[opcode.end() :]))
+                current.append(Instruction(named[2], kind, opcode[1], rest[opcode.end() :], root=bool(named[1])))
     if not entry:
         raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
     return program, entry
@@ -152,32 +155,33 @@ def _split_type(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _walk(
-    program: _Program, name: str, times: int = 1, certain: bool = True, depth: int = 0
-) -> Iterator[tuple[str, _Instruction, int, bool, int]]:
+def walk(
+    program: Program, name: str, times: int = 1, certain: bool = True, depth: int = 0
+) -> Iterator[tuple[str, Instruction, int, bool, int]]:
     """Every instruction that is reached: its computation, itself, how often it runs, if that is known, loops around it."""
     for instruction in program.get(name, ()):
         yield name, instruction, times, certain, depth
         if instruction.opcode == "while":
-            trips = _trips(program, instruction)
-            body = _BODY.search(instruction.rest)
+            trips = trips_of(program, instruction)
+            body = BODY.search(instruction.rest)
             if body:
-                yield from _walk(program, body[1], times * (trips or 1), certain and trips is not None, depth + 1)
+                yield from walk(program, body[1], times * (trips or 1), certain and trips is not None, depth + 1)
         elif not instruction.opcode.endswith(("-done", "-update")):
             called = _CALLS.findall(instruction.rest)
             for listed in _BRANCHES.findall(instruction.rest):
                 called += re.findall(r"[\w.\-]+", listed)
             for inner in called:
-                yield from _walk(program, inner, times, certain, depth)
+                yield from walk(program, inner, times, certain, depth)
 
 
-def _trips(program: _Program, loop: _Instruction) -> int | None:
+def trips_of(program: Program, loop: Instruction) -> int | None:
+    """How often a `while` runs, `None` where the text does not say."""
     told = _TRIPS.search(loop.rest)
     if told:
         return int(told[1])
     # Else read its condition, if it is `counter < constant`: jax's own loops count from 0, so the constant is the number.
     condition = _CONDITION.search(loop.rest)
-    inside = list(_walk(program, condition[1])) if condition else []
+    inside = list(walk(program, condition[1])) if condition else []
     compared = [i for _, i, *_ in inside if i.opcode == "compare"]
     constants = [i for _, i, *_ in inside if i.opcode == "constant" and i.type.startswith(("s32[]", "s64[]"))]
     logic = [i for _, i, *_ in inside if i.opcode in ("and", "or", "not", "reduce")]
@@ -199,9 +203,12 @@ def _group(rest: str, devices: int) -> int:
     return int(iota[1]) if iota else devices
 
 
-def _bytes(instruction: _Instruction) -> int:
+def _bytes(instruction: Instruction) -> int:
     """Bytes of what the instruction gives; a `-start` gives its operands too, in front."""
-    sizes = [_size(*shape) for shape in _SHAPE.findall(instruction.type)]
+    sizes = [
+        array_bytes(dtype, map(int, filter(None, shape.split(","))))
+        for dtype, shape in _SHAPE.findall(instruction.type)
+    ]
     if instruction.opcode.endswith("-start") and instruction.type.startswith("("):
         if instruction.opcode == "collective-permute-start":  # operands, results, two counters
             return sum(size for size in sizes if size > 4) // 2 or sizes[0]
@@ -210,14 +217,12 @@ def _bytes(instruction: _Instruction) -> int:
     return sum(sizes)
 
 
-def _size(dtype: str, shape: str) -> int:
-    bits = re.search(r"\d+", dtype)
-    count = 1
-    for size in filter(None, shape.split(",")):
-        count *= int(size)
+def array_bytes(dtype: str, sizes: Iterable[int]) -> int:
+    """Bytes of an array, by XLA's name for its dtype."""
+    bits, count = re.search(r"\d+", dtype), math.prod(sizes)
     return count if bits is None else -(-count * int(bits[0]) // 8)  # `pred` takes a byte
 
 
-def _source(instruction: _Instruction) -> str:
+def _source(instruction: Instruction) -> str:
     found = _SOURCE.search(instruction.rest)
     return found[1] if found else ""

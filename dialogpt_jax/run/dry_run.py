@@ -174,10 +174,22 @@ def lower_decoding(
 
 
 def _compiled(name: str, lowered: Any, flops: float, chip: Chip, devices: int, start: float) -> CompiledProgram:
+    return figures_of(name, compile_for_tpu(lowered), flops, chip, devices, start)
+
+
+def compile_for_tpu(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """The program for the devices of a topology, for which it was lowered."""
     with _environment(_ENVIRONMENT):
-        compiled = lowered.compile()
-    text, memory = compiled.as_text(), compiled.memory_analysis()
-    cost = compiled.cost_analysis()
+        return lowered.compile()
+
+
+def figures_of(
+    name: str, compiled: jax.stages.Compiled, flops: float, chip: Chip, devices: int, start: float
+) -> CompiledProgram:
+    """What a compiled program says of itself; `start` is when its lowering began, by `time.perf_counter`."""
+    text, memory = compiled.as_text() or "", compiled.memory_analysis()
+    assert memory is not None
+    cost: Any = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost or {}
     return CompiledProgram(
         name=name,
