@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt_jax.bench.cases import (
+    COMPILED,
     ENGINES,
     OURS,
     PROCESSOR_TOKENS,
@@ -27,6 +28,7 @@ from dialogpt_jax.bench.cases import (
 )
 from dialogpt_jax.bench.measure import Result, measure_case
 from dialogpt_jax.bench.processes import EngineError, Worker, workers_of
+from dialogpt_jax.parallel.chips import peak_flops
 from dialogpt_jax.whole_writes import folder_beside
 
 PROFILED = ("decode", "prefill", "train")
@@ -100,8 +102,10 @@ def run_benchmark(
         tell("measuring memory and products")
         measured.machine = ours.call("describe_machine", dtypes=list(plan.dtypes))
         words = {"folder": folder, "threads": measured.machine["cores"]}
+        compiled = {name for name in plan.engines if engines[name].compiles and _answer(workers[name], "compiles")}
+        peak = peak_flops(measured.machine["device"])
         for number, case in enumerate(plan.cases, 1):
-            contenders = contenders_of(case, plan.engines, plan.dtypes, known=engines)
+            contenders = contenders_of(case, plan.engines, plan.dtypes, known=engines, compiled=compiled)
             place = f"[{number}/{len(plan.cases)}]"
             results = measure_case(
                 case,
@@ -113,8 +117,11 @@ def run_benchmark(
             )
             for result in results:
                 result.amount = amount_of(case, result.contender, plan.contexts)
-                if result.contender.what == "" and not result.error:
+                if result.contender.what in ("", COMPILED) and not result.error:
                     result.limit = _limit(ours, folder, case, result.contender.dtype, measured.machine)
+                if case.line == "train" and peak is not None and not result.error:
+                    flops = _answer(ours, "training_operations", folder=folder, case=dataclasses.asdict(case))
+                    result.utilisation = None if flops is None else flops / result.median / peak
             measured.results += results
         for case in plan.cases if plan.profile else ():
             if case.line in PROFILED:
@@ -133,11 +140,17 @@ def _tell_behind(tell: Callable[[str], None], place: str, line: str) -> None:
     tell(f"{place} {line}")
 
 
-def _limit(ours: Worker, folder: str, case: Case, dtype: str, machine: Mapping[str, Any]) -> float | None:
+def _answer(worker: Worker, name: str, **words: Any) -> Any:
+    """What a function of an engine gives, `None` where it cannot say."""
     try:
-        return ours.call("least", folder=folder, dtype=dtype, case=dataclasses.asdict(case), speeds=machine)
-    except EngineError:  # ours has ended: the figures of the others stand without it
+        return worker.call(name, **words)
+    except EngineError:
         return None
+
+
+def _limit(ours: Worker, folder: str, case: Case, dtype: str, machine: Mapping[str, Any]) -> float | None:
+    """`None` where ours has ended, too: the figures of the others stand without it."""
+    return _answer(ours, "least", folder=folder, dtype=dtype, case=dataclasses.asdict(case), speeds=machine)
 
 
 def _profile(ours: Worker, folder: str, case: Case, dtypes: Sequence[str], into: list[Any], tell: Any) -> None:

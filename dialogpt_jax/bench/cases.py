@@ -8,13 +8,13 @@ Nothing here imports jax or a peer: a command that asks for help, and the proces
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 OURS = "dialogpt_jax"
 CACHES = ("warm cache", "cold cache")
 CHAT_WORDS, CHAT_NEW, CHAT_TURN, MIXED_NEW = 20, 20, 8, 40
-LOOKED_UP, DRAFTED = "looked up", "drafted by small"
+LOOKED_UP, DRAFTED, COMPILED = "looked up", "drafted by small", "compiled"
 ACCEPTED = 0.7  # of the drafts that are looked at, in `lookup` and `draft`
 
 
@@ -131,6 +131,7 @@ class Engine:
       dtypes: ours → what it calls the nearest of its own.
       lines: those that it can run.
       install: how to get it, for a person.
+      compiles: whether it decodes compiled, too, where its module's `compiles()` says so.
     """
 
     module: str
@@ -138,6 +139,7 @@ class Engine:
     dtypes: Mapping[str, str]
     lines: tuple[str, ...]
     install: str = "pip install -e '.[bench]'"
+    compiles: bool = False
 
     def missing(self) -> list[str]:
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -151,6 +153,7 @@ ENGINES: Mapping[str, Engine] = {
         ("transformers", "torch"),
         {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"},
         ("decode", "lookup", "draft", "prefill", "chat", "mixed", "start", "train"),
+        compiles=True,
     ),
     "ctranslate2": Engine(
         "dialogpt_jax.bench.with_ctranslate2",
@@ -175,7 +178,7 @@ class Contender:
     Attributes:
       engine: a key of `ENGINES`.
       dtype: in our name for it.
-      what: of `processors` and `searches`, which; of `start`, which cache; who drafts.
+      what: of `processors` and `searches`, which; of `start`, which cache; who drafts; of a peer, whether it is compiled.
     """
 
     engine: str
@@ -201,15 +204,21 @@ def cases_of(
 
 
 def contenders_of(
-    case: Case, engines: Sequence[str], dtypes: Sequence[str], *, known: Mapping[str, Engine] = ENGINES
+    case: Case,
+    engines: Sequence[str],
+    dtypes: Sequence[str],
+    *,
+    known: Mapping[str, Engine] = ENGINES,
+    compiled: Collection[str] = (),
 ) -> list[Contender]:
-    """Who takes part: each engine that has the line, in each of the dtypes that it has."""
+    """Who takes part: each engine that has the line, in each of the dtypes that it has; those of `compiled` once more."""
     wanted = dtypes if LINES[case.line].dtypes else dtypes[:1]
     found = []
     for engine in engines:
         for dtype in wanted:
             if case.line in known[engine].lines and dtype in known[engine].dtypes and not _cannot(case, dtype):
                 whats = _whats(case) if engine == OURS else ("",)
+                whats = ("", COMPILED) if engine in compiled and case.line == "decode" else whats
                 found += [Contender(engine, dtype, what) for what in whats]
     return found
 

@@ -26,6 +26,8 @@ class Result:
       seconds: of each call, in the order in which they were made.
       limit: the least seconds that the machine's bandwidth and flop/s allow; `None` where nobody knows.
       amount: tokens or contexts of a call.
+      utilisation: of a training step, its operations by the device's published peak in bfloat16; `None` where that is
+        not known.
       error: why there are no seconds, else "".
     """
 
@@ -34,6 +36,7 @@ class Result:
     seconds: list[float] = dataclasses.field(default_factory=list)
     limit: float | None = None
     amount: float = 1
+    utilisation: float | None = None
     error: str = ""
 
     @property

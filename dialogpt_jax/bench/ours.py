@@ -28,6 +28,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
 from dialogpt_jax.decoding.generate import reply_program
 from dialogpt_jax.decoding.request import Request, assemble
+from dialogpt_jax.parallel.chips import training_flops
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.loading import load_language_model
 from dialogpt_jax.replies.rolled import rolled_replies
@@ -36,7 +37,7 @@ from dialogpt_jax.training.step import init_state, train_step
 from dialogpt_jax.weights.directory import read_config
 from dialogpt_jax.weights.dtypes import in_dtype, parse_dtype
 
-__all__ = ["describe_machine", "least", "make", "profile", "write_contexts", "write_model"]
+__all__ = ["describe_machine", "least", "make", "profile", "training_operations", "write_contexts", "write_model"]
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 describe_machine = machine.describe_machine
 
@@ -80,6 +81,11 @@ def least(folder: str, dtype: str, case: dict[str, Any], speeds: dict[str, Any])
     """The seconds that the machine allows for a case."""
     config = read_config(Path(folder) / MODEL_FOLDER)
     return least_seconds(config, Case(**case), dtype, speeds, context=len(read_facts(folder)["context"]))
+
+
+def training_operations(folder: str, case: dict[str, Any]) -> float:
+    """Of a training step, by which a device's utilisation is measured: six a weight and token, and attention's."""
+    return training_flops(read_config(Path(folder) / MODEL_FOLDER), case["rows"], case["prompt"])
 
 
 def generating(model: LanguageModel, tokens_BT: np.ndarray, new: int) -> Callable[[], Any]:

@@ -34,7 +34,8 @@ def _table(group: Sequence[Result]) -> list[str]:
     if case.line in ("processors", "searches"):
         return _costs(group)
     ours = [result for result in group if result.contender.engine == OURS and result.seconds]
-    head = ["", case.unit, "ms", "of limit", *(f"{_short(one)} is" for one in ours)]
+    known = any(result.utilisation is not None for result in group)
+    head = ["", case.unit, "ms", "of limit", *(["MFU"] if known else []), *(f"{_short(one)} is" for one in ours)]
     rows = [head]
     for result in group:
         name = result.contender.describe()
@@ -42,6 +43,7 @@ def _table(group: Sequence[Result]) -> list[str]:
             rows.append([name, f"failed: {result.error}"])
             continue
         figures = [_number(result.figure), _number(result.median * 1e3), _share(result)]
+        figures += ["" if result.utilisation is None else f"{result.utilisation:.1%}"] if known else []
         rows.append([name, *figures, *("" if one is result else f"{ratio(one, result):.2f}×" for one in ours)])
     if case.unit == "ms":  # once is enough
         rows = [[row[0], *row[2:]] if len(row) > 2 else row for row in rows]
@@ -158,7 +160,7 @@ def as_values(
                 rows.append(row | {"error": result.error})
                 continue
             row |= {"unit": result.case.unit, "figure": result.figure, "median": result.median}
-            row |= {"seconds": result.seconds, "limit": result.limit}
+            row |= {"seconds": result.seconds, "limit": result.limit, "utilisation": result.utilisation}
             if contender.engine != OURS:
                 row["ours_times_as_fast"] = {name: ratio(one, result) for name, one in ours.items()}
             rows.append(row)

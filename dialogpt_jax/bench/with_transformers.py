@@ -12,11 +12,12 @@ import numpy as np
 import torch
 import transformers
 
-from dialogpt_jax.bench.cases import CHAT_NEW, MIXED_NEW, Case
+from dialogpt_jax.bench.cases import CHAT_NEW, COMPILED, MIXED_NEW, Case
 from dialogpt_jax.bench.facts import MODEL_FOLDER, batches_by_length, in_a_process, prompts, read_facts
 from dialogpt_jax.bench.worker import Program
 
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
+WARM_CALLS = 3  # of the compiled: it compiles, records what is launched, and runs
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What `start` runs in a process of its own.
 FIRST_REPLY = """
@@ -53,13 +54,35 @@ def make(folder: str, dtype: str, what: str, case: dict[str, Any], threads: int)
     ids = (
         np.array([read_facts(folder)["context"]]) if asked.line == "chat" else prompts(folder, asked.rows, asked.prompt)
     )
-    return Program(lambda: generate(model, ids, np.ones_like(ids), new=asked.new, least=asked.new))
+    how = compiled_settings() if what == COMPILED else {}
+    program = Program(lambda: generate(model, ids, np.ones_like(ids), new=asked.new, least=asked.new, **how))
+    for _ in range(WARM_CALLS if what == COMPILED else 0):
+        program.run()
+    return program
 
 
-def generate(model: Any, tokens: np.ndarray, mask: np.ndarray, *, new: int, least: int, eos: int | None = None) -> Any:
-    """Greedy replies to left-padded prompts."""
+def compiles() -> bool:
+    """Whether decoding compiled takes part: on a GPU, for which it is made."""
+    return torch.cuda.is_available()
+
+
+def compiled_settings(*, anywhere: bool = False) -> dict[str, Any]:
+    """What `generate` compiles its steps by: a cache of one size, and no Python between the operations of a step.
+
+    Args:
+      anywhere: on a CPU too.
+    """
+    how: Any = transformers.CompileConfig(fullgraph=True, mode="reduce-overhead")
+    how._compile_all_devices = anywhere
+    return {"cache_implementation": "static", "compile_config": how}
+
+
+def generate(
+    model: Any, tokens: np.ndarray, mask: np.ndarray, *, new: int, least: int, eos: int | None = None, **settings: Any
+) -> Any:
+    """Greedy replies to left-padded prompts; `settings` are more of transformers' own."""
     eos = model.config.eos_token_id if eos is None else eos
-    how = {"min_new_tokens": least, "max_new_tokens": new, "pad_token_id": eos, "eos_token_id": eos}
+    how = settings | {"min_new_tokens": least, "max_new_tokens": new, "pad_token_id": eos, "eos_token_id": eos}
     ids, seen = (torch.from_numpy(np.ascontiguousarray(x)).long().to(DEVICE) for x in (tokens, mask))
     with torch.inference_mode():
         return model.generate(ids, attention_mask=seen, do_sample=False, **how).cpu()

@@ -29,7 +29,8 @@ CHIPS = {
 }
 
 # Dense bfloat16 flop/s by a part of jax's name for the device. Source: NVIDIA's data sheets, the figures without sparsity.
-_GPUS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "V100": 125e12}
+_GPUS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12}
+_GPUS |= {"L4": 121e12, "V100": 125e12}  # a shorter name behind the longer ones that hold it
 
 
 def peak_flops(device_kind: str) -> float | None:

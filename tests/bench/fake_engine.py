@@ -32,11 +32,20 @@ def write_contexts(folder: str, *, contexts: int, drawn: bool) -> int:
 
 def describe_machine(dtypes: list[str]) -> dict:
     speeds = {"bandwidth": 1e9, "flops": dict.fromkeys(dtypes, 1e12)}
-    return {"device": "cpu", "cpu": "a CPU", "cores": 2, "cpu_flags": ["avx2"], "jax": "0", "python": "3"} | speeds
+    device = os.environ.get("FAKE_ENGINE_DEVICE", "cpu")
+    return {"device": device, "cpu": "a CPU", "cores": 2, "cpu_flags": ["avx2"], "jax": "0", "python": "3"} | speeds
 
 
 def least(folder: str, dtype: str, case: dict, speeds: dict) -> float:
     return 0.001
+
+
+def training_operations(folder: str, case: dict) -> float:
+    return 1e12
+
+
+def compiles() -> bool:
+    return "FAKE_ENGINE_COMPILES" in os.environ
 
 
 def profile(folder: str, dtype: str, case: dict) -> dict:

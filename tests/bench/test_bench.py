@@ -27,7 +27,7 @@ from dialogpt_jax.config import GPT2Config
 BOTH = {"float32": "float32", "int8": "int8"}
 FAKES = {
     OURS: Engine("bench.fake_engine", (), BOTH, tuple(LINES)),
-    "transformers": Engine("bench.fake_engine", (), {"float32": "float32"}, ("decode", "prefill")),
+    "transformers": Engine("bench.fake_engine", (), {"float32": "float32"}, ("decode", "prefill"), compiles=True),
     "ctranslate2": Engine("bench.fake_engine", ("ctranslate_3",), {"int8": "I8"}, ("decode",), "pip install it"),
 }
 
@@ -104,6 +104,35 @@ def test_an_engine_that_fails_is_a_line_and_the_others_go_on(log, monkeypatch, f
     values = report.as_values(found.results, {}, {})
     assert [row.get("error", "") for row in values["results"]].count(broken.error) >= 1
     json.dumps(values, allow_nan=False)
+
+
+def test_a_peer_decodes_compiled_too_where_it_says_that_it_can(log, monkeypatch):
+    plan = Plan(cases_of(["decode", "prefill"], rows=[1]), [OURS, "transformers"], ["float32"], repeats=1)
+    plain = [(case.line, name) for case in plan.cases for name in (f"{OURS} float32", "transformers float32")]
+    assert [(one.case.line, one.contender.describe()) for one in measured_by_fakes(plan).results] == plain
+    monkeypatch.setenv("FAKE_ENGINE_COMPILES", "1")
+    found = measured_by_fakes(plan).results
+    assert [(one.case.line, one.contender.describe()) for one in found] == [
+        *plain[:2],
+        ("decode", "transformers float32 compiled"),
+        *plain[2:],
+    ]
+    assert found[2].limit == 0.001
+    assert "transformers float32 compiled" in report.as_text(found)
+
+
+def test_utilisation_is_of_the_published_peak_where_there_is_one(log, monkeypatch):
+    plan = Plan(cases_of(["train", "prefill"]), [OURS], ["float32"], repeats=1)
+    assert [one.utilisation for one in measured_by_fakes(plan).results] == [None, None]
+    monkeypatch.setenv("FAKE_ENGINE_DEVICE", "NVIDIA H100 80GB HBM3")
+    trained, other = measured_by_fakes(plan).results
+    assert trained.utilisation == 1e12 / trained.median / 989e12
+    assert other.utilisation is None
+    head, row = report.as_text([trained]).splitlines()[1:]
+    assert head.split() == ["tokens/s", "ms", "of", "limit", "MFU", "float32", "is"]
+    assert row.endswith(f"{trained.utilisation:.1%}")
+    (values,) = report.as_values([trained], {}, {})["results"]
+    assert values["utilisation"] == trained.utilisation
 
 
 def test_what_stops_the_command_leaves_no_process(log):

@@ -203,4 +203,6 @@ def test_the_peak_of_a_device_is_known_by_its_name():
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA L40S") == 362e12  # and no L4
+    assert peak_flops("NVIDIA L4") == 121e12
     assert peak_flops("cpu") is None
