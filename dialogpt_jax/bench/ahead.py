@@ -83,18 +83,19 @@ class Step:
         return max(self.times, key=self.times.__getitem__)
 
 
-def device_of(topology: str) -> Any:
-    """One device of a topology.
+def device_of(topology: str) -> tuple[Any, Chip]:
+    """One device of a topology, and what it can do.
 
     Raises:
-      DryRunError: libtpu is not installed, or the topology is unknown.
+      DryRunError: libtpu is not installed, or the topology or its chip is unknown.
     """
-    return topology_devices(topology)[0]
+    devices = topology_devices(topology)
+    return devices[0], chip_of(devices)
 
 
-def compile_step(config: GPT2Config, case: Case, dtype: str, device: Any) -> Step:
+def compile_step(config: GPT2Config, case: Case, dtype: str, device: Any, chip: Chip) -> Step:
     """Compiles `generate` for the device, greedily and EOS forbidden."""
-    start, chip = time.perf_counter(), chip_of([device])
+    start = time.perf_counter()
     params, request = shapes_of(config, case, dtype)
     on = SingleDeviceSharding(device)
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), (params, request))

@@ -201,11 +201,12 @@ def _compile_ahead(
     """What a step of decoding takes on a TPU that is not here, by its compiled program."""
     from dialogpt_jax.bench import ahead
 
-    device, found = ahead.device_of(topology), []
+    device, chip = ahead.device_of(topology)
+    found = []
     for case in cases:
         for dtype in dtypes:
             streams.tell(f"compiling {case.describe()}, {dtype}")
-            found.append(ahead.compile_step(config, case, dtype, device))
+            found.append(ahead.compile_step(config, case, dtype, device, chip))
     try:
         streams.show(f"{ahead.describe(named, config, topology, found)}\n\n{ahead.as_text(found)}")
     finally:

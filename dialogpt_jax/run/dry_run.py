@@ -111,8 +111,10 @@ def topology_devices(topology: str) -> list[Any]:
     """The devices of a topology, which can be compiled for.
 
     Raises:
-      DryRunError: libtpu is not installed, or does not know the topology.
+      DryRunError: libtpu is not installed, or does not know the topology, or none is named.
     """
+    if not topology.strip():  # libtpu would take some chip of its own
+        raise DryRunError(f"the topology is {topology!r}; known ones are such as {TOPOLOGIES}")
     if importlib.util.find_spec("libtpu") is None:
         raise DryRunError(
             "a dry run needs the TPU compiler: pip install 'dialogpt-jax[tpu]', in an environment of its own"

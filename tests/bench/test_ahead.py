@@ -27,7 +27,7 @@ def here(monkeypatch):
 
 
 def test_a_step_reads_the_weights_and_the_cache_once_and_moves_none(here):
-    step = ahead.compile_step(CONFIG, Case("decode", 3, 16, 24), "float32", ahead.device_of("here"))
+    step = ahead.compile_step(CONFIG, Case("decode", 3, 16, 24), "float32", *ahead.device_of("here"))
     assert step.needed < step.read < 2 * step.needed  # a CPU writes more of what lies between
     assert (step.moves, step.other_loops, step.held) == ({}, 0, 0)
     assert 0.9 < step.program.xla_flops / (step.program.flops + step.flops) < 1.3

@@ -114,6 +114,11 @@ def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
         dry_run(CONFIG, OPTIONS)
 
 
+def test_no_topology_is_one_line():
+    with pytest.raises(DryRunError, match=r"the topology is ''; known ones are such as v5e:2x4"):
+        dry_run(CONFIG, OPTIONS, topology="")
+
+
 def test_a_chip_nobody_knows_and_one_of_two_cores():
     class Device:
         device_kind, core_on_chip = "TPU v99", 0
@@ -168,9 +173,9 @@ DECODING = """
 from dialogpt_jax.bench import ahead
 from dialogpt_jax.bench.cases import Case
 from dialogpt_jax.config import GPT2Config
-config, device = GPT2Config.small(), ahead.device_of("v5e:2x2")
+config, (device, chip) = GPT2Config.small(), ahead.device_of("v5e:2x2")
 steps = [
-    ahead.compile_step(config, Case("decode", rows, 64, 64), dtype, device)
+    ahead.compile_step(config, Case("decode", rows, 64, 64), dtype, device, chip)
     for rows, dtype in ((1, "bfloat16"), (1, "int8"), (8, "int8"))
 ]
 print(ahead.describe("small", config, "v5e:2x2", steps), ahead.as_text(steps), sep="\\n")
