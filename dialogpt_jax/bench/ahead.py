@@ -21,11 +21,12 @@ from jax.sharding import SingleDeviceSharding
 from dialogpt_jax.bench.cases import Case
 from dialogpt_jax.bench.limits import weight_bytes
 from dialogpt_jax.bench.report import aligned
+from dialogpt_jax.cache import cache_dtype, init_cache
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import reply_program
 from dialogpt_jax.decoding.request import Request, assemble
 from dialogpt_jax.decoding.sampling import GREEDY
-from dialogpt_jax.model import Params, compute_dtype, init_params
+from dialogpt_jax.model import Params, init_params
 from dialogpt_jax.parallel.chips import Chip, forward_flops
 from dialogpt_jax.quantization import quantize
 from dialogpt_jax.run.compiled_loop import SPILL, loop_pass
@@ -105,8 +106,8 @@ def compile_step(config: GPT2Config, case: Case, dtype: str, device: Any, chip: 
     program = figures_of(name, compiled, prompt_flops, chip, 1, start)
     found = loop_pass(compiled.as_text() or "")
     slots = request.tokens_BT.shape[1] + request.slots
+    cache = jax.eval_shape(lambda: init_cache(config, case.rows, slots, cache_dtype(params)))
     numbers = case.rows * config.n_embd  # of keys or values, a slot of a block
-    itemsize = jnp.dtype(compute_dtype(params)).itemsize
     matrices = [
         leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1
     ]  # the head has as many scales as a row logits
@@ -116,7 +117,7 @@ def compile_step(config: GPT2Config, case: Case, dtype: str, device: Any, chip: 
     return Step(
         case=case,
         dtype=dtype,
-        needed=weight_bytes(config, dtype) + 2 * config.n_layer * numbers * slots * itemsize,
+        needed=weight_bytes(config, dtype) + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)),
         read=found.read,
         written=found.written,
         held=found.held,
