@@ -12,7 +12,7 @@ keeps what each has learned, and is stored in float16. The last command goes on 
 `train`, `valid`, `everyday` and `everyday-valid`, each `.jsonl.gz`, a dialogue a line with its `source`. Each command is
 printed before it runs; only the tokenizer, the sample and the card have none. A run that was stopped goes on when the
 command is given again. The numbers below are the models': change them and they are others. On a GPU all of it takes
-minutes, on two CPU cores days.
+minutes, on two CPU cores days. Then `dialogpt_jax.bundled.prefer`, which the weights in the package have not had yet.
 """
 
 import argparse
