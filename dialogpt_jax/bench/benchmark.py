@@ -131,8 +131,10 @@ def run_benchmark(
 @contextlib.contextmanager
 def folder_of_weights() -> Iterator[str]:
     """A temporary folder, nobody else's to read; those of commands that were killed go when the next one begins."""
-    with folder_beside(Path(tempfile.gettempdir()) / "dialogpt-bench") as folder:
-        folder.chmod(0o700)
+    with folder_beside(Path(tempfile.gettempdir()) / "dialogpt-bench") as locked:
+        locked.chmod(0o700)
+        folder = locked / "weights"  # not the locked one itself, in which a worker that writes would wait for its end
+        folder.mkdir(0o700)
         yield str(folder)
 
 

@@ -23,6 +23,7 @@ from dialogpt_jax.bench.processes import EngineError, Worker, workers_of
 from dialogpt_jax.cli import bench as command
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.config import GPT2Config
+from dialogpt_jax.whole_writes import locked
 
 BOTH = {"float32": "float32", "int8": "int8"}
 FAKES = {
@@ -239,12 +240,25 @@ def test_a_command_that_is_killed_takes_its_engines_along_and_the_next_one_its_f
     assert all_end(log)
     (left,) = (tmp_path / "temporary").iterdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with folder_of_weights() as free, locked(Path(free), wait=False):  # a worker locks it while it writes the model
+        pass
     with folder_of_weights() as one, folder_of_weights() as other:
         assert not left.exists()
         assert one != other
         for folder in map(Path, (one, other)):
             assert folder.stat().st_mode & 0o077 == 0  # weights are nobody else's affair
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.long
+def test_the_command_measures_the_model_in_the_package():
+    """Nothing fake: its weights written by one process, and measured."""
+    words = ["bench", "prefill", "--prompt", "8", "--dtype", "float32", "--repeats", "1", "--peers", "none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dialogpt_jax.cli.main", *words], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dialogpt_jax float32" in done.stdout
 
 
 def test_ctrl_c_shows_what_is_measured(log, monkeypatch, capsys):
