@@ -28,15 +28,15 @@ turns, so that what else the machine does disturbs all alike: read the ratios. P
 llama.cpp, as far as they are installed: `pip install -e '.[bench]'`. In chat, a peer without a cache that it keeps \
 reads the whole dialogue again; in mixed, peers take batches of contexts of like length.
 
+With --topology decode is compiled for a TPU that is not here, and nothing runs. Its compiler comes with \
+`pip install 'dialogpt-jax[tpu]'`, in an environment of its own.
+
 Examples:
   dialogpt bench                           decode, prefill, chat: bundled
   dialogpt bench decode --size small --dtype float32 int8 --rows 1 8 32
   dialogpt bench prefill --size small --prompt 64 256 --peers ctranslate2
   dialogpt bench decode train --profile --peers none
   dialogpt bench all --json bench.json --plot bench.png
-
-What a TPU would need: decode is compiled for one that is not here, and nothing runs. Its compiler comes with \
-`pip install 'dialogpt-jax[tpu]'`, in an environment of its own:
   dialogpt bench decode --size small --rows 1 8 64 --topology v5e:2x2
 """
 ALL, NONE = "all", "none"
