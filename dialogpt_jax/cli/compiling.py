@@ -15,6 +15,7 @@ WORD = "compiling for these settings ..."
 # What jax tells of each program: it is lowered just before it is compiled, or read from the cache.
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+PROMPT_FIRST = 0.2  # seconds: a signal that comes before the prompt waits for a key would be heard at the next key only
 _AHEAD = "compiling ahead"  # the name of the thread
 
 
@@ -44,6 +45,7 @@ def compile_ahead(use: Callable[[], Iterable[object]], word: "CompilingWord | No
     wanted = threading.Event()
 
     def quietly() -> None:
+        wanted.wait(PROMPT_FIRST)
         with contextlib.suppress(Exception):
             for _ in use():
                 if wanted.is_set():
