@@ -125,10 +125,10 @@ def test_what_another_user_left_stays_and_is_in_nobodys_way(target, monkeypatch)
     theirs, open_ = target.with_name(f".{target.name}.0123abcd"), os.open
     theirs.mkdir()
 
-    def refuse(path, *rest):
+    def refuse(path, *rest, **named):
         if path == theirs:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return open_(path, *rest)
+        return open_(path, *rest, **named)
 
     monkeypatch.setattr(os, "open", refuse)
     with folder_beside(target) as folder:
