@@ -186,17 +186,15 @@ def keep_reply(cache: ReplyCache, config: GPT2Config, chosen_B: jax.Array) -> KV
     rows, heads = chosen_B.shape[0], config.n_head
     chosen_G = jnp.repeat(chosen_B, heads)
 
-    def pick(reply: Slots) -> Slots:
-        return jax.tree.map(pick_array, reply)
-
-    def pick_array(reply_GRK: jax.Array) -> jax.Array:
+    def pick(reply_GRK: jax.Array) -> jax.Array:
         candidates_GNRK = reply_GRK.reshape(rows * heads, -1, *reply_GRK.shape[1:])
         return jnp.take_along_axis(candidates_GNRK, chosen_G[:, None, None, None], axis=1)[:, 0]
 
     slots_R = jnp.arange(cache.reply.num_slots)
     slots_GR = jnp.repeat(cache.lengths_B, heads)[:, None] + slots_R[None, :]
     pairs = zip(cache.prefix.layers, cache.reply.layers, strict=True)
-    return KVCache(tuple(write(prefix, pick(reply[0]), pick(reply[1]), slots_GR) for prefix, reply in pairs))
+    chosen = ((prefix, jax.tree.map(pick, reply)) for prefix, reply in pairs)
+    return KVCache(tuple(write(prefix, k_GRK, v_GRK, slots_GR) for prefix, (k_GRK, v_GRK) in chosen))
 
 
 def reorder(reply: KVCache, parents_BN: jax.Array) -> KVCache:

@@ -198,13 +198,11 @@ def _int8_on_cpu(x_MI: jax.Array, weight: Int8Weight) -> jax.Array:
         768×3072    0.21  0.42          0.40  0.56
         50304×768   2.9   9.1           5.7   8.3
     """
-    x_MI = x_MI.astype(jnp.float32) * weight.factors[None]
-    largest_M1 = jnp.max(jnp.abs(x_MI), axis=-1, keepdims=True)
-    whole_MI = jnp.rint(x_MI * (LEVELS / jnp.maximum(largest_M1, jnp.finfo(jnp.float32).tiny))).astype(jnp.int8)
+    whole_MI, scales_M1 = as_int8(x_MI.astype(jnp.float32) * weight.factors[None])
     rows = whole_MI.shape[0]
     parts = jnp.split(whole_MI, [rows // 2]) if 8 < rows <= 16 else [whole_MI]
     y = jnp.concatenate([_on_cpu(part, weight.values) for part in parts], axis=-2).astype(jnp.float32)
-    return y * jnp.expand_dims(largest_M1 / LEVELS, tuple(range(y.ndim - 2))) * weight.scales[..., None, :]
+    return y * jnp.expand_dims(scales_M1, tuple(range(y.ndim - 2))) * weight.scales[..., None, :]
 
 
 def _dequantized(x_MI: jax.Array, weight: Int8Weight) -> jax.Array:

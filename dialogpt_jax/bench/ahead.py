@@ -108,9 +108,7 @@ def compile_step(config: GPT2Config, case: Case, dtype: str, device: Any, chip: 
     slots = request.tokens_BT.shape[1] + request.slots
     cache = jax.eval_shape(lambda: init_cache(config, case.rows, slots, cache_dtype(params)))
     numbers = case.rows * config.n_embd  # of keys or values, a slot of a block
-    matrices = [
-        leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1
-    ]  # the head has as many scales as a row logits
+    matrices = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]  # scales are as many as a row has logits
     weights = {leaf.size for leaf in matrices if leaf.size >= LEAST_WEIGHT}
     caches = {numbers * request.tokens_BT.shape[1], numbers * request.slots}
     moves = found.moves(weights, caches)

@@ -64,9 +64,8 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process and those that it began, whatever they do."""
-        if self._process.returncode is None and hasattr(
-            os, "killpg"
-        ):  # not waited for yet: the number is still its own
+        waited_for = self._process.returncode is not None  # then its number may be another's
+        if not waited_for and hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self._process.kill()

@@ -21,7 +21,7 @@ def row_keys(
     attempts = [0] * rows if attempts is None else attempts
     keys_B2 = np.array([[0, seed & 0xFFFFFFFF]] * rows, np.uint32).reshape(rows, 2)
     for data in ([seed >> 32] * rows, places, turns, attempts):
-        keys_B2 = _fold_in(keys_B2, np.array(data, np.uint32))
+        keys_B2 = _fold_in(keys_B2, np.array(data, np.uint32).reshape(rows))
     return jax.random.wrap_key_data(jax.device_put(keys_B2), impl="threefry2x32")
 
 
