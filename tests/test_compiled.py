@@ -183,6 +183,9 @@ def test_programs_of_true_widths_leave_weights_and_caches_as_they_lie(name, rows
         casts = {"bitcast-convert": 4 * SMALL.n_layer} if dtype == jnp.bfloat16 else {}  # of which nothing is computed
         writes = {"scatter": 2 * SMALL.n_layer, **casts}
         work = [made for made in work if made[1][-1:] == (size,)]
+    if dtype == jnp.int8:  # the head's product is one of several parts, and each takes the same activations
+        assert all(max(shape) <= 8192 for operation, shape in work if operation == "dot")
+        work = [made for made in work if made[1][1:] != (max(rows, 2), SMALL.n_embd)]
     assert Counter(made for made in work if math.prod(made[1]) in cache_sizes) == {
         (operation, (heads, 16, size)): number for operation, number in writes.items()
     }

@@ -80,24 +80,25 @@ def test_under_jit_the_same_values():
         assert difference <= (1 if one.dtype == np.int8 else 1e-5)  # a quotient may be rounded otherwise
 
 
-def draw_weight(stack, rng):
-    shape = (*stack, 24, 40)
+def draw_weight(stack, rng, out=24):
+    shape = (*stack, out, 40)
     values, scales = rng.integers(-127, 128, shape).astype(np.int8), rng.uniform(0.5, 2, shape[:-1]).astype(np.float32)
     return Int8Weight(values, scales, rng.uniform(0.5, 2, 40).astype(np.float32))
 
 
-@pytest.mark.parametrize("stack", [(), (3,)])
+@pytest.mark.parametrize(("stack", "out"), [((), 24), ((3,), 24), ((), 3 * 8000), ((), 8209)])
 @pytest.mark.parametrize("rows", [1, 2, 9, 16, 70])
-def test_a_product_is_that_of_whole_numbers(rows, stack):
+def test_a_product_is_that_of_whole_numbers(rows, stack, out):
+    """A weight of many outputs is multiplied in parts, where it has parts."""
     rng = np.random.default_rng(rows)
-    weight, x_MI = draw_weight(stack, rng), rng.normal(size=(rows, 40)).astype(np.float32)
+    weight, x_MI = draw_weight(stack, rng, out), rng.normal(size=(rows, 40)).astype(np.float32)
     x_MI[-1] = 0  # a row of zeros has no scale
     y = np.asarray(jax.jit(matmul)(x_MI, weight))
     scaled_MI = x_MI * weight.factors
     steps_M1 = np.abs(scaled_MI).max(axis=1, keepdims=True) / 127
     whole_MI = np.rint(scaled_MI / np.where(steps_M1 > 0, steps_M1, 1)).astype(np.int64)
     expected = whole_MI @ np.swapaxes(weight.values.astype(np.int64), -1, -2) * steps_M1 * weight.scales[..., None, :]
-    assert y.shape == (*stack, rows, 24)
+    assert y.shape == (*stack, rows, out)
     np.testing.assert_allclose(y, expected, rtol=1e-5)
 
 
