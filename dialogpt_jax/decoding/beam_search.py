@@ -22,7 +22,8 @@ from dialogpt_jax.cache import KVCache, ReplyCache, cache_dtype, init_cache, ini
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.beam import BeamRules, Hypotheses, begin, holds_a_stop, search
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING, BeamOptions, check_room
-from dialogpt_jax.decoding.generate import describe_replies, model_step, prefill, request_specs
+from dialogpt_jax.decoding.generate import describe_replies, model_step, request_specs
+from dialogpt_jax.decoding.prefill import prefill
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 from dialogpt_jax.decoding.stops import Stops

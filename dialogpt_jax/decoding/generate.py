@@ -19,6 +19,7 @@ from dialogpt_jax import model
 from dialogpt_jax.cache import KVCache, ReplyCache, cache_dtype, init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.loop import AdvanceFn, DecodeState, StepFn, advance, begin, decode
+from dialogpt_jax.decoding.prefill import prefill
 from dialogpt_jax.decoding.request import Request, assemble, candidate_settings
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.decoding.speculative import Draft, begin_drafting, check_draft, drafter
@@ -73,28 +74,6 @@ def _drafts_of(replies: Generated) -> str:
         return ""
     accepted, forwards = int(np.sum(replies.accepted)), int(np.sum(replies.forwards))
     return f", {counted(accepted, 'drafts')} accepted in {counted(forwards, 'forwards')}"
-
-
-def prefill(
-    params: model.Params,
-    config: GPT2Config,
-    tokens_BT: Array,
-    lengths_B: Array,
-    cache: KVCache,
-    starts_B: Array | None = None,
-) -> tuple[jax.Array, KVCache]:
-    """Writes prompts into the cache; float32 logits_BV of the token after each row's last one.
-
-    Args:
-      tokens_BT: right-padded.
-      lengths_B: real tokens of `tokens_BT`, at least 1.
-      starts_B: tokens that the cache already holds for each row; 0 by default.
-    """
-    starts_B = jnp.zeros_like(lengths_B) if starts_B is None else starts_B
-    positions_BT = starts_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
-    x_BTD, cache = model.hidden(params, config, tokens_BT, positions_BT, cache)
-    last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-    return model.logits(params, config, last_BD), cache
 
 
 def begin_replies(

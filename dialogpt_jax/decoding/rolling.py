@@ -34,8 +34,9 @@ from flax import struct
 
 from dialogpt_jax.cache import cache_dtype, init_cache, put_rows
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.generate import model_advance, model_step, prefill, read_by_draft
+from dialogpt_jax.decoding.generate import model_advance, model_step, read_by_draft
 from dialogpt_jax.decoding.loop import DecodeState, begin, decode_some
+from dialogpt_jax.decoding.prefill import prefill
 from dialogpt_jax.decoding.request import Request, candidate_settings
 from dialogpt_jax.decoding.speculative import Draft, begin_drafting
 from dialogpt_jax.decoding.stops import Stops

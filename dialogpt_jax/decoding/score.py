@@ -14,7 +14,7 @@ from flax import struct
 
 from dialogpt_jax.cache import cache_dtype, init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
-from dialogpt_jax.decoding.generate import prefill
+from dialogpt_jax.decoding.prefill import prefill
 from dialogpt_jax.errors import counted
 from dialogpt_jax.likelihood import losses_of_hidden, token_losses
 from dialogpt_jax.model import Params, check_params, hidden

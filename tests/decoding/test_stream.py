@@ -12,7 +12,8 @@ import pytest
 from compile_counter import count_compilations
 from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS, prompts
 
-from dialogpt_jax.decoding.generate import generate, prefill
+from dialogpt_jax.decoding.generate import generate
+from dialogpt_jax.decoding.prefill import prefill
 from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.sampling import GREEDY, Sampling
 from dialogpt_jax.decoding.stream import empty_cache, keep, read, start, steps, with_slots

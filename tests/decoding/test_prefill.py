@@ -1,0 +1,58 @@
+"""A prompt that is read some columns at a time is in the cache as if it had been read at once.
+
+Letters: B rows, T tokens, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import ODD, draw_params
+
+from dialogpt_jax.cache import cache_dtype, init_cache
+from dialogpt_jax.decoding import prefill
+from dialogpt_jax.quantization import quantize
+
+PARAMS = draw_params(ODD)
+LENGTHS = np.array([24, 1, 7, 12, 13])  # to the end of the last, the first and between, and one past it
+STARTS = np.array([0, 3, 1, 0, 2])
+TOLERANCE = 2e-5
+
+
+def read(params, monkeypatch, at_once):
+    """Logits, cache and the compiled text; `at_once` tokens go through the model together."""
+    monkeypatch.setattr(prefill, "TOKENS", at_once)
+    tokens_BT = np.random.default_rng(0).integers(0, ODD.vocab_size, (5, 24)).astype(np.int32)
+    cache = init_cache(ODD, 5, 32, cache_dtype(params))
+    run = jax.jit(lambda *args: prefill.prefill(params, ODD, *args))
+    args = jnp.asarray(tokens_BT), jnp.asarray(LENGTHS), cache, jnp.asarray(STARTS)
+    return *run(*args), run.lower(*args).compile().as_text()
+
+
+def tokens_that_are_held(cache):
+    """(B, H, S, …) of each leaf, 0 behind a row's last token: what lies there is a pad's."""
+    held_BS = np.arange(32) < (STARTS + LENGTHS)[:, None]
+    for leaf in jax.tree.leaves(cache):
+        leaf = np.asarray(leaf, np.float32).reshape(5, -1, 32, leaf.shape[-1])
+        yield np.where(held_BS[:, None, :, None], leaf, 0)
+
+
+@pytest.mark.parametrize("change", [lambda params: params, quantize], ids=["float32", "int8"])
+def test_columns_are_read_as_all_at_once(change, monkeypatch):
+    params = change(PARAMS)
+    expected, whole, text = read(params, monkeypatch, 1000)
+    found, cache, text_by_columns = read(params, monkeypatch, 5 * 6)
+    assert " while(" in text_by_columns
+    assert " while(" not in text
+    real = slice(ODD.vocab_size)
+    steps = 1.01 if cache_dtype(params) == jnp.int8 else 0  # a value of 8 bits may be rounded otherwise
+    np.testing.assert_allclose(found[:, real], expected[:, real], atol=TOLERANCE if not steps else 0.02)
+    for one, other in zip(*map(tokens_that_are_held, (cache, whole)), strict=True):
+        np.testing.assert_allclose(one, other, atol=max(TOLERANCE, steps))
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "columns"), [(8, 1024, 128), (8, 100, 100), (1, 1024, 1024), (4, 600, 150), (64, 33, 33)]
+)
+def test_columns_at_once(rows, width, columns):
+    assert prefill.columns_at_once(rows, width) == columns
