@@ -137,7 +137,7 @@ def write_card(
 
 
 def _head(bot: Bot, command: str, how: Mapping[str, str], history: str, curve: list[tuple[int, float]]) -> str:
-    config, commands = bot.config, "\n".join(f"dialogpt {line}" for line in how.values())
+    config, commands = bot.config, "\n".join(how.values())
     return f"""\
 ---
 license: mit
@@ -165,7 +165,10 @@ corpus and what the teacher expects at each place of it; and settles it on every
 {commands}
 ```
 
-The model is the mean of the weights before and after the last of these, in float16: it keeps what each has learned.
+The mean of the weights before and after settling keeps what each has learned. The last of these begins from that mean: it
+raises, of replies that the model itself gave and that were marked, what the better ones gained on the worse (direct
+preference optimisation, Rafailov et al. 2023). The marks lie in the package as `marked_replies.jsonl.gz`; a language
+model gave them, by the rule of the forty prompts below, and none of their contexts is near to one of those.
 
 Muon for the matrices, Adam for the rest, bfloat16 products, float32 state; the rates are level, and fall to 0 at the end;
 what each exports is the running average of its weights.

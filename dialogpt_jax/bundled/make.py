@@ -1,18 +1,19 @@
 """Makes the bundled models by the package's own commands: a folder of dialogues in; a run, a model directory, its card out.
 
     python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL
-    python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --init OLDER      settle OLDER only
+    python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --init OLDER      from settling on
     python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --reverse --init OLDER
 
-    corpus ─tokenizer→ start ─train→ teacher ─teaches→ student ─settle, everyday talk→ settled ─mean with student→ MODEL
+    corpus ─tokenizer→ start ─train→ teacher ─teaches→ student ─settle, everyday talk→ settled ─mean with student→ mean
+    mean ─marked replies→ preferred, in float16: MODEL
 
 The teacher is wider than what may be shipped; the student learns the corpus and what the teacher expects of it, in many
-passes; then it settles on everyday talk at a low rate, and the mean of the weights before and after that is the model: it
-keeps what each has learned, and is stored in float16. The last command goes on with a backward model. CORPUS holds
-`train`, `valid`, `everyday` and `everyday-valid`, each `.jsonl.gz`, a dialogue a line with its `source`. Each command is
-printed before it runs; only the tokenizer, the sample and the card have none. A run that was stopped goes on when the
-command is given again. The numbers below are the models': change them and they are others. On a GPU all of it takes
-minutes, on two CPU cores days. Then `dialogpt_jax.bundled.prefer`, which the weights in the package have not had yet.
+passes; then it settles on everyday talk at a low rate, and the mean of the weights before and after that keeps what each
+has learned; last it learns which of its own replies were marked sensible (`prefer.py`). The last command goes on with a
+backward model. CORPUS holds `train`, `valid`, `everyday` and `everyday-valid`, each `.jsonl.gz`, a dialogue a line with
+its `source`. Each command is printed before it runs; only the tokenizer, the sample and the card have none. A run that was
+stopped goes on when the command is given again. The numbers below are the models': change them and they are others. On a
+GPU all of it takes minutes, on two CPU cores days.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dialogpt_jax.bundled.card import read_by_source, read_curve, write_card
+from dialogpt_jax.bundled.prefer import main as prefer
 from dialogpt_jax.chat.loading import load
 from dialogpt_jax.cli.main import main as dialogpt
 from dialogpt_jax.config import GPT2Config
@@ -95,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
             return status
         latest = run / name
     if not args.reverse:
-        latest = _write_mean(args.init or run / "student", latest, run / "mean")
+        _write_mean(args.init or run / "student", latest, run / "mean")
+        latest = _prefer(args)
     status = _run_all([f"convert {latest} {export} --dtype float16 --force"])
     if status or args.reverse:
         return status
@@ -150,12 +153,28 @@ def _train(args: argparse.Namespace, name: str, before: Path) -> str:
     )
 
 
-def _write_mean(before: Path, after: Path, mean: Path) -> Path:
+def _write_mean(before: Path, after: Path, mean: Path) -> None:
     """A model directory with the mean of the weights of two."""
     one, other = load(before), load(after)
     write_directory(mean, mean_of(one.params, other.params), other.config, other.tokenizer)
     print(f"wrote {mean}: the mean of {before} and {after}", flush=True)
-    return mean
+
+
+def _prefer(args: argparse.Namespace) -> Path:
+    """The model directory after the stage on marked replies."""
+    command, preferred = _preferences(args), args.run / "preferred"
+    if not preferred.exists():
+        print(f"$ {command}", flush=True)
+        prefer(shlex.split(command)[3:])
+    return preferred
+
+
+def _preferences(args: argparse.Namespace) -> str:
+    run = args.run
+    return (
+        f"python -m dialogpt_jax.bundled.prefer --init {run / 'mean'} --export {run / 'preferred'} "
+        f"--dialogues {run / 'sample.jsonl.gz'} {args.corpus / 'everyday.jsonl.gz'}"
+    )
 
 
 def _shown() -> dict[str, str]:
@@ -163,8 +182,8 @@ def _shown() -> dict[str, str]:
     args, before = argparse.Namespace(corpus=Path("CORPUS"), run=Path("RUN")), Path("RUN/start")
     shown = {}
     for name in ("teacher", "student", "settled"):
-        shown[name], before = _train(args, name, before), Path("RUN") / name
-    return shown
+        shown[name], before = f"dialogpt {_train(args, name, before)}", Path("RUN") / name
+    return {**shown, "preferred": _preferences(args)}
 
 
 def _prepare(args: argparse.Namespace, name: str, tokenizer: Path, data: Path) -> str:

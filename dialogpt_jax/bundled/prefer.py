@@ -6,9 +6,9 @@
     marked replies ─pairs of one context─┐
     dialogues ──────rows, file by file───┴→ loss → AdamW → MODEL, in float16
 
-The weights in the package have not had this stage yet. RUN and CORPUS are those of `dialogpt_jax.bundled.make`, which
-wrote the sample. A pair of replies with different marks is a lesson: direct preference optimisation (Rafailov et al.
-2023, arXiv 2305.18290) raises what the better one gained on the worse, against the model that it began from,
+RUN and CORPUS are those of `dialogpt_jax.bundled.make`, which wrote the sample and runs this as its last stage. A pair of
+replies with different marks is a lesson: direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) raises
+what the better one gained on the worse, against the model that it began from,
 
     loss = −log σ(β · (gain(better) − gain(worse))),   gain(reply) = log p(reply | context) − log p₀(reply | context)
 

@@ -28,7 +28,8 @@ def told(monkeypatch, tmp_path):
 
     monkeypatch.setattr(make, "dialogpt", dialogpt)
     monkeypatch.setattr(make, "load", lambda folder: None)
-    monkeypatch.setattr(make, "_write_mean", lambda *folders: commands.append(["mean", *folders]) or folders[-1])
+    monkeypatch.setattr(make, "_write_mean", lambda *folders: commands.append(["mean", *folders]))
+    monkeypatch.setattr(make, "prefer", lambda words: commands.append(["prefer", *words]))
     monkeypatch.setattr(make, "read_curve", lambda path: [])
     monkeypatch.setattr(make, "write_card", lambda *args, **named: commands.append(["card", named["command"]]))
     return commands
@@ -44,9 +45,9 @@ def folders(tmp_path):
     return ["--corpus", str(corpus), "--run", str(tmp_path / "run"), "--export", str(tmp_path / "export")]
 
 
-def test_from_nothing_a_teacher_teaches_a_student_that_settles_on_everyday_talk(told, folders):
+def test_from_nothing_a_teacher_teaches_a_student_that_settles_and_learns_its_marks(told, folders):
     assert make.main(folders) == 0
-    assert [words[0] for words in told] == ["data", "train"] * 3 + ["mean", "convert", "card"]
+    assert [words[0] for words in told] == ["data", "train"] * 3 + ["mean", "prefer", "convert", "card"]
     for place, name in enumerate(("teacher", "student", "settled")):
         stage, (data, train) = make.STAGES[name], (shlex.join(words) for words in told[2 * place : 2 * place + 2])
         assert data.count("everyday.jsonl.gz") == stage.everyday
@@ -56,18 +57,24 @@ def test_from_nothing_a_teacher_teaches_a_student_that_settles_on_everyday_talk(
         assert train.startswith("train --init" if name == "settled" else "train --config")
     assert told[3][told[3].index("--teacher") + 1] == told[1][told[1].index("--export") + 1]
     assert told[5][told[5].index("--init") + 1] == told[3][told[3].index("--export") + 1]
-    assert told[6][1:] == [make.Path(folders[3]) / name for name in ("student", "settled", "mean")]
+    run, corpus = make.Path(folders[3]), make.Path(folders[1])
+    assert told[6][1:] == [run / name for name in ("student", "settled", "mean")]
+    files = [run / "sample.jsonl.gz", corpus / "everyday.jsonl.gz"]
+    assert told[7][1:] == shlex.split(
+        f"--init {run}/mean --export {run}/preferred --dialogues {shlex.join(map(str, files))}"
+    )
+    assert told[8][:2] == ["convert", f"{run}/preferred"]
     widths = [json.loads(make.Path(told[i][told[i].index("--config") + 1]).read_text())["n_embd"] for i in (1, 3)]
     assert widths == [make.TEACHER.n_embd, make.CONFIG.n_embd]
     told.clear()
     assert make.main(folders) == 0  # what is done is not done again
-    assert [words[0] for words in told] == ["mean", "convert", "card"]
+    assert [words[0] for words in told] == ["mean", "prefer", "convert", "card"]
 
 
 def test_an_older_model_only_settles(told, folders, tmp_path):
     tiny_bot().save(tmp_path / "older")
     assert make.main([*folders, "--init", str(tmp_path / "older")]) == 0
-    assert [words[0] for words in told] == ["data", "train", "mean", "convert", "card"]
+    assert [words[0] for words in told] == ["data", "train", "mean", "prefer", "convert", "card"]
     assert shlex.join(told[1]).startswith(f"train --init {tmp_path / 'older'} --data")
 
 
@@ -88,7 +95,7 @@ def test_the_sample_is_every_twelfth_dialogue_and_all_of_who_it_is(tmp_path):
 
 def test_the_card_shows_no_folder_of_the_machine(told, folders):
     shown = make._shown()
-    assert list(shown) == ["teacher", "student", "settled"]
+    assert list(shown) == ["teacher", "student", "settled", "preferred"]
     assert all(
         "/" not in word or word.startswith(("RUN/", "CORPUS/")) for line in shown.values() for word in line.split()
     )
