@@ -2,9 +2,9 @@
 
 A context a line: `turns`, what was said before; `sensible`, `passable`, `nonsense`, the replies of each mark. A language
 model gave the marks, by the rule in `prompts.json`; no person did. It wrote most contexts, of one turn, three or five; the
-others are windows of the corpus's everyday part (CC0). The replies were drawn from the model before the stage in `prefer.py`
-and from models that earlier forms of the stage had made of it; each stands once. Where none of a context was sensible, the
-language model wrote one that is.
+others are windows of the corpus's everyday part (CC0). The replies were drawn from the model before the stage in
+`prefer.py` and from models that earlier forms of the stage had made of it; each stands once. Where none of a context was
+sensible, the language model wrote one that is.
 
 A release is judged by the prompts and chats of `prompts.json`, so no context is near to one: none has a turn that shares
 more than half of its words with a turn there, and paraphrases were taken out by hand.

@@ -59,7 +59,7 @@ def test_from_nothing_a_teacher_teaches_a_student_that_settles_and_learns_its_ma
     assert told[5][told[5].index("--init") + 1] == told[3][told[3].index("--export") + 1]
     run, corpus = make.Path(folders[3]), make.Path(folders[1])
     assert told[6][1:] == [run / name for name in ("student", "settled", "mean")]
-    files = [run / "sample.jsonl.gz", corpus / "everyday.jsonl.gz"]
+    files = f"{run}/sample.jsonl.gz {corpus}/everyday.jsonl.gz"
     assert told[7][1:] == shlex.split(
         f"--init {run}/mean --export {run}/preferred --dialogues {shlex.join(map(str, files))}"
     )
