@@ -60,9 +60,7 @@ def test_from_nothing_a_teacher_teaches_a_student_that_settles_and_learns_its_ma
     run, corpus = make.Path(folders[3]), make.Path(folders[1])
     assert told[6][1:] == [run / name for name in ("student", "settled", "mean")]
     files = f"{run}/sample.jsonl.gz {corpus}/everyday.jsonl.gz"
-    assert told[7][1:] == shlex.split(
-        f"--init {run}/mean --export {run}/preferred --dialogues {shlex.join(map(str, files))}"
-    )
+    assert told[7][1:] == f"--init {run}/mean --export {run}/preferred --dialogues {files}".split()
     assert told[8][:2] == ["convert", f"{run}/preferred"]
     widths = [json.loads(make.Path(told[i][told[i].index("--config") + 1]).read_text())["n_embd"] for i in (1, 3)]
     assert widths == [make.TEACHER.n_embd, make.CONFIG.n_embd]
