@@ -2,8 +2,8 @@
 
 Of the prompts ten are greetings and feelings, ten are on films, music, sport and food, ten are questions about itself, and
 ten are follow-ups that end a dialogue of three turns. A chat is what a person says in eight turns, whatever the answers.
-No turn of the corpus is one of the prompts, and none of them is trained on. A person marks each reply once, by the rule
-that stands beside the prompts; the marks are in `marks.json`, and the card shows all of them.
+No turn of the corpus is one of the prompts, and none of them is trained on. Each reply is marked once, by the rule
+that stands beside the prompts; the marks are in `marks.json`, and the card shows all of them and says who gave them.
 """
 
 import json
