@@ -253,7 +253,7 @@ def _prompts(
 ## Forty everyday prompts, unpicked
 
 A fixed list, never trained on ({_settings()}). {", ".join(f"**{count} {mark}**" for mark, count in counts.items() if count)}.
-A language model marked each reply once, without knowing which temperature gave it, by this rule: {"; ".join(f"*{mark}*: {meaning}" for mark, meaning in rule.items())}.
+A language model read each reply three times, without knowing which temperature gave it, and the middle mark counts, by this rule: {"; ".join(f"*{mark}*: {meaning}" for mark, meaning in rule.items())}.
 
 {_table(("kind", "said to it", "its reply", "mark"), rows)}"""
 

@@ -44,7 +44,7 @@ from dialogpt_jax.training.optim import adamw
 from dialogpt_jax.training.schedules import linear
 from dialogpt_jax.weights.directory import check_target, write_directory
 
-STEPS, WARMUP, RATE, DECAY, B2 = 1000, 10, 3e-4, 0.05, 0.99
+STEPS, WARMUP, RATE, DECAY, B2 = 800, 10, 3e-4, 0.05, 0.99
 BETA, LIKELIHOOD, KEPT, READ = 0.1, 0.05, 1.0, 0.2  # β, and the shares of likelihood, of KL and of the corpus
 LENGTHS = {32: 32, 64: 16}  # tokens of a row, and the pairs of a step that has such rows
 CORPUS_ROWS, CORPUS_TOKENS, CORPUS_TURNS = 12, 64, 8
@@ -116,7 +116,7 @@ def batches(bot: Bot, marked: Sequence[Marked], rng: random.Random) -> Iterator[
             eos = bot.config.eos_token_id
             both = [[*context, *ids, eos] for ids in bot.tokenizer.encode_batch([lesson.better, lesson.worse])]
             length = next((n for n in LENGTHS if max(map(len, both)) <= n), None)
-            if length is None:  # of the package's contexts 82 of 5,001 are; a program of their own is not worth it
+            if length is None:  # of the package's contexts some eighty are; a program of their own is not worth it
                 continue
             fitting += 1
             waiting[length].append((lesson, both, len(context)))
