@@ -90,7 +90,7 @@ def weight_first(dtype: jax.typing.DTypeLike, rows: int, out: int, inside: int) 
 def _parts(out: int) -> int:
     """In how many products of at most 8,192 outputs a weight of 8 bits is multiplied, where so few divide it evenly.
 
-    As one product by 50304×768, jax 0.12 takes eight times as long with the weight first; jax 0.10.2 the same for both.
+    As one product by 50304×768, jax 0.12 takes eight times as long with the weight first; jax 0.10.2 does not.
     Milliseconds of one core of a Zen 5, jax 0.12.0.1, 2 / 8 / 32 rows:
 
         rows first            3.3   3.7   6.0

@@ -22,6 +22,7 @@ TOLERANCE = 2e-5
 def read(params, monkeypatch, at_once):
     """Logits, cache and the compiled text; `at_once` tokens go through the model together."""
     monkeypatch.setattr(prefill, "TOKENS", at_once)
+    monkeypatch.setattr(prefill, "FEWEST", 1)
     tokens_BT = np.random.default_rng(0).integers(0, ODD.vocab_size, (5, 24)).astype(np.int32)
     cache = init_cache(ODD, 5, 32, cache_dtype(params))
     run = jax.jit(lambda *args: prefill.prefill(params, ODD, *args))
@@ -52,7 +53,7 @@ def test_columns_are_read_as_all_at_once(change, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rows", "width", "columns"), [(8, 1024, 128), (8, 100, 100), (1, 1024, 1024), (4, 600, 150), (64, 33, 33)]
+    ("rows", "width", "columns"), [(8, 1024, 128), (8, 100, 100), (1, 1024, 1024), (4, 600, 150), (999, 64, 32), (64, 33, 33)]
 )
 def test_columns_at_once(rows, width, columns):
     assert prefill.columns_at_once(rows, width) == columns
