@@ -15,9 +15,9 @@ from dialogpt_jax.cache import KVCache
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.token_arrays import Array
 
-# Tokens of all rows together that go through a block at once on CPU. GPT-2 small, two busy cores of a Zen 5, s for all tokens,
-# and in pieces of so many: 8 rows of 1,024: 14.9, of 4,096: 12.8, 2,048: 11.7, 1,024: 11.0, 512: 10.1; 32 rows of 128:
-# 3.9, of 2,048: 3.6, 1,024: 3.4, 512: 3.6.
+# Tokens of all rows together that go through a block at once on CPU. GPT-2 small, two busy cores of a Zen 5, s for all the
+# tokens, then in pieces of 4,096, 2,048, 1,024, 512: 8 rows of 1,024 14.9, 12.8, 11.7, 11.0, 10.1; 32 rows of 128 3.9, –,
+# 3.6, 3.4, 3.6.
 TOKENS = 1024
 FEWEST = 32  # columns: every piece reads the whole cache
 

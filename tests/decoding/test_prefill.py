@@ -53,7 +53,8 @@ def test_columns_are_read_as_all_at_once(change, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rows", "width", "columns"), [(8, 1024, 128), (8, 100, 100), (1, 1024, 1024), (4, 600, 150), (999, 64, 32), (64, 33, 33)]
+    ("rows", "width", "columns"),
+    [(8, 1024, 128), (8, 100, 100), (1, 1024, 1024), (4, 600, 150), (999, 64, 32), (64, 33, 33)],
 )
 def test_columns_at_once(rows, width, columns):
     assert prefill.columns_at_once(rows, width) == columns
