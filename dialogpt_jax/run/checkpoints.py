@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -234,7 +235,7 @@ class Checkpoints:
             step, self._writing = self._writing, None
             if jax.process_index() == 0 and isinstance(self.folder, Path):
                 for part in self.folder.glob(f"{step}{_PART}*"):
-                    shutil.rmtree(part, ignore_errors=True)
+                    _remove(part)
             self._manager.reload()  # what was to be deleted for it is still there
             self._known.discard(step)
             whole = max((s for s in self._manager.all_steps() if s not in self._damaged), default=None)
@@ -293,3 +294,12 @@ class _Staying:
     def should_preserve(self, checkpoints: Any, **_: Any) -> list[bool]:
         stay = self._staying([info.step for info in checkpoints])
         return [info.step in stay for info in checkpoints]
+
+
+def _remove(part: Path) -> None:
+    """Deletes a folder into which other threads of a failed write may still put files, for a second at most."""
+    for _ in range(20):
+        shutil.rmtree(part, ignore_errors=True)
+        if not part.exists():
+            return
+        time.sleep(0.05)

@@ -137,7 +137,11 @@ def test_a_card_shows_what_the_command_prints(bot, evaluate, tmp_path, monkeypat
     monkeypatch.setattr(card, "NUM_EVERYDAY", 4)
     few = Prompts(["short", "long"], [("Hello",), ("Hi", "Yes", "No")], [("Hello",) * 8], read_prompts().rule)
     monkeypatch.setattr(card, "read_prompts", lambda: few)
-    run = {"curve": [(10, 2.5), (20, 1.25)], "command": "make it", "how": {"a": "dialogpt train so", "b": "python -m x"}}
+    run = {
+        "curve": [(10, 2.5), (20, 1.25)],
+        "command": "make it",
+        "how": {"a": "dialogpt train so", "b": "python -m x"},
+    }
     card.write_card(tmp_path, bot, valid, everyday, **run)
     text = (tmp_path / card.CARD).read_text(encoding="utf-8")
     words = (*RUN, "--contexts", 20, "--bootstrap", 1000, "--markdown")

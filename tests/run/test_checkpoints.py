@@ -20,6 +20,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dialogpt_jax.run import checkpoints as checkpoints_module
 from dialogpt_jax.run import named_arrays
 from dialogpt_jax.run.checkpoints import CheckpointError, CheckpointMismatch, Checkpoints, DamagedCheckpoint
 from dialogpt_jax.run.orbax import without_orphans
@@ -313,6 +314,17 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(folder, caplog):
         assert_same(checkpoints.restore(states[2])[0], states[1])
     assert os.listdir(folder) == ["2"]
     assert not [record for record in caplog.records if "orbax" in record.pathname]
+
+
+def test_what_is_still_written_into_is_removed_all_the_same(tmp_path, monkeypatch):
+    """A thread of the failed write makes a file while its folder is deleted: the first two tries fail."""
+    (tmp_path / "part").mkdir()
+    remove, tries = shutil.rmtree, []
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda path, **how: tries.append(path) if len(tries) < 2 else remove(path, **how)
+    )
+    checkpoints_module._remove(tmp_path / "part")
+    assert (len(tries), os.listdir(tmp_path)) == (2, [])
 
 
 def test_an_error_in_the_run_is_not_hidden_by_a_failed_write(folder):
