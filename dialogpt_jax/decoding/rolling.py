@@ -36,16 +36,13 @@ from dialogpt_jax.cache import cache_dtype, init_cache, put_rows
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.generate import model_advance, model_step, read_by_draft
 from dialogpt_jax.decoding.loop import DecodeState, begin, decode_some
-from dialogpt_jax.decoding.prefill import prefill
+from dialogpt_jax.decoding.prefill import PREFILL_TOKENS, prefill
 from dialogpt_jax.decoding.request import Request, candidate_settings
 from dialogpt_jax.decoding.speculative import Draft, begin_drafting
 from dialogpt_jax.decoding.stops import Stops
 from dialogpt_jax.decoding.stream import with_slots
 from dialogpt_jax.model import Params
 
-# Tokens of a prefill, about: the bundled model takes (one core of a Zen 5, ms a token) 0.117 for 2 rows of 256 tokens,
-# 0.133 for 8, 0.181 for 32, and 0.222 for 8 of 512: what a block makes of them no longer stays near the core.
-PREFILL_TOKENS = 1024
 NARROWEST = 64  # tokens of a prefill, and slots of a cache
 MOST_STEPS = 32  # of one call: so often, at least, the host hears of replies that ended
 

@@ -21,7 +21,7 @@ TOLERANCE = 2e-5
 
 def read(params, monkeypatch, at_once):
     """Logits, cache and the compiled text; `at_once` tokens go through the model together."""
-    monkeypatch.setattr(prefill, "TOKENS", at_once)
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", at_once)
     monkeypatch.setattr(prefill, "FEWEST", 1)
     tokens_BT = np.random.default_rng(0).integers(0, ODD.vocab_size, (5, 24)).astype(np.int32)
     cache = init_cache(ODD, 5, 32, cache_dtype(params))
