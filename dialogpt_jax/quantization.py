@@ -14,6 +14,7 @@ Letters: O outputs (merged), I inside, what a product sums over (merged), D mode
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ def quantize(params: Params) -> Params:
       params: float parameters, as `load_params` and `init_params` give them; under `jit` too.
 
     Raises:
+      TypeError: they are no parameters, but a `Bot`, say.
       ValueError: they are int8 already.
 
     Example:
@@ -47,6 +49,8 @@ def quantize(params: Params) -> Params:
       >>> dg.Bot(small, bot.config, bot.tokenizer).reply("Does money buy happiness?")
       '...'
     """
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params is a {type(params).__name__}; quantize takes a model's parameters, such as bot.params")
     if is_int8(params):
         raise ValueError("the parameters are int8 already; `dequantize` makes float ones of them")
     out = {name: _quantize_block(part) if name.startswith("h_") else part for name, part in params.items()}

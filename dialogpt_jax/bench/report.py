@@ -34,8 +34,9 @@ def _table(group: Sequence[Result]) -> list[str]:
     if case.line in ("processors", "searches"):
         return _costs(group)
     ours = [result for result in group if result.contender.engine == OURS and result.seconds]
+    beside = ours if len(group) > 1 else []  # one alone is compared with nothing
     known = any(result.utilisation is not None for result in group)
-    head = ["", case.unit, "ms", "of limit", *(["MFU"] if known else []), *(f"{_short(one)} is" for one in ours)]
+    head = ["", case.unit, "ms", "of limit", *(["MFU"] if known else []), *(f"{_short(one)} is" for one in beside)]
     rows = [head]
     for result in group:
         name = result.contender.describe()
@@ -44,7 +45,7 @@ def _table(group: Sequence[Result]) -> list[str]:
             continue
         figures = [_number(result.figure), _number(result.median * 1e3), _share(result)]
         figures += ["" if result.utilisation is None else f"{result.utilisation:.1%}"] if known else []
-        rows.append([name, *figures, *("" if one is result else f"{ratio(one, result):.2f}×" for one in ours)])
+        rows.append([name, *figures, *("" if one is result else f"{ratio(one, result):.2f}×" for one in beside)])
     if case.unit == "ms":  # once is enough
         rows = [[row[0], *row[2:]] if len(row) > 2 else row for row in rows]
     return [case.describe(), *aligned(rows)]

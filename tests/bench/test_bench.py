@@ -130,7 +130,7 @@ def test_utilisation_is_of_the_published_peak_where_there_is_one(log, monkeypatc
     assert trained.utilisation == 1e12 / trained.median / 989e12
     assert other.utilisation is None
     head, row = report.as_text([trained]).splitlines()[1:]
-    assert head.split() == ["tokens/s", "ms", "of", "limit", "MFU", "float32", "is"]
+    assert head.split() == ["tokens/s", "ms", "of", "limit", "MFU"]
     assert row.endswith(f"{trained.utilisation:.1%}")
     (values,) = report.as_values([trained], {}, {})["results"]
     assert values["utilisation"] == trained.utilisation
