@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from dialogpt_jax.errors import one_line
+from dialogpt_jax.freed_memory import keep_freed_memory
 
 LONG = 20.0  # seconds: what takes so long is not run once more only to see how often it fits into a turn
 
@@ -75,6 +76,7 @@ def requests() -> Iterator[str]:
 
 
 def main() -> None:
+    keep_freed_memory()  # as the commands do, for every engine
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not write into the answers
     module, programs = None, {}  # type: ignore[var-annotated]

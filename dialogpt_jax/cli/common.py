@@ -26,6 +26,7 @@ from dialogpt_jax.cli.rank_flags import ModelsThatRank
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING_WORDS, BeamOptions
 from dialogpt_jax.decoding.contrastive_options import DEFAULT_K, ContrastiveOptions
 from dialogpt_jax.decoding.sampling import GREEDY, SCOPES, Sampling, Scope
+from dialogpt_jax.freed_memory import keep_freed_memory
 from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.weights.dtypes import DTypeName
@@ -180,6 +181,7 @@ def load_bot(
 
     It is behind a compilation cache, unless that is turned off.
     """
+    keep_freed_memory()  # before jax has threads
     # Here, as in the commands, since it imports jax: their help need not wait for it.
     from dialogpt_jax.chat.loading import load
 

@@ -24,6 +24,7 @@ from dialogpt_jax.cli.train_run import TrainRun
 from dialogpt_jax.data.example_options import MAX_LENGTH
 from dialogpt_jax.data.pairs import MAX_LENGTH as PAIR_LENGTH
 from dialogpt_jax.errors import counted
+from dialogpt_jax.freed_memory import keep_freed_memory
 from dialogpt_jax.run.options import TOLD, TOPOLOGY, TrainOptions
 from dialogpt_jax.training.names import OPTIMIZERS
 from dialogpt_jax.training.recipes import named_recipe
@@ -130,6 +131,7 @@ def run(
             raise ValueError(
                 f"--export is {inputs.export}, the folder of the run; choose another, such as {inputs.out}/model"
             )
+    keep_freed_memory()  # before jax has threads
     initialize()
     if where.compilation_cache:
         keep_compiled_programs()  # a run that goes on compiles nothing again

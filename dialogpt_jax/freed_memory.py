@@ -1,0 +1,29 @@
+"""Freed memory that stays with the process: nothing in, the C library's way with memory changed.
+
+XLA for CPU takes a program's scratch memory at each call and frees it after. glibc gives large pieces back to the system,
+so that the next call gets the same pages anew, zeroed, one fault for each 4 kB: a training step of the bundled size has
+380,000 of them, a quarter of its time.
+"""
+
+import sys
+
+# malloc.h of glibc. A piece that is mapped, and one in any arena but the first, goes back however it is set.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+NEVER = -1  # as an unsigned number the largest
+
+
+def keep_freed_memory() -> bool:
+    """From now on what is freed is kept for what is wanted next. Whether it could be so set: only glibc has it.
+
+    For a process of our own, before there are threads: a library should not decide this for a program. There the same is
+    `MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` in the environment.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes  # which the help of a command need not wait for
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER}
+    return all(mallopt(name, value) == 1 for name, value in settings.items())
