@@ -2,7 +2,7 @@
 
 XLA for CPU takes a program's scratch memory at each call and frees it after. glibc gives large pieces back to the system,
 so that the next call gets the same pages anew, zeroed, one fault for each 4 kB: a training step of the bundled size has
-380,000 of them, a quarter of its time.
+380,000 of them, up to a fifth of its time.
 """
 
 import sys

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dialogpt_jax.arguments import shown
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.int8 import LEVELS, Int8Weight, is_int8
 from dialogpt_jax.token_arrays import array_library, is_traced
@@ -49,8 +50,7 @@ def quantize(params: Params) -> Params:
       >>> dg.Bot(small, bot.config, bot.tokenizer).reply("Does money buy happiness?")
       '...'
     """
-    if not isinstance(params, Mapping):
-        raise TypeError(f"params is a {type(params).__name__}; quantize takes a model's parameters, such as bot.params")
+    _check_params(params)
     if is_int8(params):
         raise ValueError("the parameters are int8 already; `dequantize` makes float ones of them")
     out = {name: _quantize_block(part) if name.startswith("h_") else part for name, part in params.items()}
@@ -63,6 +63,7 @@ def dequantize(params: Params, config: GPT2Config) -> Params:
     """Float parameters, in the dtype of what was not quantised; a tied head is the token embedding again.
 
     Raises:
+      TypeError: they are no parameters.
       ValueError: the parameters are no int8 ones.
 
     Example:
@@ -70,11 +71,17 @@ def dequantize(params: Params, config: GPT2Config) -> Params:
       >>> jax.tree.structure(again) == jax.tree.structure(bot.params)
       True
     """
+    _check_params(params)
     if not is_int8(params):
         raise ValueError("the parameters are float already; `quantize` makes int8 ones of them")
     dtype = params["wte"]["embedding"].dtype
     kept = {name: part for name, part in params.items() if name != "lm_head" or not config.tie_word_embeddings}
     return jax.tree.map(lambda leaf: _as_float(leaf, dtype) if _is_weight(leaf) else leaf, kept, is_leaf=_is_weight)
+
+
+def _check_params(params: Any) -> None:
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params is {shown(params)}; give the parameters, such as `bot.params`")
 
 
 def _as_float(weight: Int8Weight, dtype: Any) -> jax.Array:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from dialogpt_jax.bench import worker
+from dialogpt_jax.bench.cases import ENGINES, OURS
 from dialogpt_jax.cli import common, train
 
 # Scratch memory as XLA takes it: by a thread, 256 MB at a time, written and freed; pages given at the second time.
@@ -45,21 +46,33 @@ def test_what_a_thread_frees_is_there_for_what_it_wants_next():
 
 
 BEGIN = {
-    common: lambda: common.load_bot(common.ModelFlags()),
-    train: lambda: train.app(["--data", "DIR", "--out", "RUN"], result_action="return_value"),
-    worker: worker.main,
+    "load_bot": (common, lambda: common.load_bot(common.ModelFlags())),
+    "train": (train, lambda: train.app(["--data", "DIR", "--out", "RUN"], result_action="return_value")),
 }
 
 
-@pytest.mark.parametrize("module", BEGIN, ids=["load_bot", "train", "bench"])
-def test_whoever_computes_keeps_it(module, monkeypatch):
-    class Called(Exception):
-        pass
+class Reached(Exception):
+    """A command has come as far as a test wants it to."""
 
-    def called():
-        raise Called
 
-    monkeypatch.setattr(module, "keep_freed_memory", called)
-    monkeypatch.setattr("sys.argv", ["worker", "dialogpt_jax.bench.ours"])
-    with pytest.raises(Called):
-        BEGIN[module]()
+def stop(*_):
+    raise Reached
+
+
+@pytest.mark.parametrize("command", BEGIN)
+def test_whoever_computes_keeps_it(command, monkeypatch):
+    module, begin = BEGIN[command]
+    monkeypatch.setattr(module, "keep_freed_memory", stop)
+    with pytest.raises(Reached):
+        begin()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_of_the_engines_that_are_compared_only_ours_keeps_it(engine, monkeypatch):
+    kept = []
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr("sys.argv", ["worker", ENGINES[engine].module])
+    monkeypatch.setattr("os.dup", stop)  # before it takes over this process's output
+    with pytest.raises(Reached):
+        worker.main()
+    assert kept == [True] * (engine == OURS)

@@ -204,8 +204,9 @@ def test_what_is_int8_already_or_not_yet_is_told():
     assert not is_int8(params)
     with pytest.raises(ValueError, match="int8 already"):
         dg.quantize(small)
-    with pytest.raises(TypeError, match=r"params is a GPT2Config; quantize takes .* bot\.params"):
-        dg.quantize(TINY)
+    for call in (lambda: dg.quantize(TINY), lambda: dg.dequantize(TINY, TINY)):
+        with pytest.raises(TypeError, match=r"params is GPT2Config\(.*; give the parameters, such as `bot\.params`"):
+            call()
     with pytest.raises(ValueError, match="float already"):
         dg.dequantize(params, TINY)
     broken = small | {"lm_head": {"kernel": small["lm_head"]["kernel"]._replace(scales=jnp.ones(3))}}
