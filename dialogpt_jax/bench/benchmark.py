@@ -93,14 +93,15 @@ def run_benchmark(
     ):
         ours = workers[OURS]
         tell("writing the weights")
+        call = functools.partial(_call_ours, ours)
         how = {"size": plan.size, "model": plan.model, "gguf": "llama.cpp" in plan.engines}
-        measured.weights = ours.call("write_model", folder=folder, **how)
+        measured.weights = call("write_model", folder=folder, **how)
         if any(case.line == "mixed" for case in plan.cases):
             tell(f"making {plan.contexts:,} contexts")
             drawn = plan.model is None and plan.size != "bundled"
-            ours.call("write_contexts", folder=folder, contexts=plan.contexts, drawn=drawn)
+            call("write_contexts", folder=folder, contexts=plan.contexts, drawn=drawn)
         tell("measuring memory and products")
-        measured.machine = ours.call("describe_machine", dtypes=list(plan.dtypes))
+        measured.machine = call("describe_machine", dtypes=list(plan.dtypes))
         words = {"folder": folder, "threads": measured.machine["cores"]}
         compiled = {name for name in plan.engines if engines[name].compiles and _answer(workers[name], "compiles")}
         peak = peak_flops(measured.machine["device"])
@@ -142,6 +143,14 @@ def _tell_behind(tell: Callable[[str], None], place: str, line: str) -> None:
     tell(f"{place} {line}")
 
 
+def _call_ours(ours: Worker, name: str, **words: Any) -> Any:
+    """What a function of ours gives without which there is no benchmark."""
+    try:
+        return ours.call(name, **words)
+    except EngineError as error:
+        raise EngineError(f"{OURS}: {error}") from error
+
+
 def _answer(worker: Worker, name: str, **words: Any) -> Any:
     """What a function of an engine gives, `None` where it cannot say."""
     try:
@@ -162,8 +171,7 @@ def _profile(ours: Worker, folder: str, case: Case, dtypes: Sequence[str], into:
         try:
             found = ours.call("profile", folder=folder, dtype=contender.dtype, case=dataclasses.asdict(case))
         except EngineError as error:
-            tell(f"profile of {title}, failed: {error}")
-            continue
+            found = {"error": str(error)}
         into.append({"title": title, "dtype": contender.dtype, **dataclasses.asdict(case), **found})
 
 

@@ -11,6 +11,8 @@ import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dialogpt_jax.errors import counted
+
 OURS = "dialogpt_jax"
 CACHES = ("warm cache", "cold cache")
 CHAT_WORDS, CHAT_NEW, CHAT_TURN, MIXED_NEW = 20, 20, 8, 40
@@ -105,11 +107,11 @@ class Case:
     new: int
 
     def describe(self) -> str:
-        told = [self.line, f"{self.rows} row{'s' if self.rows > 1 else ''}"]
+        told = [self.line, counted(self.rows, "rows")]
         if self.prompt:
-            told.append(f"{self.prompt} tokens" + (f" + {self.new} new" if self.new else ""))
+            told.append(counted(self.prompt, "tokens") + (f" + {self.new:,} new" if self.new else ""))
         elif self.new:
-            told.append(f"{self.new} new tokens")
+            told.append(counted(self.new, "new tokens"))
         return ", ".join(told)
 
     @property

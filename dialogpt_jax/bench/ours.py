@@ -175,11 +175,11 @@ def profile(folder: str, dtype: str, case: dict[str, Any]) -> dict[str, Any]:
         model = load(folder, "float32")
         state, batch, step = _training(model, asked, dtype)
         text = step.lower(state, batch).compile().as_text()
-        return profile_program(text, _stepping(state, batch, step))
+        return profile_program(text, _stepping(state, batch, step), folder)
     model = load(folder, dtype)
     tokens_BT = prompts(folder, asked.rows, asked.prompt)
     text = reply_program.lower(model.params, model.config, _request(model, tokens_BT, asked.new)).compile().as_text()
-    return profile_program(text, generating(model, tokens_BT, asked.new))
+    return profile_program(text, generating(model, tokens_BT, asked.new), folder)
 
 
 def _request(model: LanguageModel, tokens_BT: np.ndarray, new: int) -> Request:

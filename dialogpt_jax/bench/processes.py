@@ -83,6 +83,8 @@ class Worker:
     def _last_words(self) -> str:
         status = self._process.wait()
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        if how.endswith("SIGKILL"):  # of which it knew nothing: what it told last is a progress bar, or the like
+            return f"its process {how}"
         self._told.seek(0)
         told = self._told.read().decode("utf-8", "replace").strip().splitlines()
         return f"its process {how}" + (f": {told[-1].strip()}" if told else "")

@@ -132,7 +132,9 @@ def describe_run(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> str
 
 
 def profile_as_text(found: Mapping[str, Any], title: str) -> str:
-    """Where the time of a call went."""
+    """Where the time of a call went, or why nobody knows."""
+    if "error" in found:
+        return f"{title}: failed: {found['error']}"
     rows = [["", "ms", "share"]]
     rows += [
         [one["scope"], f"{one['ms']:.2f}", f"{one['share']:.1%}"] for one in found["scopes"] if one["share"] >= 5e-4
@@ -160,7 +162,7 @@ def as_values(
             if result.error:
                 rows.append(row | {"error": result.error})
                 continue
-            row |= {"unit": result.case.unit, "figure": result.figure, "median": result.median}
+            row |= {"unit": result.case.unit, "figure": result.figure, "median": result.median, "amount": result.amount}
             row |= {"seconds": result.seconds, "limit": result.limit, "utilisation": result.utilisation}
             if contender.engine != OURS:
                 row["ours_times_as_fast"] = {name: ratio(one, result) for name, one in ours.items()}

@@ -114,23 +114,24 @@ def read_trace(folder: Path) -> dict[str, float]:
     return found
 
 
-def profile_program(text: str | None, run: Callable[[], Any]) -> dict[str, Any]:
+def profile_program(text: str | None, run: Callable[[], Any], folder: str) -> dict[str, Any]:
     """Milliseconds of one call, by scope.
 
     Args:
       text: of the compiled program that `run` calls.
       run: a call until its result is there; it is made three times, the last under the profiler.
+      folder: where the trace is while it is read; it goes with it when this process is killed.
     """
     run()
     start = time.perf_counter()
     run()
     plain = time.perf_counter() - start
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        with jax.profiler.trace(place):
             start = time.perf_counter()
             run()
             traced = time.perf_counter() - start
-        seconds = read_trace(Path(folder))
+        seconds = read_trace(Path(place))
     return {
         "plain_ms": plain * 1e3,
         "traced_ms": traced * 1e3,

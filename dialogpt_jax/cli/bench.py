@@ -28,6 +28,9 @@ turns, so that what else the machine does disturbs all alike: read the ratios. P
 llama.cpp, as far as they are installed: `pip install -e '.[bench]'`. In chat, a peer without a cache that it keeps \
 reads the whole dialogue again; in mixed, peers take batches of contexts of like length.
 
+Scopes of a profile are those of the code, from outside in. "loop" is what repeats, as a step of decoding; "backward" a \
+gradient; "without a scope" what is no part of the model; "between operations" the call's start, and waiting.
+
 With --topology decode is compiled for a TPU that is not here, and nothing runs. Its compiler comes with \
 `pip install 'dialogpt-jax[tpu]'`, in an environment of its own.
 
@@ -50,7 +53,7 @@ def _numbers(_: Any, tokens: Sequence[Any]) -> list[int]:
     found = [whole(_, [token]) for token in tokens]
     if any(number < 1 for number in found):
         raise ValueError(f"{min(found)} is less than 1")
-    return found
+    return list(dict.fromkeys(found))
 
 
 NUMBERS = Parameter(converter=_numbers, consume_multiple=1, metavar="N", group=HOW)
@@ -95,7 +98,7 @@ def run(
     new: Annotated[
         int | None, FROM_1, Parameter(metavar="N", group=HOW, help="new tokens (decode 64, searches 32)")
     ] = None,
-    contexts: Annotated[int, FROM_1, Parameter(metavar="N", group=HOW, help="of the line mixed")] = 200,
+    contexts: Annotated[int, FROM_1, Parameter(metavar="N", group=HOW, help="how many mixed replies to")] = 200,
     repeats: Annotated[int, FROM_1, Parameter(metavar="N", group=HOW, help="turns of each engine")] = 5,
     profile: Annotated[
         bool, Parameter(group=RESULTS, help="where the time of decode, prefill and train goes, by named scope")
@@ -117,7 +120,7 @@ def run(
     ] = None,
 ) -> int:
     from dialogpt_jax.bench import report
-    from dialogpt_jax.bench.benchmark import Measured, Plan, run_benchmark, versions_of
+    from dialogpt_jax.bench.benchmark import PROFILED, Measured, Plan, run_benchmark, versions_of
 
     if size is not None and model is not None:
         raise UsageError("give one of --size and --model")
@@ -139,21 +142,30 @@ def run(
                 "draft goes with --size medium or --size large, for which the small one drafts; lookup is for all"
             )
         wanted.remove("draft")
+    if profile and not set(wanted) & set(PROFILED):
+        raise UsageError(f"--profile looks into {', '.join(PROFILED)} alone: name one of them, or leave it out")
     dtypes = list(dict.fromkeys(dtype or ("float32", "bfloat16", "int8")))
+    if ALL in lines and "train" in wanted and not {"float32", "bfloat16"} & set(dtypes):
+        streams.tell(f"train takes no part, not being measured in {' or '.join(dtypes)}")
+        wanted.remove("train")
     for flag, name in (("--model", model), ("--json", as_json), ("--plot", plot)):
         if name is not None:
             as_path(flag, name)
     if plot is not None and not plot.lower().endswith(".png"):
         raise ValueError(f"--plot is {plot}; name a file that ends in .png")
     _check_places(as_json, plot)
+    if as_json is not None and plot is not None and Path(as_json).resolve() == Path(plot).resolve():
+        raise UsageError("--json and --plot name one file; give each its own")
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib; `pip install matplotlib`, or leave --plot out")
     config = _config_of(size or "bundled", model)
     cases = cases_of(wanted, rows=rows or (), prompts=prompt or (), new=new)
     for case in cases:
         if case.prompt + case.new > config.n_positions:
+            less = " or ".join(f"--{flag}" for flag in LINES[case.line].flags if flag != "rows")
             raise ValueError(
-                f"{case.describe()}: more than the model's {config.n_positions} positions; give less with --prompt or --new"
+                f"{case.describe()}: more than the model's {config.n_positions} positions; "
+                + (f"give less with {less}" if less else f"leave {case.line} out")
             )
         if not contenders_of(case, [OURS], dtypes):
             raise UsageError(f"{case.line} is not measured in {' or '.join(dtypes)}; give another --dtype")
@@ -190,8 +202,9 @@ def run(
     settings["weights"] = measured.weights
     _report(measured, settings, as_json=as_json, plot=plot)
     failed = sum(bool(result.error) for result in measured.results)
+    failed += sum("error" in one for one in measured.profiles)
     if failed:
-        streams.tell(f"dialogpt bench: {counted(failed, 'engines')} failed; see the table")
+        streams.tell(f"dialogpt bench: {counted(failed, 'measurements')} failed; see the table")
     return 1 if failed else 0
 
 
@@ -249,13 +262,14 @@ def _tell_load() -> None:
 
 def _program_cache() -> dict[str, str]:
     """The environment in which ours keeps its compiled programs where all commands do, so that a second run is quick."""
-    from dialogpt_jax.cli.program_cache import keep_compiled_programs
+    from dialogpt_jax.cli.program_cache import MOST_BYTES, keep_compiled_programs
 
     folder = keep_compiled_programs()
     if folder is None:
         return {}
     words = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return words | {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    words |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    return words | {"JAX_COMPILATION_CACHE_MAX_SIZE": str(MOST_BYTES)}  # without it none has the time of its last use
 
 
 @contextlib.contextmanager
@@ -287,6 +301,8 @@ def _check_places(*names: str | None) -> None:
         folder = Path(name).parent
         if not folder.is_dir():
             raise FileNotFoundError(2, "no such folder", str(folder))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "nothing can be written there", str(folder))
         if Path(name).is_dir():
             raise ValueError(f"{name} is a folder; name a file")
 

@@ -23,6 +23,8 @@ def note_of(pid: int, *words: str) -> None:
 
 def write_model(folder: str, *, size: str | None, model: str | None, gguf: bool) -> dict:
     note("write", folder)
+    if os.environ.get("FAKE_ENGINE_FAULT", "") == "killed at once":
+        os.kill(os.getpid(), signal.SIGKILL)
     return {"parameters": 1000, "layers": 1, "width": 8, "vocabulary": 100}
 
 
@@ -49,6 +51,8 @@ def compiles() -> bool:
 
 
 def profile(folder: str, dtype: str, case: dict) -> dict:
+    if os.environ.get("FAKE_ENGINE_FAULT", "") == f"no profile {dtype}":
+        raise ValueError("no such trace")
     return {"plain_ms": 2.0, "traced_ms": 3.0, "scopes": [{"scope": "loop/block", "ms": 3.0, "share": 1.0}]}
 
 
@@ -59,6 +63,7 @@ def make(folder: str, dtype: str, what: str, case: dict, threads: int) -> Progra
     def run() -> None:
         note("run", dtype, case["line"])
         if fault == f"killed {dtype}":
+            print("loading: 100%", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == f"error {dtype}":
             raise ValueError("no such\nkernel")

@@ -1,5 +1,6 @@
 """`dialogpt bench` on engines that compute nothing: turns, medians, ratios, what fails and how it ends; then ours, tiny."""
 
+import contextlib
 import json
 import os
 import signal
@@ -97,7 +98,7 @@ def test_an_engine_that_fails_is_a_line_and_the_others_go_on(log, monkeypatch, f
     found = measured_by_fakes(Plan(cases_of(["decode", "prefill"], rows=[1]), engines, ["float32", "int8"], repeats=1))
     by_name = {(result.case.line, result.contender.describe()): result for result in found.results}
     broken = by_name["decode", f"{OURS} int8"]
-    assert broken.error.startswith(why)
+    assert broken.error == why
     assert broken.seconds == []
     assert len(by_name["prefill", "transformers float32"].seconds) > 0
     assert f"{OURS} int8" in report.as_text(found.results)
@@ -105,6 +106,12 @@ def test_an_engine_that_fails_is_a_line_and_the_others_go_on(log, monkeypatch, f
     values = report.as_values(found.results, {}, {})
     assert [row.get("error", "") for row in values["results"]].count(broken.error) >= 1
     json.dumps(values, allow_nan=False)
+
+
+def test_ours_without_which_there_is_nothing_is_named_when_it_ends(log, monkeypatch):
+    monkeypatch.setenv("FAKE_ENGINE_FAULT", "killed at once")
+    with pytest.raises(EngineError, match=f"^{OURS}: its process was ended by SIGKILL$"):
+        measured_by_fakes(Plan(cases_of(["decode"]), [OURS], ["float32"], repeats=1))
 
 
 def test_a_peer_decodes_compiled_too_where_it_says_that_it_can(log, monkeypatch):
@@ -469,6 +476,13 @@ def test_time_is_told_by_scope():
         (["--json", ""], 1, "--json is ''; give the name of a file or folder"),
         (["--plot", ""], 1, "--plot is ''; give the name of a file or folder"),
         (["--plot", "x.pdf"], 1, "--plot is x.pdf; name a file that ends in .png"),
+        (["--json", "x.png", "--plot", "./x.png"], 2, "--json and --plot name one file; give each its own"),
+        (
+            ["chat", "--profile"],
+            2,
+            "--profile looks into decode, prefill, train alone: name one of them, or leave it out",
+        ),
+        (["searches", "--new", "500"], 1, "more than the model's 512 positions; give less with --new"),
         (["--model", ""], 1, "--model is ''; give the name of a file or folder"),
         (["--json", os.devnull], 1, f"{os.devnull} is no plain file, which is replaced in the end; name another place"),
         (["decode", "--prompt", "500"], 1, "decode, 1 row, 500 tokens + 64 new: more than the model's 512 positions"),
@@ -480,6 +494,76 @@ def test_wrong_words_are_one_line_before_any_work(words, status, said, capsys, m
     out, told = capsys.readouterr()
     assert out == ""
     assert said in told.splitlines()[-1]
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_told_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "run_benchmark", None)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main(["bench", "--json", str(tmp_path / "out.json")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"dialogpt bench: {tmp_path}: nothing can be written there"
+
+
+def test_what_is_named_twice_is_measured_once_and_all_is_what_can_be(monkeypatch, capsys):
+    asked: list[Plan] = []
+
+    def note(plan: Plan, *_: object, **__: object) -> None:
+        asked.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
+    monkeypatch.setattr(benchmark, "run_benchmark", note)
+    words = ["decode", "decode", "--rows", "2", "1", "2", "--prompt", "4", "4", "--peers", "none"]
+    assert main(["bench", *words]) == 130
+    assert asked[0].cases == [Case("decode", 2, 4, 64), Case("decode", 1, 4, 64)]
+    assert asked[0].cases[1].describe() == "decode, 1 row, 4 tokens + 64 new"
+    assert main(["bench", "all", "--dtype", "int8", "--peers", "none"]) == 130
+    assert {case.line for case in asked[1].cases} == {*LINES} - {"draft", "train"}  # what cannot be is left out
+    assert "train takes no part, not being measured in int8" in capsys.readouterr().err
+    assert Case("prefill", 1, 1, 1).describe() == "prefill, 1 row, 1 token + 1 new"
+
+
+def test_engines_keep_compiled_programs_as_the_commands_do(monkeypatch, tmp_path):
+    """Or a command would find programs without the time of their last use, and throw them all away."""
+    import jax
+
+    settings = {}
+    monkeypatch.delenv("DIALOGPT_NO_COMPILATION_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: settings.update({name.upper(): value}))
+    found = command._program_cache()
+    assert {name: type(settings[name])(value) for name, value in found.items()} == settings
+
+
+def test_a_profile_that_fails_says_why(log, tmp_path, monkeypatch, capsys):
+    for name, engine in FAKES.items():
+        monkeypatch.setitem(cases.ENGINES, name, engine)
+    monkeypatch.setenv("DIALOGPT_NO_COMPILATION_CACHE", "1")
+    monkeypatch.setenv("FAKE_ENGINE_FAULT", "no profile int8")
+    words = ["prefill", "--dtype", "int8", "float32", "--repeats", "1", "--peers", "none", "--profile"]
+    assert main(["bench", *words, "--json", str(tmp_path / "out.json")]) == 1
+    out, told = capsys.readouterr()
+    assert "profile of prefill, 1 row, 256 tokens + 1 new, int8: failed: no such trace\n" in out
+    assert "float32: 2.0 ms, under the profiler 3.0" in out
+    assert told.splitlines()[-1] == "dialogpt bench: 1 measurement failed; see the table"
+    values = json.loads((tmp_path / "out.json").read_text())
+    assert [one.get("error") for one in values["profiles"]] == ["no such trace", None]
+    assert [row["amount"] for row in values["results"]] == [1, 1]
+
+
+def test_a_trace_goes_with_the_folder_of_its_benchmark(tmp_path, monkeypatch):
+    import jax
+
+    places: list[Path] = []
+
+    @contextlib.contextmanager
+    def note(place: str):
+        places.append(Path(place))
+        yield
+
+    monkeypatch.setattr(jax.profiler, "trace", note)
+    scopes.profile_program("", lambda: None, str(tmp_path))
+    assert places[0].parent == tmp_path
+    assert not places[0].exists()
 
 
 def no_reader(text: str) -> None:
