@@ -146,7 +146,7 @@ def _judge(plain: Findings, tensors: Tensors, config: GPT2Config | None) -> Find
         weights, scaling = take_apart(tensors)
         found, renamed, dropped = normalise(weights)
         if scaling and config is not None and config.tie_word_embeddings:
-            del found[HEAD]  # of an int8 model, which has one always
+            found.pop(HEAD, None)  # of an int8 model, which has one always
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WeightsWarning)  # the findings say the same
             guess = infer_config(found, n_head=_heads(found, config))

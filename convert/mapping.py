@@ -66,6 +66,7 @@ TABLE = (
 SCORE = "score.weight"
 
 _TENSORS_A_LAYER = sum("{i}" in name for name, *_ in TABLE)
+_IN_8_BITS = " as int8_values, int8_scales and int8_factors"
 MOST_LINES = 1000  # of a difference that an error shows; GPT-2 XL has 581 tensors
 
 
@@ -250,7 +251,7 @@ def _check_layers(found: Tensors, config: GPT2Config) -> None:
 
 
 def _check_tensors(found: Tensors, scaling: Mapping[str, Scaling], table: list[Row], config: GPT2Config) -> None:
-    expected = {row.name: f"{row.shape}" for row in table}
+    expected = {row.name: _wanted(row, row.shape, bool(scaling)) for row in table}
     _compare(expected, {name: _described(array, name in scaling) for name, array in found.items()}, config)
 
 
@@ -266,7 +267,7 @@ def _apply(
         ours: Any = row.to_ours(array, config.padded_vocab_size)
         if row.name in scaling:
             scales, factors = scaling[row.name]
-            bad = scales.size - int(np.count_nonzero(np.isfinite(scales)))
+            bad = sum(x.size - int(np.count_nonzero(np.isfinite(x))) for x in (scales, factors))
             ours = _int8_weight(row, ours, scales, factors)
         if bad:
             nonfinite.append((row.name, bad))
@@ -295,7 +296,8 @@ def from_params(params: Mapping[str, Any], config: GPT2Config) -> dict[str, np.n
     leaves = {".".join(path): leaf for path, leaf in _flatten(params)}
     weights = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Int8Weight)}
     ours = {name: np.asarray(weights[name].values if name in weights else leaf) for name, leaf in leaves.items()}
-    expected = {".".join(row.path): f"{row.our_shape(config.padded_vocab_size)}" for row in table}
+    shapes = {".".join(row.path): row.our_shape(config.padded_vocab_size) for row in table}
+    expected = {".".join(row.path): _wanted(row, shapes[".".join(row.path)], bool(weights)) for row in table}
     _compare(expected, {name: _described(array, name in weights) for name, array in ours.items()}, config)
     out: dict[str, np.ndarray] = {}
     for row in table:
@@ -303,6 +305,7 @@ def from_params(params: Mapping[str, Any], config: GPT2Config) -> dict[str, np.n
         theirs = row.to_theirs(ours[name])
         if name in weights:
             scales, factors = np.asarray(weights[name].scales), np.asarray(weights[name].factors)
+            _check_scaling(name, scales, factors, shapes[name])
             scales = scales[: row.shape[0]] if row.vocabulary else scales
             out |= put_together(row.name, theirs, Scaling(scales, factors))
         else:
@@ -316,21 +319,35 @@ def _rows_of(config: GPT2Config, int8: bool) -> list[Row]:
 
 
 def _int8_weight(row: Row, values: np.ndarray, scales: np.ndarray, factors: np.ndarray) -> Int8Weight:
-    padded = values.shape[0]
-    if row.vocabulary and scales.ndim == 1:
-        scales = np.pad(scales, (0, max(padded - len(scales), 0)))
-    if (*scales.shape, *factors.shape) != values.shape:
+    _check_scaling(row.name, scales, factors, row.our_shape(row.shape[0]))
+    if (scales < 0).any() or (factors <= 0).any() or values[: len(scales)][scales == 0].any():
         raise MappingError(
-            f"{row.name} has int8_scales of shape {scales.shape} and int8_factors {factors.shape}; one behind the other "
-            f"they must be {row.our_shape(padded)}"
+            f"{row.name} has int8_scales under 0, or of 0 where its int8_values are not, or int8_factors of 0 or less; "
+            "the file is damaged: copy it again, or make it anew of the float model"
         )
+    if row.vocabulary:
+        scales = np.pad(scales, (0, values.shape[0] - len(scales)))
     return Int8Weight(values, scales, factors)
 
 
+def _check_scaling(name: str, scales: np.ndarray, factors: np.ndarray, shape: tuple[int, ...]) -> None:
+    if (*scales.shape, *factors.shape) != shape:
+        raise MappingError(
+            f"{name} has int8_scales of shape {scales.shape} and int8_factors {factors.shape}; one behind the other "
+            f"they must be {shape}"
+        )
+
+
+def _wanted(row: Row, shape: tuple[int, ...], int8: bool) -> str:
+    """What `_described` says of a tensor that is right: in an int8 model all kernels have 8 bits, and nothing else."""
+    return f"{shape}{_IN_8_BITS if int8 and row.path[-1] == 'kernel' else ''}"
+
+
 def _described(array: np.ndarray, int8: bool) -> str:
-    """The shape, and the dtype where it is not what is expected of it."""
+    """The shape, whether it has a scaling, and the dtype where it is not what is expected of it."""
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return f"{array.shape}" if floating or int8 else f"{array.shape} {array.dtype.name}"
+    kind = _IN_8_BITS if int8 else "" if floating else f" {array.dtype.name}"
+    return f"{array.shape}{kind}"
 
 
 def _compare(expected: Mapping[str, str], found: Mapping[str, str], config: GPT2Config) -> None:

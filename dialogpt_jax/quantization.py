@@ -41,7 +41,7 @@ def quantize(params: Params) -> Params:
 
     Raises:
       TypeError: they are no parameters, but a `Bot`, say.
-      ValueError: they are int8 already.
+      ValueError: they are int8 already, or a part of a model alone.
 
     Example:
       >>> small = dg.quantize(bot.params)
@@ -63,8 +63,8 @@ def dequantize(params: Params, config: GPT2Config) -> Params:
     """Float parameters, in the dtype of what was not quantised; a tied head is the token embedding again.
 
     Raises:
-      TypeError: they are no parameters.
-      ValueError: the parameters are no int8 ones.
+      TypeError: they are no parameters, or `config` is no `GPT2Config`.
+      ValueError: the parameters are no int8 ones, or a part of a model alone.
 
     Example:
       >>> again = dg.dequantize(dg.quantize(bot.params), bot.config)
@@ -72,6 +72,8 @@ def dequantize(params: Params, config: GPT2Config) -> Params:
       True
     """
     _check_params(params)
+    if not isinstance(config, GPT2Config):
+        raise TypeError(f"config is {shown(config)}; give the GPT2Config of the parameters")
     if not is_int8(params):
         raise ValueError("the parameters are float already; `quantize` makes int8 ones of them")
     dtype = params["wte"]["embedding"].dtype
@@ -82,13 +84,20 @@ def dequantize(params: Params, config: GPT2Config) -> Params:
 def _check_params(params: Any) -> None:
     if not isinstance(params, Mapping):
         raise TypeError(f"params is {shown(params)}; give the parameters, such as `bot.params`")
+    lacking = [name for name in ("wte", "h_0", "ln_f") if name not in params]
+    if lacking:
+        raise ValueError(
+            f"the parameters have no {', '.join(lacking)}; give those of the whole model, such as `bot.params`"
+        )
 
 
 def _as_float(weight: Int8Weight, dtype: Any) -> jax.Array:
     library = array_library(weight.values)
     values_OI = library.asarray(weight.values, np.float32).reshape(weight.scales.size, -1)
     scales_O, factors_I = (library.asarray(x, np.float32).reshape(-1) for x in (weight.scales, weight.factors))
-    return jnp.asarray((values_OI * scales_O[:, None] * factors_I[None]).reshape(weight.values.shape), dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # of scales that are not finite, who read them has told
+        kernel_OI = values_OI * scales_O[:, None] * factors_I[None]
+    return jnp.asarray(kernel_OI.reshape(weight.values.shape), dtype)
 
 
 def _quantize_block(block: Params) -> Params:

@@ -209,6 +209,11 @@ def test_what_is_int8_already_or_not_yet_is_told():
             call()
     with pytest.raises(ValueError, match="float already"):
         dg.dequantize(params, TINY)
+    for call in (lambda: dg.quantize(params["h_0"]), lambda: dg.dequantize({"h_0": small["h_0"]}, TINY)):
+        with pytest.raises(ValueError, match=r"have no wte, .*; give those of the whole model, such as `bot\.params`"):
+            call()
+    with pytest.raises(TypeError, match="config is None; give the GPT2Config of the parameters"):
+        dg.dequantize(small, None)
     broken = small | {"lm_head": {"kernel": small["lm_head"]["kernel"]._replace(scales=jnp.ones(3))}}
     with pytest.raises(ValueError, match=r"lm_head/kernel/scales has the shape \(3,\)"):
         dg.forward(broken, TINY, np.ones((2, 5), np.int32))

@@ -1,16 +1,19 @@
 """The edge where a model becomes a bot: a directory, a name on the Hub or nothing in, a `Bot` out."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
 
-from dialogpt_jax.arguments import as_path, as_whole_number
+from dialogpt_jax.arguments import as_path, as_whole_number, shown
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.decoding.speculative import DEFAULT_DRAFTS, MOST_DRAFTS, Draft
+from dialogpt_jax.errors import one_line
 from dialogpt_jax.ranking.dialogrpt import load_ranker
 from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.replies.language_model import LanguageModel, draft_by
 from dialogpt_jax.replies.loading import load_language_model
+from dialogpt_jax.weights.hub import HubError
 
 LOOKUP = "lookup"
 
@@ -64,7 +67,14 @@ def _draft_of(model: LanguageModel, draft: Any, tokens: int, dtype: str | None) 
         return Draft(tokens=tokens)
     if isinstance(draft, str | os.PathLike):
         as_path("draft", draft)
-        draft = load_language_model(draft, dtype=dtype)
+        try:
+            draft = load_language_model(draft, dtype=dtype)
+        except (HubError, FileNotFoundError) as error:
+            if not difflib.get_close_matches(os.fspath(draft).strip().lower(), [LOOKUP], cutoff=0.75):
+                raise
+            raise HubError(
+                f"draft is {shown(draft)}; did you mean {LOOKUP!r}? As a model's name: {one_line(error)}"
+            ) from None
     return draft_by(model, draft, tokens)
 
 

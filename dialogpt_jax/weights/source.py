@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from dialogpt_jax.config import CONFIG_FILE, GPT2Config
 from dialogpt_jax.convert.doctor import Findings, inspect
 from dialogpt_jax.convert.infer import GPT2_HEAD_DIM, infer_config
+from dialogpt_jax.convert.int8_names import take_apart
 from dialogpt_jax.convert.mapping import MappingReport, is_ranker, to_params, to_ranker_params
 from dialogpt_jax.convert.names import MappingError, Tensors
 from dialogpt_jax.convert.read import read
@@ -109,9 +110,9 @@ def _fit_config(
     tensors: Tensors, heads: int | None, text: Tokenizer | None, text_folder: Path | None
 ) -> tuple[GPT2Config, str]:
     """The config of a bare file, and a line that says where it is from."""
-    there = None if text_folder is None else _config_in(text_folder)
+    there, weights = None if text_folder is None else _config_in(text_folder), take_apart(tensors)[0]
     if there is not None:
-        seen = infer_config(tensors, n_head=1)  # a head that divides any width: only the shapes are asked
+        seen = infer_config(weights, n_head=1)  # a head that divides any width: only the shapes are asked
         if (there.n_layer, there.n_embd) == (seen.n_layer, seen.n_embd):
             seen = dataclasses.replace(seen, n_head=there.n_head if heads is None else heads)
             if _shapes(there) != _shapes(seen):
@@ -119,7 +120,7 @@ def _fit_config(
             tied = there.tie_word_embeddings or seen.tie_word_embeddings
             whole = dataclasses.replace(there, n_head=seen.n_head, tie_word_embeddings=tied)
             return whole, f"config from {text_folder}; {seen.n_head} heads"
-    inferred = infer_config(tensors, n_head=heads)
+    inferred = infer_config(weights, n_head=heads)
     said = "as given" if heads is not None else f"of {GPT2_HEAD_DIM} dimensions as in GPT-2"
     return _with_end(inferred, text), f"config from the shapes; {inferred.n_head} heads, {said}"
 

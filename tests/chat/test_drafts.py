@@ -123,6 +123,8 @@ def test_what_does_not_go_together_is_one_line():
         (lambda: dg.load(draft="lookup", draft_tokens=16), "draft_tokens is 16"),
         (lambda: dg.load(draft_tokens=4), "draft_tokens is 4 and draft is not given"),
         (lambda: dg.load(draft=""), "draft is ''; give"),
+        (lambda: dg.load(draft="lookupp"), "draft is 'lookupp'; did you mean 'lookup'? As a model's name: lookupp: "),
+        (lambda: dg.load(draft="look up"), "draft is 'look up'; did you mean 'lookup'?"),
         (lambda: draft_by(BOT, other_end, 3), "another vocabulary (EOS is 3, the model's 319)"),
         (lambda: draft_by(BOT, other_ids, 3), "another vocabulary (id 256 is 'ni', the model's 'in')"),
         (lambda: draft_by(BOT, fakes.tiny_bot(n_positions=64), 3), None),

@@ -1,6 +1,7 @@
 """An int8 model in a directory: read back bit for bit, made of a float one and into one again, or refused in one line."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from dialogpt_jax.convert.mapping import MappingError, rows
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 BYTES = Tokenizer.train(["a tokenizer of nothing but bytes, and its end"], 257)
+PARTS = ("values", "scales", "factors")
 WITH_BYTES = dg.GPT2Config(vocab_size=257, n_positions=16, n_embd=64, n_layer=2, n_head=2, eos_token_id=256)
 
 
@@ -73,7 +75,7 @@ def test_no_name_or_config_is_one_that_another_program_knows(small):
     assert fields["tie_word_embeddings"] is True
 
 
-def test_what_is_missing_or_does_not_fit_is_one_line(small):
+def test_what_is_missing_or_does_not_fit_is_one_error(small, capsys):
     file = small[0] / "model.safetensors"
     tensors = load_file(file)
     stem = "transformer.h.1.mlp.c_fc"
@@ -82,14 +84,70 @@ def test_what_is_missing_or_does_not_fit_is_one_line(small):
         ({f"{stem}.int8_values": tensors[f"{stem}.int8_values"].astype(np.float32)}, "int8_values of dtype float32"),
         ({f"{stem}.weight": np.ones((64, 256), np.float32)}, "no weight beside them"),
         ({f"{stem}.int8_scales": np.ones(255, np.float32)}, r"scales of shape \(255,\) .* must be \(256, 64\)"),
+        ({"lm_head.int8_scales": np.ones(255, np.float32)}, r"scales of shape \(255,\) .* must be \(257, 64\)"),
+        ({f"{stem}.int8_scales": -tensors[f"{stem}.int8_scales"]}, "int8_scales under 0.* is damaged: copy it again"),
+        ({f"{stem}.int8_scales": np.zeros(256, np.float32)}, "or of 0 where its int8_values are not"),
+        ({f"{stem}.int8_factors": np.zeros(64, np.float32)}, "int8_factors of 0 or less"),
         ({f"{stem}.int8_values": np.ones((64, 255), np.int8)}, r"\+ transformer.h.1.mlp.c_fc.weight \(64, 255\)"),
         ({"transformer.ln_f.bias": np.ones(64, np.int8)}, r"\+ transformer.ln_f.bias \(64,\) int8"),
+        (
+            {name: None for name in tensors if name.startswith("lm_head")},
+            r"- lm_head.weight \(257, 64\) as int8_values",
+        ),
+        (
+            {name: None for name in tensors if name.startswith(stem + ".int8")}
+            | {f"{stem}.weight": np.ones((64, 256), np.float32)},  # the others have 8 bits
+            r"- transformer.h.1.mlp.c_fc.weight \(64, 256\) as int8_values, .*\n\+ \S+ \(64, 256\)$",
+        ),
+        (
+            {"transformer.wte.weight": None}
+            | {f"transformer.wte.int8_{part}": tensors[f"lm_head.int8_{part}"] for part in PARTS},
+            r"\+ transformer.wte.weight \(257, 64\) as int8_values",
+        ),
     ):
         save_file(
             {name: x for name, x in (tensors | changed).items() if x is not None}, file, metadata={"format": "pt"}
         )
         with pytest.raises(MappingError, match=told):
             dg.load_params(small[0])
+        assert main(["inspect", str(small[0])]) == 0
+        assert re.search(f"warning .*{told}", capsys.readouterr().out, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("part", ["scales", "factors"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_one_warning(small, tmp_path, capsys, part, value):
+    file, name = small[0] / "model.safetensors", f"transformer.h.1.mlp.c_fc.int8_{part}"
+    tensors = load_file(file)
+    tensors[name][5] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert main(["convert", str(small[0]), str(tmp_path / "floats"), "--dtype", "float32"]) == 0
+    assert capsys.readouterr().err == "warning: 1 weight is NaN or infinite, in transformer.h.1.mlp.c_fc.weight\n"
+
+
+def test_a_lone_file_has_its_sizes_in_its_shapes(small, tmp_path, capsys):
+    folder, params = small
+    (folder / "model.safetensors").rename(tmp_path / "lone.safetensors")
+    words = [str(tmp_path / "lone.safetensors"), str(tmp_path / "m")]
+    assert main(["convert", *words, "--tokenizer", str(folder), "--heads", "2"]) == 0
+    assert_same_bits(dg.load_params(tmp_path / "m")[0], params)
+    (folder / "config.json").unlink()
+    assert main(["convert", *words, "--tokenizer", str(folder), "--heads", "2", "--force"]) == 0
+    found, config = dg.load_params(tmp_path / "m")
+    assert_same_bits(found, params)
+    assert not config.tie_word_embeddings  # which no shape tells: the head of an int8 model is always its own
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_cannot_be_read_back_is_not_written(small, tmp_path, part):
+    _, params = small
+    kernel = params["lm_head"]["kernel"]
+    broken = [params | {"lm_head": {"kernel": kernel._replace(**{part: getattr(kernel, part)[:-1]})}}]
+    broken += [params | {"h_1": draw_params(WITH_BYTES)["h_1"]}] if part == "values" else []
+    for one in broken:
+        with pytest.raises(MappingError):
+            dg.write_directory(tmp_path / "m", one, WITH_BYTES, BYTES)
+    assert not (tmp_path / "m").exists()
 
 
 def test_convert_makes_int8_and_floats_again(small, tmp_path, capsys):
