@@ -51,7 +51,7 @@ LINES: Mapping[str, Line] = {
         flags=("rows", "prompt", "new"),
     ),
     "lookup": Line(
-        f"decode, three drafts a step looked up, each right with {ACCEPTED} (forced)",
+        f"decode, three looked-up drafts a step, {ACCEPTED} right (forced)",
         prompt=64,
         new=64,
         unit="tokens/s",
