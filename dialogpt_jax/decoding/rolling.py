@@ -229,7 +229,8 @@ def roll(
     while coming or held:
         while coming and len(coming[0].members) <= len(free):
             group, request, new = coming
-            longest = int((request.settings.lengths_M + request.settings.limits_M).max())
+            # Of contexts that went up from a narrower group, all that is ever said may be shorter than the prefill is wide.
+            longest = int((request.settings.lengths_M + request.settings.limits_M).max(initial=group.width))
             slots = slots_of(longest, config.n_positions)
             if state is None:
                 state = no_rows(new, rows=rows, slots=slots)

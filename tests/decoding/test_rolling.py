@@ -107,6 +107,25 @@ def test_a_reply_is_that_of_one_batch_and_programs_are_few(name, rows):
     assert len(again) == 0
 
 
+def test_short_contexts_that_fill_a_wide_group_alone_have_a_cache_as_wide():
+    """Seven of 64 columns are no eight and go up to the next wider one, whose groups are of six: one is of them alone."""
+    contexts, sampling = [*CONTEXTS[6:13], CONTEXTS[2]], SAMPLINGS["greedy"]
+    first, _ = plan([len(context) for context in contexts], 32, CONFIG.n_positions)
+    assert first.width == 160
+    assert max(len(contexts[i]) for i in first.members) + LENGTH <= 128  # for which fewer slots would do
+    out = generate(
+        PARAMS,
+        CONFIG,
+        *pad_right(contexts, CONFIG.n_positions),
+        sampling=sampling,
+        max_new_tokens=LENGTH,
+        keys=KEYS[:8],
+    )
+    found, _ = rolled(sampling, 32, contexts)
+    for i, ended in found.items():
+        assert ended.tokens_R[: ended.length].tolist() == out.tokens[i, : out.lengths[i]].tolist(), i
+
+
 def test_admitted_rows_are_written_and_the_others_left_alone():
     sampling = SAMPLINGS["sampled"]
     three, two = (rolling.Group(64, 3, members) for members in ([5, 6, 12], [9, 10]))
