@@ -57,6 +57,7 @@ __all__ = [
     "Scores",
     # What people would make of a reply
     "Ranker",
+    "SenseHead",
     "load_ranker",
     "ensemble_score",
     # Text, and model directories

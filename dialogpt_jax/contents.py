@@ -44,6 +44,7 @@ from dialogpt_jax.ranking.dialogrpt import load_ranker as load_ranker
 from dialogpt_jax.ranking.rank_options import Rank as Rank
 from dialogpt_jax.ranking.report import Ranking as Ranking
 from dialogpt_jax.ranking.safety import Safety as Safety
+from dialogpt_jax.ranking.sense import SenseHead as SenseHead
 from dialogpt_jax.replies.candidates import Candidate as Candidate
 from dialogpt_jax.run.checkpoints import CheckpointError as CheckpointError
 from dialogpt_jax.run.checkpoints import CheckpointMismatch as CheckpointMismatch

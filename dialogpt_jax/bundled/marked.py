@@ -19,6 +19,7 @@ from typing import NamedTuple
 from dialogpt_jax.bundled.prompts import MARKS
 
 MARKED = Path(__file__).with_name("marked_replies.jsonl.gz")
+DRAWN = Path(__file__).with_name("marked_draws.jsonl.gz")
 SENSIBLE, PASSABLE, NONSENSE = MARKS
 
 

@@ -11,6 +11,7 @@ from dialogpt_jax.decoding.speculative import DEFAULT_DRAFTS, MOST_DRAFTS, Draft
 from dialogpt_jax.errors import one_line
 from dialogpt_jax.ranking.dialogrpt import load_ranker
 from dialogpt_jax.ranking.safety import Safety
+from dialogpt_jax.ranking.sense import SenseHead, bundled_sense
 from dialogpt_jax.replies.language_model import LanguageModel, draft_by
 from dialogpt_jax.replies.loading import load_language_model
 from dialogpt_jax.weights.hub import HubError
@@ -26,6 +27,7 @@ def load(
     reverse: str | os.PathLike[str] | None = None,
     ranker: str | os.PathLike[str] | None = None,
     safety: Safety | None = None,
+    sense: str | os.PathLike[str] | None = None,
     draft: str | os.PathLike[str] | LanguageModel | None = None,
     draft_tokens: int = DEFAULT_DRAFTS,
 ) -> Bot:
@@ -41,6 +43,7 @@ def load(
         bundled model and all that go on from it.
       ranker: a model that scores replies, for `rank="rpt"`; as for `load_ranker`.
       safety: what the bot must not say.
+      sense: a sense head's file, for `rank="sense"`, trained on this model. The bundled model's is there without it.
       draft: speculative decoding: one forward of the model gives several tokens, the same as without. "lookup" takes what
         followed the last few tokens the last time that they were said; a smaller model with the same vocabulary, as for
         `model` or a `LanguageModel`, says what may come. For replies, candidates, chats and streams; not with beams, a
@@ -58,8 +61,9 @@ def load(
     forward = load_language_model(bundled_directory() if model is None else model, dtype=dtype, revision=revision)
     backward = None if reverse is None else load_language_model(reverse, dtype=dtype)
     scorer = None if ranker is None else load_ranker(ranker, dtype=dtype)
+    head = SenseHead.load(sense) if sense is not None else bundled_sense() if model is None else None
     drafts = None if draft is None else _draft_of(forward, draft, draft_tokens, dtype)
-    return Bot(forward.params, forward.config, forward.tokenizer, backward, scorer, safety, draft=drafts)
+    return Bot(forward.params, forward.config, forward.tokenizer, backward, scorer, safety, head, draft=drafts)
 
 
 def _draft_of(model: LanguageModel, draft: Any, tokens: int, dtype: str | None) -> Draft:

@@ -31,6 +31,7 @@ from dialogpt_jax.errors import counted
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank, describe_rank
 from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.ranking.report import Ranking
+from dialogpt_jax.ranking.sense import sense_scores
 from dialogpt_jax.replies.candidates import candidate_of, on_one_line
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel, refuse_draft
@@ -328,11 +329,15 @@ class Chat:
         state, _ = streaming.start(self._model.params, config, request, cache)
         state, said = streaming.steps(self._model.params, config, state, self.max_new_tokens, request.processors)
         replies, finished, _ = streaming.read(said)
-        proposed = [
-            candidate_of(self._model.tokenizer, np.array(own, np.int32), logprobs_R, len(own), ended)
-            for own, logprobs_R, ended in zip(replies, np.asarray(state.logprobs_MR), finished, strict=True)
-        ]
         assert isinstance(self._model, RankingModel)
+        head = self._model.sense
+        senses = [None] * len(replies) if head is None else np.asarray(sense_scores(head, state.cache, state.counts_M))
+        proposed = [
+            candidate_of(self._model.tokenizer, np.array(own, np.int32), logprobs_R, len(own), ended, sense=sense)
+            for own, logprobs_R, ended, sense in zip(
+                replies, np.asarray(state.logprobs_MR), finished, senses, strict=True
+            )
+        ]
         self.ranking = self._model.order(turns, proposed, rank, seed=self.seed, attempt=attempt)
         best = self.ranking[0]
         ids += best.tokens.tolist()

@@ -19,7 +19,7 @@ from dialogpt_jax.cli.common import (
 from dialogpt_jax.cli.compiling import compile_ahead, tell_of_compiling
 from dialogpt_jax.cli.draft_flags import DraftFlags, drafts_of
 from dialogpt_jax.cli.flags import UsageError, make_app, said
-from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
+from dialogpt_jax.cli.rank_flags import RankFlags, rank_by_default, rank_of, rank_unsaid
 from dialogpt_jax.replies.settings import sampling_for
 
 EXAMPLES = """\
@@ -29,7 +29,8 @@ Examples:
   dialogpt chat --draft lookup                  the same, sooner where talk repeats
   dialogpt chat --load chat.json                go on with what /save wrote
   dialogpt chat --beams 4                       the best of a beam search, whole
-  dialogpt chat --rank mmi                      the best of 16; /why says why
+  dialogpt chat --rank mmi                      the best of 16 by another rule; /why says why
+  dialogpt chat --rank off                      one reply is drawn, and comes as it is drawn
   printf 'Hi!\\nHow are you?\\n' | dialogpt chat  a reply a line
 """
 app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)
@@ -69,6 +70,9 @@ def run(
         chat = Chat.load(load, bot)
         _change(chat, reply, sampling, searched, ranked)
     else:
+        if rank_unsaid(rank, searched, drafts):
+            ranked = rank_by_default(bot)
+            settings = sampling_of(sampling, sampling_for(None, None, ranked))
         how: dict[str, Any] = {"seed": seed, "sampling": settings, "max_new_tokens": reply.max_new_tokens}
         chat = Chat(bot, beams=searched, rank=ranked, **how)
     terminal = Terminal(bot, chat, name=model.model or "the bundled model", loaded=load)

@@ -27,7 +27,7 @@ from dialogpt_jax.cli.common import (
 from dialogpt_jax.cli.compiling import tell_of_compiling
 from dialogpt_jax.cli.draft_flags import DraftFlags, acceptance, drafts_of
 from dialogpt_jax.cli.flags import HYPHEN, WHOLE, UsageError, make_app
-from dialogpt_jax.cli.rank_flags import RankFlags, rank_of
+from dialogpt_jax.cli.rank_flags import RankFlags, rank_by_default, rank_of, rank_unsaid
 from dialogpt_jax.errors import counted, naming
 from dialogpt_jax.evaluation.settings import Settings
 from dialogpt_jax.replies.settings import sampling_for, seed_or_drawn
@@ -45,7 +45,7 @@ Examples:
   dialogpt reply --json --candidates 4 "Hi!"    everything, for a program
   dialogpt reply --beams 4 "Hi!"                the best of a beam search
   dialogpt reply --penalty-alpha 0.6 "Hi!"      contrastive search
-  dialogpt reply --rank mmi --explain "Hi!"     the best of 16, and why
+  dialogpt reply --rank sense --explain "Hi!"   the best of 16, and why
   dialogpt reply --draft lookup --json "Hi!"    sooner; and how much
   dialogpt reply --data talk.jsonl > out.jsonl  a reply to each line
   dialogpt reply -- "-_-"                       a turn that begins with a hyphen
@@ -135,6 +135,9 @@ def run(
         _check_plot(plot)
     tell_of_compiling()
     bot = load_bot(model, rank, block, drafts)
+    if not as_json and rank_unsaid(rank, searched, drafts, contrastive, candidates):
+        ranked = rank_by_default(bot)
+        settings = sampling_of(sampling, sampling_for(None, None, ranked))
     if ranked is not None:
         how: dict[str, Any] = {"sampling": settings, "seed": seed, "max_new_tokens": reply.max_new_tokens}
         [ranking] = bot.rankings([dialogue], ranked, everything=explain or as_json or plot is not None, **how)

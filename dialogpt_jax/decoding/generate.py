@@ -5,6 +5,7 @@
 Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, R reply slots, V vocabulary (padded).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,7 @@ class Generated:
       forwards: int32 (B,), where tokens are drafted: how often the model read drafts for the row, else `None`. All but the
         first token come from these, so that (lengths − 1) / forwards is how many tokens a forward gave.
       accepted: int32 (B,), the drafts that became tokens, else `None`.
+      scores: float32 (B,), what a judge says of each reply, else `None`.
 
     Example:
       >>> bot.tokenizer.decode(out.tokens[0, : out.lengths[0]])
@@ -54,6 +56,7 @@ class Generated:
     logprobs: jax.Array
     forwards: jax.Array | None = None
     accepted: jax.Array | None = None
+    scores: jax.Array | None = None
 
     def __repr__(self) -> str:
         return describe_replies(self, lambda: _drafts_of(self))
@@ -144,20 +147,35 @@ def model_step(params: model.Params, config: GPT2Config) -> StepFn:
     return step
 
 
+# the loop's cache when it has ended, tokens of each reply (M,) → a score of each, float32 (M,); a pytree
+Judge = Callable[[ReplyCache, jax.Array], jax.Array]
+
+
 @functools.partial(jax.jit, static_argnames="config")
-def reply_program(params: model.Params, config: GPT2Config, request: Request, draft: Draft | None = None) -> Generated:
+def reply_program(
+    params: model.Params, config: GPT2Config, request: Request, draft: Draft | None = None, judge: Judge | None = None
+) -> Generated:
     """Every reply to a request; fields are (M, …), tokens and log-probabilities one bucket wide."""
     rows, width = request.tokens_BT.shape
     cache = init_cache(config, rows, width, cache_dtype(params))
     state = begin_replies(params, config, request, cache, draft)
     state = decode(model_step(params, config), state, model_advance(draft))
     counted_M = () if draft is None else (state.drafting.forwards_M, state.drafting.accepted_M)
-    return Generated(state.tokens_MR, state.counts_M, state.finished_M, state.logprobs_MR, *counted_M)
+    with jax.named_scope("judge"):
+        scores_M = None if judge is None else judge(state.cache, state.counts_M)
+    out = Generated(state.tokens_MR, state.counts_M, state.finished_M, state.logprobs_MR, *counted_M)
+    return dataclasses.replace(out, scores=scores_M)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rows_on"))
 def reply_program_on_mesh(
-    params: model.Params, config: GPT2Config, request: Request, draft: Draft | None = None, *, rows_on: NamedSharding
+    params: model.Params,
+    config: GPT2Config,
+    request: Request,
+    draft: Draft | None = None,
+    judge: Judge | None = None,
+    *,
+    rows_on: NamedSharding,
 ) -> Generated:
     """`reply_program` on each device of a mesh, for its own rows: it ends when they have.
 
@@ -165,12 +183,12 @@ def reply_program_on_mesh(
     """
     rows = rows_on.spec
 
-    def one_device(params: model.Params, request: Request, draft: Draft | None) -> Generated:
-        return reply_program(params, config, request, draft)
+    def one_device(params: model.Params, request: Request, draft: Draft | None, judge: Judge | None) -> Generated:
+        return reply_program(params, config, request, draft, judge)
 
-    specs = (PartitionSpec(), request_specs(request, rows), PartitionSpec())
+    specs = (PartitionSpec(), request_specs(request, rows), PartitionSpec(), PartitionSpec())
     run = jax.shard_map(one_device, mesh=rows_on.mesh, in_specs=specs, out_specs=rows, check_vma=False)
-    return run(params, request, draft)
+    return run(params, request, draft, judge)
 
 
 def request_specs(request: Request, rows: PartitionSpec) -> Request:
@@ -191,10 +209,12 @@ def generate_candidates(
     keys: jax.Array,
     stops: Stops | None = None,
     draft: Draft | None = None,
+    judge: Judge | None = None,
 ) -> Generated:
     """Several replies to each prompt, which is prefilled once and shared; fields are (B, N, …).
 
-    As `generate`; the first candidate is the reply that `generate` gives.
+    As `generate`; the first candidate is the reply that `generate` gives. A `judge`, such as `dg.SenseHead`, reads the
+    cache that the loop leaves and gives each reply a score, in the same program.
 
     Raises:
       ValueError: as `generate`, or `candidates` under 1.
@@ -218,7 +238,7 @@ def generate_candidates(
         stops=stops,
         scopes=draft_scopes(draft, config),
     )
-    return _on_device(_run(params, config, request, draft, int(max_new_tokens)))
+    return _on_device(_run(params, config, request, draft, int(max_new_tokens), judge))
 
 
 def draft_scopes(draft: Draft | None, config: GPT2Config) -> tuple[str, ...]:
@@ -281,13 +301,20 @@ def generate(
     return _on_device(jax.tree.map(lambda x: x[:, 0], out))
 
 
-def _run(params: model.Params, config: GPT2Config, request: Request, draft: Draft | None, length: int) -> Generated:
+def _run(
+    params: model.Params,
+    config: GPT2Config,
+    request: Request,
+    draft: Draft | None,
+    length: int,
+    judge: Judge | None = None,
+) -> Generated:
     """Fields (B, N, …), `length` tokens wide; NumPy's where nothing is traced."""
     keys = request.settings.keys_M
     if not is_traced(keys) and isinstance(keys.sharding, NamedSharding):
-        out = reply_program_on_mesh(params, config, request, draft, rows_on=keys.sharding)
+        out = reply_program_on_mesh(params, config, request, draft, judge, rows_on=keys.sharding)
     else:
-        out = reply_program(params, config, request, draft)
+        out = reply_program(params, config, request, draft, judge)
     return as_asked(out, (request.tokens_BT.shape[0], request.candidates), length, config.eos_token_id)
 
 
@@ -307,6 +334,7 @@ def as_asked(out: Generated, leading: tuple[int, ...], length: int, eos: int) ->
         logprobs=shaped(out.logprobs, 0.0),
         forwards=None if out.forwards is None else library.asarray(out.forwards).reshape(leading),
         accepted=None if out.accepted is None else library.asarray(out.accepted).reshape(leading),
+        scores=None if out.scores is None else library.asarray(out.scores).reshape(leading),
     )
 
 

@@ -296,6 +296,9 @@ def _describe_rank(lm: RankingModel, rank: Rank) -> dict[str, Any]:
             "source": rank.source,
             "reverse": digest_of_model(backward),
         }
+    if rank.by == "sense":
+        assert lm.sense is not None
+        numbers |= {"head": _digest(lm.config, [], lm.sense)}
     if rank.by == "rpt":
         assert lm.ranker is not None
         numbers |= {"ranker": digest_of_model(lm.ranker)}

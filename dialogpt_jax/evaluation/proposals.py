@@ -205,7 +205,7 @@ def score_truths(
                 for row in zip(own, scored, strict=True)
             ]
             turns, draws = [contexts[i].turns for i in batch], [choice_draw(0, i, 0) for i in batch]
-            ordered = order(bot, backward, bot.ranker, None, turns, proposed, rule, draws, everything=True)
+            ordered = order(bot, backward, bot.ranker, None, None, turns, proposed, rule, draws, everything=True)
             yield [_proposals(i, ranking) for i, ranking in zip(batch, ordered, strict=True)]
 
     run = describe_run(bot, contexts, Settings(rows=TRUTHS_AT_ONCE)) | {"candidates": candidates}

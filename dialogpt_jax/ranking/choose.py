@@ -24,6 +24,7 @@ class Evidence(NamedTuple):
       pmi: log P(reply | context) − log P(reply).
       ranker: what a ranker says.
       own: what the caller's function says.
+      sense: what the sense head says.
     """
 
     forward: Sequence[float]
@@ -33,6 +34,7 @@ class Evidence(NamedTuple):
     ranker: Sequence[float] | None = None
     own: Sequence[float] | None = None
     backward_mean: Sequence[float] | None = None
+    sense: Sequence[float] | None = None
 
 
 class Verdict(NamedTuple):
@@ -52,7 +54,7 @@ def scores_by(options: Rank, evidence: Evidence) -> list[float]:
     if options.by == "mmi":
         weight, (backward, forward) = options.backward_weight, _both_ways(options, evidence)
         return [_mixed(weight, b) + _mixed(1 - weight, f) for b, f in zip(backward, forward, strict=True)]
-    named = {"pmi": evidence.pmi, "rpt": evidence.ranker, "likelihood": evidence.mean}
+    named = {"pmi": evidence.pmi, "rpt": evidence.ranker, "likelihood": evidence.mean, "sense": evidence.sense}
     found = evidence.own if callable(options.by) else named[options.by]
     assert found is not None
     return list(found)
@@ -142,6 +144,8 @@ def _why(
         return f"owes less to what was said: {scores[i]:.1f} against {scores[winner]:.1f}"
     if options.by == "rpt":
         return f"liked less by the ranker: {scores[i]:.3f} against {scores[winner]:.3f}"
+    if options.by == "sense":
+        return f"makes less sense: {scores[i]:.2f} against {scores[winner]:.2f}"
     if options.by == "likelihood":
         return f"less likely a token: {scores[i]:.2f} against {scores[winner]:.2f}"
     return f"{options.rule}: {scores[i]:.3g} against {scores[winner]:.3g}"

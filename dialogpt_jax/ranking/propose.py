@@ -8,6 +8,7 @@ guards read texts; and then the scoring is only as wide as the longest hypothesi
 Letters: B dialogues, T context tokens, N hypotheses of each.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from dialogpt_jax.ranking.mmi import backward_scores, information, source_of
 from dialogpt_jax.ranking.rank_options import Rank
 from dialogpt_jax.ranking.report import Ranked, Ranking
 from dialogpt_jax.ranking.safety import DEFAULT_REPLY, Safety
+from dialogpt_jax.ranking.sense import SenseHead, sense_of
 from dialogpt_jax.replies.candidates import Candidate, candidate_of
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
@@ -32,7 +34,7 @@ from dialogpt_jax.replies.settings import few_buckets, rows_of_sampling
 
 ROWS_AT_ONCE = 128  # hypotheses of all dialogues that are made together
 SHORTEST_CONTEXT = 64
-_OF_CANDIDATE = ("text", "tokens", "logprobs", "logprob", "finished", "pieces")
+_OF_CANDIDATE = ("text", "tokens", "logprobs", "logprob", "finished", "pieces", "sense")
 
 
 def rank_replies(
@@ -43,6 +45,7 @@ def rank_replies(
     backward: LanguageModel | None,
     ranker: Ranker | None,
     safety: Safety | None,
+    sense: SenseHead | None,
     sampling: Sampling,
     seed: int,
     max_new_tokens: int,
@@ -60,6 +63,7 @@ def rank_replies(
       backward: the backward model; needed by "mmi", and asked for the report where it is given.
       ranker: the same for "rpt".
       safety: what must not be said.
+      sense: the head for "sense", and for the report where it is given.
       sampling, seed, max_new_tokens: as for `Bot.replies`.
       everything: for a report: what the rule does not need is computed as well.
       places: those that decide what is drawn, where the dialogues are a part of others.
@@ -86,16 +90,21 @@ def rank_replies(
             max_new_tokens=max_new_tokens,
             keys=row_keys(seed, [places[i] for i in filled], [len(dialogues[i]) for i in filled]),
             stops=model.stops(sampling),
+            judge=sense if options.by == "sense" or everything else None,
         )
         out = jax.device_get(out)
-        fields = (out.tokens, out.logprobs, out.lengths, out.finished)
+        fields = {"tokens": out.tokens, "logprobs": out.logprobs, "length": out.lengths, "finished": out.finished}
+        fields |= {} if out.scores is None else {"sense": out.scores}
         proposed = [
-            [candidate_of(model.tokenizer, *(x[row, n] for x in fields)) for n in range(options.hypotheses)]
+            [
+                candidate_of(model.tokenizer, **{name: x[row, n] for name, x in fields.items()})
+                for n in range(options.hypotheses)
+            ]
             for row in range(len(chosen))
         ]
         turns = [dialogues[i] for i in chosen]
         draws = [choice_draw(seed, places[i], len(dialogues[i])) for i in chosen]
-        models = (model, backward, ranker, safety)
+        models = (model, backward, ranker, safety, sense)
         found |= zip(chosen, order(*models, turns, proposed, options, draws, everything=everything), strict=True)
         if progress is not None:
             progress(len(found), len(contexts))
@@ -107,6 +116,7 @@ def order(
     backward: LanguageModel | None,
     ranker: Ranker | None,
     safety: Safety | None,
+    sense: SenseHead | None,
     dialogues: Sequence[list[str]],
     proposed: Sequence[Sequence[Candidate]],
     options: Rank,
@@ -138,6 +148,12 @@ def order(
         if options.by == "rpt" or (everything and ranker is not None):
             assert ranker is not None
             known["ranker"] = ranker.score(turns, texts).tolist()
+        if options.by == "sense" or (everything and sense is not None):
+            assert sense is not None
+            if any(hypothesis.sense is None for hypothesis in own):
+                read = sense_of(model, sense, turns, own)
+                own = [dataclasses.replace(h, sense=score) for h, score in zip(own, read, strict=True)]
+            known["sense"] = [hypothesis.sense for hypothesis in own]
         if callable(options.by):
             known["own"] = _asked(options, turns, texts)
         forward = [hypothesis.logprob for hypothesis in own]

@@ -9,7 +9,7 @@ from typing import Any
 
 from dialogpt_jax.arguments import MOST, as_number, as_whole_number, shown
 
-RULES = ("mmi", "pmi", "rpt", "likelihood")
+MMI, PMI, RPT, LIKELIHOOD, SENSE = RULES = ("mmi", "pmi", "rpt", "likelihood", "sense")
 LAST, ALL = SOURCES = ("last", "all")
 SUM, MEAN = MIXES = ("sum", "mean")
 
@@ -24,7 +24,8 @@ class Rank:
     Attributes:
       by: "mmi", what a backward model makes of them (Zhang et al. 2019, section 3.2); "pmi", what the context adds to the
         probability of each (Li et al. 2016); "rpt", what a ranker makes of them (DialogRPT, Gao et al. 2020); "likelihood",
-        log-probability a token; or a function of (turns, texts) that gives a number for each text, the higher the better.
+        log-probability a token; "sense", how sensible they are by a head on the model's own cache, which the bundled model
+        has (`dg.SenseHead`); or a function of (turns, texts) that gives a number for each text, the higher the better.
       hypotheses: how many are proposed; 16 in the paper.
       backward_weight: λ of "mmi", 0 to 1: λ · log P(source | reply) + (1 − λ) · log P(reply | context). 1 is the paper's,
         which asks for no sense; 0.5 by the marks of forty replies (the backward model's card).

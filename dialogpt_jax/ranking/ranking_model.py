@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dialogpt_jax.arguments import MOST, as_whole_number, shown
-from dialogpt_jax.decoding.sampling import PAPER, Sampling
+from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
 from dialogpt_jax.ranking.dialogrpt import Ranker
 from dialogpt_jax.ranking.propose import choice_draw, order, rank_replies
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
 from dialogpt_jax.ranking.report import Ranking
 from dialogpt_jax.ranking.safety import Safety
+from dialogpt_jax.ranking.sense import SenseHead, check_sense
 from dialogpt_jax.replies.candidates import Candidate
 from dialogpt_jax.replies.language_model import LanguageModel, refuse_draft
 from dialogpt_jax.replies.settings import (
@@ -19,6 +20,7 @@ from dialogpt_jax.replies.settings import (
     DEFAULT_SEED,
     checked_length,
     checked_sampling,
+    sampling_for,
     seed_or_drawn,
 )
 from dialogpt_jax.text.dialogue import Turns, as_turns
@@ -32,6 +34,7 @@ class RankingModel(LanguageModel):
       reverse: a backward model, if the bundled one is not to rank.
       ranker: a `Ranker` that does.
       safety: what must not be said.
+      sense: a head on this model's cache that tells sensible replies; the bundled model has one.
 
     Raises:
       TypeError: one of them is something else.
@@ -41,6 +44,7 @@ class RankingModel(LanguageModel):
     reverse: LanguageModel | None = None
     ranker: Ranker | None = None
     safety: Safety | None = None
+    sense: SenseHead | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +54,8 @@ class RankingModel(LanguageModel):
             raise TypeError(f"ranker is {shown(self.ranker)}; give a directory to `load`, or what `load_ranker` gives")
         if self.safety is not None and not isinstance(self.safety, Safety):
             raise TypeError(f"safety is {shown(self.safety)}; give a Safety, such as Safety(words=[…])")
+        if self.sense is not None:
+            check_sense(self.sense, self.config)
 
     def rank(
         self,
@@ -64,8 +70,9 @@ class RankingModel(LanguageModel):
 
         Args:
           turns, seed, max_new_tokens: as for `reply`.
-          by: "mmi", "pmi", "rpt", "likelihood", a function of (turns, texts), or `dg.Rank` with its numbers.
-          sampling: by which they are proposed; the paper's by default, among the ten best tokens.
+          by: "mmi", "pmi", "rpt", "likelihood", "sense", a function of (turns, texts), or `dg.Rank` with its numbers.
+          sampling: by which they are proposed; the paper's by default, among the ten best tokens, and for "sense" that of a
+            plain reply at temperature 0.5.
 
         Example:
           >>> bot.rank("Any plans for today?", "pmi")[0].text
@@ -100,7 +107,7 @@ class RankingModel(LanguageModel):
         options = as_rank(by)
         refuse_draft(self, "a rank")
         backward = self.backward_of(options, everything=everything)
-        sampling = self.with_ids(checked_sampling(PAPER if sampling is None else sampling, len(dialogues)))
+        sampling = self.with_ids(checked_sampling(sampling_for(sampling, None, options), len(dialogues)))
         return rank_replies(
             self,
             dialogues,
@@ -108,6 +115,7 @@ class RankingModel(LanguageModel):
             backward=backward,
             ranker=self.ranker,
             safety=self.safety,
+            sense=self.sense,
             sampling=sampling,
             seed=seed_or_drawn(seed),
             max_new_tokens=min(checked_length(max_new_tokens), self.config.n_positions),
@@ -140,7 +148,7 @@ class RankingModel(LanguageModel):
         """
         options, texts = as_rank(by), as_turns(turns)
         draws = [choice_draw(seed, 0, len(texts), attempt)]
-        models = (self, self.backward_of(options), self.ranker, self.safety)
+        models = (self, self.backward_of(options), self.ranker, self.safety, self.sense)
         return order(*models, [texts], [candidates], options, draws)[0]
 
     def backward_of(self, options: Rank, *, everything: bool = False) -> LanguageModel | None:
@@ -151,6 +159,11 @@ class RankingModel(LanguageModel):
         """
         if options.by == "rpt" and self.ranker is None:
             raise ValueError("ranking by rpt needs a ranker: give one, `load(…, ranker=DIR)` or `--ranker DIR`")
+        if options.by == "sense" and self.sense is None:
+            raise ValueError(
+                "ranking by sense needs a head that was trained on this model; the bundled model has one, and `load(…, "
+                "sense=FILE)` takes yours (python -m dialogpt_jax.bundled.tell_sense makes it of marked replies)"
+            )
         if options.by == "mmi" or (everything and has_backward(self, self.reverse)):
             return backward_for(self, self.reverse)
         return None

@@ -10,7 +10,7 @@ from dialogpt_jax.arguments import as_path
 from dialogpt_jax.ranking.guards import NO_REPLY, gravity
 from dialogpt_jax.replies.candidates import Candidate, on_one_line
 
-COLUMNS = ("score", "forward", "backward", "pmi", "ranker")
+COLUMNS = ("score", "forward", "backward", "pmi", "ranker", "sense")
 _MOST = 32  # replies that are shown
 
 

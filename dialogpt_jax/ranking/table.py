@@ -77,6 +77,7 @@ def _figures_mean(shown: list[str]) -> Text:
         "backward": "log P(what was said | reply)",
         "pmi": "log P(reply | what was said) − log P(reply)",
         "ranker": "the ranker's, 0 to 1",
+        "sense": "the sense head's, 0 to 1",
     }
     return Text("; ".join(f"{name}: {meanings[name]}" for name in shown if name in meanings), style="dim")
 

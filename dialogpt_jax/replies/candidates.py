@@ -36,6 +36,7 @@ class Candidate:
       pieces: what each token adds to the text; the last token of a character adds all of it. Empty where nobody knows.
       forwards, accepted: of a reply whose tokens were drafted: how often the model read drafts, and how many of these
         became tokens; (len(tokens) − 1) / forwards is how many tokens a forward gave. Else `None`.
+      sense: of a reply that a sense head has read, how sensible it is, 0 to 1. Else `None`.
 
     Example:
       >>> one, other = bot.candidates("Any plans for today?", n=2)
@@ -54,6 +55,7 @@ class Candidate:
     pieces: tuple[str, ...] = ()
     forwards: int | None = None
     accepted: int | None = None
+    sense: float | None = None
     mean: float = dataclasses.field(init=False)  # fields, so that a table of pandas has them as columns
     perplexity: float = dataclasses.field(init=False)
 
@@ -101,6 +103,7 @@ def candidate_of(
     finished: bool,
     forwards: int | None = None,
     accepted: int | None = None,
+    sense: float | None = None,
 ) -> Candidate:
     """A reply as the decoding gives it, in slots of which `length` are its own, found sound.
 
@@ -113,7 +116,10 @@ def candidate_of(
     check_logprobs(logprobs)
     text, pieces = tokenizer.decode(tokens), token_texts(tokenizer, tokens.tolist())
     drafted = {} if forwards is None or accepted is None else {"forwards": int(forwards), "accepted": int(accepted)}
-    return Candidate(text, tokens, logprobs, float(logprobs.sum()), bool(finished), pieces=pieces, **drafted)
+    read = None if sense is None else float(sense)
+    return Candidate(
+        text, tokens, logprobs, float(logprobs.sum()), bool(finished), pieces=pieces, sense=read, **drafted
+    )
 
 
 def on_one_line(text: str) -> str:

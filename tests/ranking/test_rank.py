@@ -241,7 +241,7 @@ def test_a_ranker_ranks(bot):
 def test_what_is_wrong_is_one_line_before_anything_runs(bot, monkeypatch):
     monkeypatch.setattr(propose, "generate_candidates", None)
     for rank, said in (
-        ("mmx", "rank is by 'mmx'; give mmi, pmi, rpt, likelihood, or a function"),
+        ("mmx", "rank is by 'mmx'; give mmi, pmi, rpt, likelihood, sense, or a function"),
         (3, "rank is by 3; give mmi"),
     ):
         with pytest.raises(ValueError, match=said):
