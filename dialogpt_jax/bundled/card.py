@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,15 +29,20 @@ from dialogpt_jax.evaluation.perplexity import bits_per_byte
 from dialogpt_jax.evaluation.replies import Reply
 from dialogpt_jax.evaluation.settings import DECODINGS, Settings
 from dialogpt_jax.evaluation.tables import as_markdown
+from dialogpt_jax.ranking.rank_options import SENSE, SENSE_SAMPLING, Rank, describe_rank
 
 CARD = "README.md"
 NUM_CONTEXTS, NUM_EVERYDAY, NUM_SHOWN = 1000, 300, 20
 TEMPERATURES = (0.3, 0.4, 0.5, 0.6, 0.7)
 DECODE = "chat"
 SETTINGS = Settings(DECODINGS[DECODE])
+RANK = Rank(SENSE)  # by which `dialogpt chat` and `reply` choose
+RANKED = Settings(SENSE_SAMPLING, rank=RANK)
 EVALUATION = (
     f"dialogpt eval --model MODEL --data CORPUS/valid.jsonl.gz --contexts {NUM_CONTEXTS} --decode {DECODE} --markdown"
 )
+
+TELL_SENSE = "python -m dialogpt_jax.bundled.tell_sense --model MODEL --export sense_head.safetensors"
 
 SOURCES = """\
 | source | licence | register |
@@ -78,10 +84,13 @@ def read_by_source(path: Path) -> dict[str, list[list[str]]]:
 
 
 def measure(bot: Bot, valid: Sequence[Sequence[str]]) -> tuple[list[Estimate], list[Context], list[Reply]]:
-    """What the command EVALUATION measures, and the contexts with the replies that it was measured on."""
+    """What the command EVALUATION measures, and the contexts with the replies that the commands give."""
     contexts = cut(valid, NUM_CONTEXTS)
-    answers = answer(bot, contexts, SETTINGS)
-    return measure_model(bot, contexts, answers, valid), contexts, answers
+    return (
+        measure_model(bot, contexts, answer(bot, contexts, SETTINGS), valid),
+        contexts,
+        answer(bot, contexts, RANKED),
+    )
 
 
 def write_card(
@@ -109,13 +118,13 @@ def write_card(
     dialogues = [turns for of_source in valid.values() for turns in of_source]
     found, contexts, answers = measure(bot, dialogues)
     prompts, marks = read_prompts(), read_marks()
-    exchanges = answer_prompts(bot, prompts.prompts, SETTINGS.sampling)
-    chats = hold_chats(bot, prompts.chats, SETTINGS.sampling)
+    exchanges = answer_prompts(bot, prompts.prompts, RANKED.sampling, RANK)
+    chats = hold_chats(bot, prompts.chats, RANKED.sampling, RANK)
     (directory / CARD).write_text(
         "\n\n".join(
             [
                 _head(bot, command, how, history, curve),
-                _figures(found, len(dialogues), len(contexts)),
+                _figures(found, measure_replies(contexts, answers, resamples=0), len(dialogues)),
                 _bits(bot, {**valid, **everyday}, found),
                 _prompts(exchanges, prompts.kinds, prompts.rule, marks),
                 _temperatures(bot, [turns for of_source in everyday.values() for turns in of_source], marks),
@@ -170,6 +179,13 @@ raises, of replies that the model itself gave and that were marked, what the bet
 preference optimisation, Rafailov et al. 2023). The marks lie in the package as `marked_replies.jsonl.gz`; a language
 model gave them, by the rule of the forty prompts below, and none of their contexts is near to one of those.
 
+Beside the model stands a sense head, which looks at what the model holds of a reply that it has drawn, and says how sensible
+it is: two layers, trained in a minute on the same marks and on those of replies of this model (`marked_draws.jsonl.gz`):
+
+```sh
+{TELL_SENSE}
+```
+
 Muon for the matrices, Adam for the rest, bfloat16 products, float32 state; the rates are level, and fall to 0 at the end;
 what each exports is the running average of its weights.
 {history}
@@ -191,32 +207,33 @@ def _curve(curve: list[tuple[int, float]]) -> str:
     )
 
 
-def _figures(found: list[Estimate], dialogues: int, contexts: int) -> str:
-    f = {estimate.name: estimate.value for estimate in found}
+def _figures(found: list[Estimate], ranked: list[Estimate], dialogues: int) -> str:
+    f, r = ({estimate.name: estimate.value for estimate in own} for own in (found, ranked))
     rows = [
         (
             "bits per byte of the turns after the first (EOS counted in the bits, not in the bytes)",
             f"{f['bits per byte']:.3f}",
+            "",
         ),
-        ("perplexity per token", f"{f['perplexity']:.1f}"),
-        ("replies that ended by themselves", f"{f['ended']:.1%}"),
-        ("replies that repeat a 4-gram of words", f"{f['repeating']:.1%}"),
-        ("share of the commonest reply", f"{f['commonest']:.1%}"),
-        ("words in a reply", f"{f['length']:.1f}"),
+        ("perplexity per token", f"{f['perplexity']:.1f}", ""),
+        ("replies that ended by themselves", f"{f['ended']:.1%}", f"{r['ended']:.1%}"),
+        ("replies that repeat a 4-gram of words", f"{f['repeating']:.1%}", f"{r['repeating']:.1%}"),
+        ("share of the commonest reply", f"{f['commonest']:.1%}", f"{r['commonest']:.1%}"),
+        ("words in a reply", f"{f['length']:.1f}", f"{r['length']:.1f}"),
     ]
     if "PMI hits@1" in f:
         true = "the true next turn beats nine turns of other dialogues, by what the context adds to its log-probability"
-        rows.append((f"{true} (chance is 10 %)", f"{f['PMI hits@1']:.1%}"))
-        rows.append(("the same by its mean log-probability a token", f"{f['hits@1']:.1%}"))
+        rows.append((f"{true} (chance is 10 %)", f"{f['PMI hits@1']:.1%}", ""))
+        rows.append(("the same by its mean log-probability a token", f"{f['hits@1']:.1%}", ""))
     return f"""\
 ## Figures
 
-On the valid part, {dialogues} dialogues split off by a hash. Replies with the default settings \
-({_settings()}) to {contexts} contexts, each dialogue cut before a drawn turn.
+On the valid part, {dialogues} dialogues split off by a hash. Replies to {NUM_CONTEXTS} contexts, each dialogue cut before a
+drawn turn: one drawn ({_settings(SETTINGS)}), and the one that `dialogpt chat` and `reply` give ({_settings(RANKED)}).
 
-{_table(("measure", "value"), rows)}
+{_table(("measure", "one drawn", "the most sensible of 16"), rows)}
 
-All measures of those replies, NIST and BLEU against the one turn that really came; Ent and Dist depend on how many replies
+All measures of those that were drawn alone, NIST and BLEU against the one turn that really came; Ent and Dist depend on how many replies
 there are. The table is what this prints:
 
 ```sh
@@ -252,7 +269,7 @@ def _prompts(
     return f"""\
 ## Forty everyday prompts, unpicked
 
-A fixed list, never trained on ({_settings()}). {", ".join(f"**{count} {mark}**" for mark, count in counts.items() if count)}.
+A fixed list, never trained on. As `dialogpt reply` answers it: {_settings(RANKED)}. {", ".join(f"**{count} {mark}**" for mark, count in counts.items() if count)}.
 A language model read each reply three times, without knowing which temperature gave it, and the middle mark counts, by this rule: {"; ".join(f"*{mark}*: {meaning}" for mark, meaning in rule.items())}.
 
 {_table(("kind", "said to it", "its reply", "mark"), rows)}"""
@@ -260,18 +277,20 @@ A language model read each reply three times, without knowing which temperature 
 
 def _temperatures(bot: Bot, everyday: Sequence[Sequence[str]], marks: Mapping[Exchange, str]) -> str:
     prompts, contexts, rows = read_prompts().prompts, cut(everyday, NUM_EVERYDAY), []
-    for temperature in TEMPERATURES:
-        sampling = dataclasses.replace(SETTINGS.sampling, temperature=temperature)
-        counts = count_marks(answer_prompts(bot, prompts, sampling), marks)
-        answers = answer(bot, contexts, dataclasses.replace(SETTINGS, sampling=sampling))
+    for settings, temperature in itertools.product((SETTINGS, RANKED), TEMPERATURES):
+        sampling = dataclasses.replace(settings.sampling, temperature=temperature)
+        counts = count_marks(answer_prompts(bot, prompts, sampling, settings.rank), marks)
+        answers = answer(bot, contexts, dataclasses.replace(settings, sampling=sampling))
         f = {estimate.name: estimate.value for estimate in measure_replies(contexts, answers, resamples=0)}
         shares = (f"{f[name]:.1%}" for name in ("ended", "repeating", "commonest"))
-        rows.append((f"{temperature}", *(f"{counts[mark]}" for mark in (*MARKS, UNMARKED)), *shares))
+        name = f"{temperature}" if settings.rank is None else f"{temperature}, of {settings.rank.hypotheses}"
+        rows.append((name, *(f"{counts[mark]}" for mark in (*MARKS, UNMARKED)), *shares))
     return f"""\
 ## Temperatures
 
-The forty prompts' replies by their marks; and of the replies to {len(contexts)} held-out everyday dialogues, cut before a
-drawn turn, how many ended by themselves, repeat a 4-gram, and equal the commonest. Everything else as in the defaults.
+The forty prompts' replies by their marks, one drawn at each temperature; and of the replies to {len(contexts)} held-out everyday dialogues, cut before a
+drawn turn, how many ended by themselves, repeat a 4-gram, and equal the commonest. Everything else as in the defaults. The
+last rows are of the most sensible of 16 that were drawn at the temperature.
 
 {_table(("temperature", *MARKS, UNMARKED, "ended", "repeating", "commonest"), rows)}"""
 
@@ -300,9 +319,10 @@ def _chat_row(number: int, exchange: Exchange, marks: Mapping[Exchange, str]) ->
     return f"{number}", exchange.turns[-1], exchange.reply, mark
 
 
-def _settings() -> str:
-    tokens, seed = SETTINGS.max_new_tokens, SETTINGS.seed
-    return f"{describe_sampling(SETTINGS.sampling)}, at most {tokens} tokens, seed {seed}"
+def _settings(settings: Settings) -> str:
+    ranked = "" if settings.rank is None else f"{describe_rank(settings.rank)}, "
+    drawn = describe_sampling(settings.sampling)
+    return f"{ranked}{drawn}, at most {settings.max_new_tokens} tokens, seed {settings.seed}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

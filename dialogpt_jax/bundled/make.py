@@ -5,7 +5,7 @@
     python -m dialogpt_jax.bundled.make --corpus CORPUS --run RUN --export MODEL --reverse --init OLDER
 
     corpus ─tokenizer→ start ─train→ teacher ─teaches→ student ─settle, everyday talk→ settled ─mean with student→ mean
-    mean ─marked replies→ preferred, in float16: MODEL
+    mean ─marked replies→ preferred, in float16: MODEL ─marked replies→ sense_head.safetensors, beside it
 
 The teacher is wider than what may be shipped; the student learns the corpus and what the teacher expects of it, in many
 passes; then it settles on everyday talk at a low rate, and the mean of the weights before and after that keeps what each
@@ -27,10 +27,12 @@ from typing import NamedTuple
 
 from dialogpt_jax.bundled.card import read_by_source, read_curve, write_card
 from dialogpt_jax.bundled.prefer import main as prefer
+from dialogpt_jax.bundled.tell_sense import main as tell_sense
 from dialogpt_jax.chat.loading import load
 from dialogpt_jax.cli.main import main as dialogpt
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.formats import read_dialogues
+from dialogpt_jax.ranking.sense import BUNDLED
 from dialogpt_jax.run.journal import METRICS
 from dialogpt_jax.text.tokenizer import JSON_FILE, Tokenizer
 from dialogpt_jax.training.average import mean_of
@@ -102,9 +104,13 @@ def main(argv: list[str] | None = None) -> int:
     status = _run_all([f"convert {latest} {export} --dtype float16 --force"])
     if status or args.reverse:
         return status
+    head = export.parent / BUNDLED.name
+    status = tell_sense(["--model", str(export), "--export", str(head)])
+    if status:
+        return status
     write_card(
         export,
-        load(export),
+        load(export, sense=head),
         read_by_source(args.corpus / "valid.jsonl.gz"),
         read_by_source(args.corpus / "everyday-valid.jsonl.gz"),
         curve=read_curve(run / "run-student" / METRICS) if args.init is None else [],

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.ranking.rank_options import Rank
 
 MARKS = ("sensible", "passable", "nonsense")
 UNMARKED = "not marked"
@@ -53,17 +54,24 @@ def read_prompts() -> Prompts:
     )
 
 
-def answer_prompts(bot: Bot, prompts: Sequence[Sequence[str]], sampling: Sampling) -> list[Exchange]:
-    """What the bot says to each, with seed 0."""
-    replies = bot.replies([list(turns) for turns in prompts], sampling=sampling)
+def answer_prompts(
+    bot: Bot, prompts: Sequence[Sequence[str]], sampling: Sampling, rank: Rank | None = None
+) -> list[Exchange]:
+    """What the bot says to each, with seed 0, as `dialogpt reply` says it."""
+    if rank is None:
+        replies = bot.replies([list(turns) for turns in prompts], sampling=sampling)
+    else:  # one by one: the place in a list decides what is drawn
+        replies = [bot.reply(list(turns), sampling=sampling, rank=rank) for turns in prompts]
     return [Exchange(tuple(turns), reply) for turns, reply in zip(prompts, replies, strict=True)]
 
 
-def hold_chats(bot: Bot, chats: Sequence[Sequence[str]], sampling: Sampling) -> list[list[Exchange]]:
+def hold_chats(
+    bot: Bot, chats: Sequence[Sequence[str]], sampling: Sampling, rank: Rank | None = None
+) -> list[list[Exchange]]:
     """Each chat held to its end, with seed 0: its exchanges in order."""
 
     def hold(said: Sequence[str]) -> list[Exchange]:
-        chat, exchanges = bot.chat(sampling=sampling), []
+        chat, exchanges = bot.chat(sampling=sampling, rank=rank), []
         for text in said:
             before = (*chat.turns, text)
             exchanges.append(Exchange(before, chat.say(text)))

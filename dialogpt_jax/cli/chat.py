@@ -29,8 +29,8 @@ Examples:
   dialogpt chat --draft lookup                  the same, sooner where talk repeats
   dialogpt chat --load chat.json                go on with what /save wrote
   dialogpt chat --beams 4                       the best of a beam search, whole
-  dialogpt chat --rank mmi                      the best of 16 by another rule; /why says why
-  dialogpt chat --rank off                      one reply is drawn, and comes as it is drawn
+  dialogpt chat --rank mmi                      by another rule; /why says why
+  dialogpt chat --rank off                      one is drawn, and comes as it is
   printf 'Hi!\\nHow are you?\\n' | dialogpt chat  a reply a line
 """
 app = make_app("chat", "dialogpt chat [OPTIONS]", help_epilogue=EXAMPLES)
@@ -70,7 +70,7 @@ def run(
         chat = Chat.load(load, bot)
         _change(chat, reply, sampling, searched, ranked)
     else:
-        if rank_unsaid(rank, searched, drafts):
+        if rank_unsaid(rank, searched, draft.draft):
             ranked = rank_by_default(bot)
             settings = sampling_of(sampling, sampling_for(None, None, ranked))
         how: dict[str, Any] = {"seed": seed, "sampling": settings, "max_new_tokens": reply.max_new_tokens}

@@ -8,10 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dialogpt_jax.arguments import MOST, as_number, as_whole_number, shown
+from dialogpt_jax.decoding.sampling import PAPER, Sampling
+from dialogpt_jax.replies.settings import DEFAULT_SAMPLING
 
 MMI, PMI, RPT, LIKELIHOOD, SENSE = RULES = ("mmi", "pmi", "rpt", "likelihood", "sense")
 LAST, ALL = SOURCES = ("last", "all")
 SUM, MEAN = MIXES = ("sum", "mean")
+
+# Of several replies the most sensible is given: they have to differ, and at 0.7 and 1.0 it was the best less often.
+SENSE_SAMPLING = dataclasses.replace(DEFAULT_SAMPLING, temperature=0.5)
 
 # turns, texts of the candidates → a number each, the higher the better
 RankFunction = Callable[[list[str], list[str]], Sequence[float]]
@@ -60,6 +65,11 @@ class Rank:
             raise ValueError(f"source is {shown(self.source)}; give 'last' or 'all'")
         if not isinstance(self.mix, str) or self.mix not in MIXES:
             raise ValueError(f"mix is {shown(self.mix)}; give 'sum' or 'mean'")
+
+    @property
+    def proposed_by(self) -> Sampling:
+        """How the hypotheses are drawn where nobody says so: as in the paper, or for "sense" like a plain reply, warmer."""
+        return SENSE_SAMPLING if self.by == SENSE else PAPER
 
     @property
     def rule(self) -> str:

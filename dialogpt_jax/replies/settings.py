@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 
 from dialogpt_jax.arguments import MOST, as_whole_number, shown
-from dialogpt_jax.decoding.sampling import GREEDY, NUMBERS, PAPER, Sampling
-from dialogpt_jax.ranking.rank_options import SENSE
+from dialogpt_jax.decoding.sampling import GREEDY, NUMBERS, Sampling
 
 # The temperature by the marks of the bundled model's replies: see the table in its card. So low, every sixteenth reply
 # would go round in circles ("I have a cat and a cat"), if three tokens in a row might come again.
 DEFAULT_SAMPLING = Sampling(temperature=0.3, top_k=50, top_p=0.9, no_repeat_ngram=3)
-# Of several replies the most sensible is given: they have to differ, and at 0.7 and 1.0 it was the best less often.
-SENSE_SAMPLING = dataclasses.replace(DEFAULT_SAMPLING, temperature=0.5)
 DEFAULT_MAX_NEW_TOKENS = 40
 DEFAULT_SEED = 0
 
@@ -34,13 +31,12 @@ def checked_length(max_new_tokens: int) -> int:
 def sampling_for(sampling: Sampling | None, search: Any, rank: Any = None) -> Sampling:
     """A sampling, or what stands where none is given.
 
-    A search (`None`: there is none) is greedy, unless told to draw; what is ranked is proposed as in the paper, or for
-    "sense" as a plain reply, a little warmer.
+    A search (`None`: there is none) is greedy, unless told to draw; what is ranked is proposed as its rule wants it.
     """
     if sampling is not None:
         return sampling
     if rank is not None:
-        return SENSE_SAMPLING if rank.by == SENSE else PAPER
+        return rank.proposed_by
     return DEFAULT_SAMPLING if search is None else GREEDY
 
 

@@ -162,16 +162,17 @@ def train_step(
     sharded_sums = sums if divided is None else shard_gradient(sums, divided)
     (total, targets), grads = sharded_sums(state.params, batch, dropout_key, taught)
     divisor = jnp.maximum(targets, 1e-9)
-    value, grads = total / divisor, jax.tree.map(lambda g: g / divisor, grads)
-
-    grad_norm = optax.tree.norm(grads)
     with jax.named_scope("update"):
+        value, grads = total / divisor, jax.tree.map(lambda g: g / divisor, grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-    )
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        params, opt_state = (
+            jax.tree.map(  # in the scope too, for XLA fuses it with the update, and names it by its last part
+                lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+            )
+        )
     state = TrainState(state.step + 1, params, opt_state, state.key)
     return state, {"loss": value, "targets": targets, "grad_norm": grad_norm, "finite": finite}
 

@@ -27,9 +27,10 @@ def told(monkeypatch, tmp_path):
         return 0
 
     monkeypatch.setattr(make, "dialogpt", dialogpt)
-    monkeypatch.setattr(make, "load", lambda folder: None)
+    monkeypatch.setattr(make, "load", lambda folder, sense=None: None)
     monkeypatch.setattr(make, "_write_mean", lambda *folders: commands.append(["mean", *folders]))
     monkeypatch.setattr(make, "prefer", lambda words: commands.append(["prefer", *words]))
+    monkeypatch.setattr(make, "tell_sense", lambda words: commands.append(["sense", *words]))
     monkeypatch.setattr(make, "read_curve", lambda path: [])
     monkeypatch.setattr(make, "write_card", lambda *args, **named: commands.append(["card", named["command"]]))
     return commands
@@ -47,7 +48,7 @@ def folders(tmp_path):
 
 def test_from_nothing_a_teacher_teaches_a_student_that_settles_and_learns_its_marks(told, folders):
     assert make.main(folders) == 0
-    assert [words[0] for words in told] == ["data", "train"] * 3 + ["mean", "prefer", "convert", "card"]
+    assert [words[0] for words in told] == ["data", "train"] * 3 + ["mean", "prefer", "convert", "sense", "card"]
     for place, name in enumerate(("teacher", "student", "settled")):
         stage, (data, train) = make.STAGES[name], (shlex.join(words) for words in told[2 * place : 2 * place + 2])
         assert data.count("everyday.jsonl.gz") == stage.everyday
@@ -62,17 +63,19 @@ def test_from_nothing_a_teacher_teaches_a_student_that_settles_and_learns_its_ma
     files = f"{run}/sample.jsonl.gz {corpus}/everyday.jsonl.gz"
     assert told[7][1:] == f"--init {run}/mean --export {run}/preferred --dialogues {files}".split()
     assert told[8][:2] == ["convert", f"{run}/preferred"]
+    export = make.Path(folders[5])
+    assert told[9][1:] == ["--model", str(export), "--export", str(export.parent / "sense_head.safetensors")]
     widths = [json.loads(make.Path(told[i][told[i].index("--config") + 1]).read_text())["n_embd"] for i in (1, 3)]
     assert widths == [make.TEACHER.n_embd, make.CONFIG.n_embd]
     told.clear()
     assert make.main(folders) == 0  # what is done is not done again
-    assert [words[0] for words in told] == ["mean", "prefer", "convert", "card"]
+    assert [words[0] for words in told] == ["mean", "prefer", "convert", "sense", "card"]
 
 
 def test_an_older_model_only_settles(told, folders, tmp_path):
     tiny_bot().save(tmp_path / "older")
     assert make.main([*folders, "--init", str(tmp_path / "older")]) == 0
-    assert [words[0] for words in told] == ["data", "train", "mean", "prefer", "convert", "card"]
+    assert [words[0] for words in told] == ["data", "train", "mean", "prefer", "convert", "sense", "card"]
     assert shlex.join(told[1]).startswith(f"train --init {tmp_path / 'older'} --data")
 
 

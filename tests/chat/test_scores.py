@@ -153,6 +153,7 @@ def test_pandas_takes_and_gives_them(bot, found):
         "pieces",
         "forwards",
         "accepted",
+        "sense",
         "mean",
         "perplexity",
     ]

@@ -197,7 +197,7 @@ def test_a_known_failure_is_guarded(bot, monkeypatch):
     own = [proposed(text) for text in [source, *others]]
     draws = [np.random.default_rng(0)]
     pure = dg.Rank("mmi", backward_weight=1)
-    [ranking] = propose.order(bot, bot.reverse, None, None, [DIALOGUES[0]], [own], pure, draws)
+    [ranking] = propose.order(bot, bot.reverse, None, None, None, [DIALOGUES[0]], [own], pure, draws)
     assert [h.text for h in ranking] == ["Fine, thanks.", source, "no no no no", "Fine, thanks"]
     assert [h.flags for h in ranking] == [(), (COPIES,), (REPEATS,), (DUPLICATE,)]
 

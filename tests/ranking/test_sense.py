@@ -17,8 +17,9 @@ from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.matmul import as_int8
 from dialogpt_jax.model import hidden
+from dialogpt_jax.ranking.rank_options import SENSE_SAMPLING
 from dialogpt_jax.ranking.sense import SenseHead, bundled_sense, read_replies, reply_features, sense_of
-from dialogpt_jax.replies.settings import DEFAULT_SAMPLING, SENSE_SAMPLING
+from dialogpt_jax.replies.settings import DEFAULT_SAMPLING
 
 ATOL = 1e-5  # of a score from 0 to 1: float32, computed in batches of other shapes
 DIALOGUES = [["Hello, how are you today?"], ["Hi", "I am fine, thanks.", "And you?"]]
@@ -87,6 +88,7 @@ def test_a_score_is_two_layers_and_a_sigmoid(bot):
     np.testing.assert_allclose(head.of_features(features_MF), 1 / (1 + np.exp(-z_M)), atol=ATOL)
 
 
+@pytest.mark.long
 def test_one_score_however_a_reply_comes(bot):
     """In the loop of a batch, in a chat, and read anew as texts."""
     rank = dg.Rank("sense", hypotheses=6)
@@ -153,6 +155,7 @@ def test_what_is_no_head_is_one_line(bot, tmp_path):
         dataclasses.replace(bot, sense=None).chat(rank="sense")
 
 
+@pytest.mark.long
 def test_a_head_learns_what_is_marked(bot, tmp_path):
     """Replies with one word are marked sensible, with another nonsense: the head tells new ones."""
     words = {"sensible": "yes", "passable": "well", "nonsense": "brick"}
@@ -214,6 +217,7 @@ class TestTheBundledModel:
             assert one.text == good
             assert one.score > other.score + 0.2
 
+    @pytest.mark.long
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
     def test_the_command_ranks_unless_another_way_is_said(self, dtype, capsys):
         bundled, flags = dg.load(dtype=dtype), ["--dtype", dtype, "--max-new-tokens", "12"]
@@ -236,6 +240,7 @@ class TestTheBundledModel:
             chosen = bundled.rank("Do you like the rain?", "sense", sampling=cold, **how)
             assert said("--temperature", "0.2") == chosen.reply
 
+    @pytest.mark.long
     def test_a_chat_of_lines_ranks_too(self, capsys, monkeypatch):
         import io
 
