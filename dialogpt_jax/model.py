@@ -19,7 +19,6 @@ otherwise multiply in bfloat16). Statistics of LayerNorm, softmax and logits are
 Source: Radford et al. 2019; transformers' `modeling_gpt2.py` for the order of operations.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -37,8 +36,7 @@ from dialogpt_jax.embedding import lookup
 from dialogpt_jax.errors import counted
 from dialogpt_jax.int8 import is_int8
 from dialogpt_jax.matmul import matmul
-from dialogpt_jax.parameter_shapes import Shapes, check_shapes, shapes_of
-from dialogpt_jax.quantization import quantize
+from dialogpt_jax.parameter_shapes import check_shapes, model_shapes
 from dialogpt_jax.token_arrays import Array, as_float_dtype, as_key, as_tokens, check_width
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
@@ -288,15 +286,6 @@ def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike 
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-@functools.cache
-def _shapes(config: GPT2Config, int8: bool) -> tuple[Shapes, Shapes]:
-    """The shapes of every parameter outside the blocks, by its path as `wte/embedding`, and of those of one block."""
-    params = jax.eval_shape(lambda: init_params(dataclasses.replace(config, n_layer=1), jax.random.key(0)))
-    params = jax.eval_shape(quantize, params) if int8 else params
-    block = params.pop("h_0")
-    return shapes_of(params), shapes_of(block)
-
-
 def check_params(params: Params, config: GPT2Config) -> None:
     """Whether parameters are those of a config, floating or int8.
 
@@ -312,7 +301,7 @@ def check_params(params: Params, config: GPT2Config) -> None:
     if len(blocks) != config.n_layer or f"h_{config.n_layer - 1}" not in blocks:
         held = counted(len(blocks), "blocks")
         raise ValueError(f"the parameters have {held}; the config's n_layer is {config.n_layer}")
-    outside, block = _shapes(config, is_int8(params))
+    outside, block = model_shapes(config, is_int8(params))
     check_shapes("", {name: leaf for name, leaf in params.items() if name not in blocks}, outside)
     for layer in range(config.n_layer):
         check_shapes(f"h_{layer}/", params[f"h_{layer}"], block)

@@ -19,6 +19,8 @@ from reference import relative_error, tensor_error
 from dialogpt_jax import model
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.matmul import matmul
+from dialogpt_jax.parameter_shapes import model_shapes, shapes_of
+from dialogpt_jax.quantization import quantize
 
 # float32: products of other shapes round differently, by about 1e-6 of the largest logit.
 TOLERANCE = 1e-5
@@ -274,3 +276,23 @@ def plain_product(x_MI, w_OI):
 
 def gradients(product, x_MI, w_OI, g_MO):
     return jax.grad(lambda x_MI, w_OI: (product(x_MI, w_OI) * g_MO).sum(), argnums=(0, 1))(x_MI, w_OI)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("inner", [None, 40])
+def test_the_table_of_shapes_is_what_a_fresh_model_has(int8, tied, inner):
+    config = GPT2Config(
+        vocab_size=50,
+        eos_token_id=0,
+        n_positions=16,
+        n_embd=24,
+        n_layer=1,
+        n_head=3,
+        n_inner=inner,
+        tie_word_embeddings=tied,
+    )
+    params = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
+    params = jax.eval_shape(quantize, params) if int8 else params
+    block = params.pop("h_0")
+    assert model_shapes(config, int8) == (shapes_of(params), shapes_of(block))

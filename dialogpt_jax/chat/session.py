@@ -31,7 +31,6 @@ from dialogpt_jax.errors import counted
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank, describe_rank
 from dialogpt_jax.ranking.ranking_model import RankingModel
 from dialogpt_jax.ranking.report import Ranking
-from dialogpt_jax.ranking.sense import sense_scores
 from dialogpt_jax.replies.candidates import candidate_of, on_one_line
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel, refuse_draft
@@ -124,9 +123,7 @@ class Chat:
         self.ranking: Ranking | None = None
         self._cache: Any = None
         self._cached: list[int] = []
-        self._ends_at: int | None = (
-            None  # the tokens at which the reply that is coming ends by itself, once that is known
-        )
+        self._ends_at: int | None = None  # the tokens at which the coming reply ends by itself, once known
         # Weak, so that a stream which its reader drops is closed at once, and recorded.
         self._running: Callable[[], Generator[str, None, None] | None] = lambda: None
         self._thread = 0  # the thread that began the running reply
@@ -330,13 +327,10 @@ class Chat:
         state, said = streaming.steps(self._model.params, config, state, self.max_new_tokens, request.processors)
         replies, finished, _ = streaming.read(said)
         assert isinstance(self._model, RankingModel)
-        head = self._model.sense
-        senses = [None] * len(replies) if head is None else np.asarray(sense_scores(head, state.cache, state.counts_M))
+        senses, logprobs_MR = self._model.senses(state.cache, state.counts_M), np.asarray(state.logprobs_MR)
         proposed = [
             candidate_of(self._model.tokenizer, np.array(own, np.int32), logprobs_R, len(own), ended, sense=sense)
-            for own, logprobs_R, ended, sense in zip(
-                replies, np.asarray(state.logprobs_MR), finished, senses, strict=True
-            )
+            for own, logprobs_R, ended, sense in zip(replies, logprobs_MR, finished, senses, strict=True)
         ]
         self.ranking = self._model.order(turns, proposed, rank, seed=self.seed, attempt=attempt)
         best = self.ranking[0]

@@ -4,7 +4,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from dialogpt_jax.arguments import MOST, as_whole_number, shown
+from dialogpt_jax.cache import ReplyCache
 from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
 from dialogpt_jax.ranking.dialogrpt import Ranker
@@ -12,7 +16,7 @@ from dialogpt_jax.ranking.propose import choice_draw, order, rank_replies
 from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
 from dialogpt_jax.ranking.report import Ranking
 from dialogpt_jax.ranking.safety import Safety
-from dialogpt_jax.ranking.sense import SenseHead, check_sense
+from dialogpt_jax.ranking.sense import SenseHead, check_sense, sense_scores
 from dialogpt_jax.replies.candidates import Candidate
 from dialogpt_jax.replies.language_model import LanguageModel, refuse_draft
 from dialogpt_jax.replies.settings import (
@@ -150,6 +154,12 @@ class RankingModel(LanguageModel):
         draws = [choice_draw(seed, 0, len(texts), attempt)]
         models = (self, self.backward_of(options), self.ranker, self.safety, self.sense)
         return order(*models, [texts], [candidates], options, draws)[0]
+
+    def senses(self, cache: ReplyCache, counts_M: jax.Array) -> Sequence[float | None]:
+        """What the sense head says of the replies in a decoding loop's cache; `None` of each where there is no head."""
+        if self.sense is None:
+            return [None] * counts_M.shape[0]
+        return np.asarray(sense_scores(self.sense, cache, counts_M)).tolist()
 
     def backward_of(self, options: Rank, *, everything: bool = False) -> LanguageModel | None:
         """The backward model that these options need, or for a report can have.

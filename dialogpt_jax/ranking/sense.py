@@ -6,7 +6,7 @@ A model that has read a reply knows more of it than its probability says. A smal
 the values that attention keeps anyway, so a ranking costs no second model and no second reading. A reply's last token, its
 EOS, was never read; what counts are those before it.
 
-Letters: B contexts, N candidates of each, M = B·N, R slots of a reply, H heads, K head dim, F features, U units.
+Letters: B contexts, N candidates of each, M = B·N, R slots of a reply, L blocks, H heads, K head dim, F features, U units.
 
 Source: Adiwardana et al. 2020 (arXiv 2001.09977), section 2.4, which draws several replies and ranks them; Thoppilan et al.
 2022 (arXiv 2201.08239), section 6, where the model that speaks also says how sensible it is.
@@ -100,26 +100,23 @@ class SenseHead:
         sizes = {name: held[name].ndim for name in _ARRAYS if name in held}
         if sizes != _ARRAYS or set(held) != {*_ARRAYS, "blocks"} or held["blocks"].ndim != 1:
             raise ValueError(f"{path} has {', '.join(sorted(held))}; a sense head has {', '.join(_ARRAYS)} and blocks")
-        arrays = {name: jnp.asarray(held[name], jnp.float32) for name in _ARRAYS}
+        arrays = {name: jax.device_put(np.asarray(held[name], np.float32)) for name in _ARRAYS}  # compiles nothing
         return cls(**arrays, blocks=tuple(held["blocks"].tolist()))
 
 
 def reply_features(cache: ReplyCache, counts_M: jax.Array, blocks: Sequence[int]) -> jax.Array:
     """The mean of each reply's values over its tokens but the last, block by block, float32 (M, F)."""
-    slots_R = jnp.arange(cache.reply.num_slots)
+    contexts, candidates = cache.lengths_B.shape[0], counts_M.shape[0] // cache.lengths_B.shape[0]
     read_M = jnp.maximum(counts_M - 1, 0)
-    weights_MR = (slots_R[None] < read_M[:, None]) / jnp.maximum(read_M, 1)[:, None]
-    contexts = cache.lengths_B.shape[0]
+    weights_MR = (jnp.arange(cache.reply.num_slots)[None] < read_M[:, None]) / jnp.maximum(read_M, 1)[:, None]
+    weights_BHNRK = weights_MR.reshape(contexts, 1, candidates, -1, 1)
 
-    def mean_of(values: Any) -> jax.Array:
-        if isinstance(values, Int8Rows):
-            values = values.values * values.scales
-        candidates = counts_M.shape[0] // contexts
-        v_BHNRK = values.astype(jnp.float32).reshape(contexts, -1, candidates, *values.shape[1:])
-        weights_BNR = weights_MR.reshape(contexts, candidates, -1)
-        return jnp.einsum("bhnrk,bnr->bnhk", v_BHNRK, weights_BNR).reshape(counts_M.shape[0], -1)
+    def mean_of(values: Any) -> jax.Array:  # a block at a time: all values side by side would be written anew first
+        whole = values.values * values.scales if isinstance(values, Int8Rows) else values.astype(jnp.float32)
+        return (whole.reshape(contexts, -1, candidates, *whole.shape[1:]) * weights_BHNRK).sum(axis=3)
 
-    return jnp.concatenate([mean_of(cache.reply.layers[block][1]) for block in blocks], axis=-1)
+    mean_LBHNK = jnp.stack([mean_of(cache.reply.layers[block][1]) for block in blocks])
+    return mean_LBHNK.transpose(1, 3, 0, 2, 4).reshape(counts_M.shape[0], -1)
 
 
 @jax.jit
