@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -189,6 +190,8 @@ def _reply_to_file(data: str, out: str | None, settings: Settings, load: "Callab
     from dialogpt_jax.evaluation.replies import DialogueFile
 
     dialogues, told = dialogues_to_reply_to(data)
+    if out is not None and os.path.exists(out) and os.path.samefile(data, out):
+        raise UsageError(f"--out is {out}, the file of --data; name another, for the replies")
     if told:
         streams.tell(f"dialogpt reply: {told}")
     contexts = [Context(turns, "", number) for number, turns in enumerate(dialogues)]

@@ -113,7 +113,8 @@ class DialogueFile(NamedTuple):
         for number, entry in entries:
             where = f"{self.path}, line {number}"
             if not _sound(entry, _DIALOGUE_KINDS):
-                raise RepliesFileError(f"{where}: no reply to a dialogue; take the line out, or name another file")
+                what = "no reply to a dialogue; take the line out, or" if found else "no replies to a file;"
+                raise RepliesFileError(f"{where}: {what} name another file")
             if entry["run"] != digest:
                 seed = f"seed {entry['seed']}, now {self.run['seed']}" if entry["seed"] != self.run["seed"] else ""
                 raise another_run(where, entry["run"], self.run, settings=seed)

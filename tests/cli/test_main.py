@@ -182,7 +182,7 @@ def test_a_file_gets_a_reply_a_line_and_goes_on_where_it_stopped(command, model,
         out.write_bytes(other)
         status, _, err = command("reply", *flags, "--out", str(out))
         assert (status, out.read_bytes()) == (1, other)
-        assert f"{out}, line 1: no repl" in err
+        assert f"{out}, line 1: no replies to a file; name another file" in err
     out.write_bytes(whole.replace(b'"no", "why?"', b'"so", "why?"'))
     assert f"{out}, line 2: not the dialogue at index 1" in command("reply", *flags, "--out", str(out))[2]
     data.write_text('{"turns": ["Hi"]}\n{"turns": []}\n')
@@ -191,6 +191,13 @@ def test_a_file_gets_a_reply_a_line_and_goes_on_where_it_stopped(command, model,
     assert (status, shown, out.exists()) == (1, "", False)
     assert f"{data}, line 2: no turn" in err
     assert command("reply", "--out", str(out), "Hi")[0] == 2
+    # Replies that came before are dialogues, too; written over, or deleted as of another run, they would be gone.
+    data.write_bytes(whole)
+    (tmp_path / "link").symlink_to(data)
+    for same in (data, tmp_path / "link"):
+        status, _, err = command("reply", *flags[:-1], "4", "--out", str(same))
+        assert (status, data.read_bytes()) == (2, whole)
+        assert f"--out is {same}, the file of --data; name another" in err
 
 
 HOLDING = """
