@@ -17,6 +17,7 @@ from dialogpt_jax.cache import KVCache, ReplyCache, init_cache, init_reply
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.matmul import as_int8
 from dialogpt_jax.model import hidden
+from dialogpt_jax.ranking import propose
 from dialogpt_jax.ranking.rank_options import SENSE_SAMPLING
 from dialogpt_jax.ranking.sense import SenseHead, bundled_sense, read_replies, reply_features, sense_of
 from dialogpt_jax.replies.settings import DEFAULT_SAMPLING
@@ -89,8 +90,9 @@ def test_a_score_is_two_layers_and_a_sigmoid(bot):
 
 
 @pytest.mark.long
-def test_one_score_however_a_reply_comes(bot):
-    """In the loop of a batch, in a chat, and read anew as texts."""
+def test_one_score_however_a_reply_comes(bot, monkeypatch):
+    """In the loop of a batch, in a chat, and read anew as texts; the first two read nothing anew."""
+    monkeypatch.setattr(propose, "sense_of", None)
     rank = dg.Rank("sense", hypotheses=6)
     together = bot.rankings(DIALOGUES, rank, **HOW)
     for turns, ranking in zip(DIALOGUES, together, strict=True):
