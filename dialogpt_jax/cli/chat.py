@@ -26,7 +26,7 @@ EXAMPLES = """\
 Examples:
   dialogpt chat                                 /help lists what can be typed
   dialogpt chat --model microsoft/DialoGPT-medium --dtype bfloat16
-  dialogpt chat --draft lookup                  the same, sooner where talk repeats
+  dialogpt chat --draft lookup                  sooner where talk repeats
   dialogpt chat --load chat.json                go on with what /save wrote
   dialogpt chat --beams 4                       the best of a beam search, whole
   dialogpt chat --rank mmi                      by another rule; /why says why

@@ -43,7 +43,7 @@ def test_rows_over_devices_are_replied_to_by_the_program_that_each_device_runs_a
     """The plain one gives the same tokens, more slowly: the partitioner divides it."""
     taken = []
 
-    def note(params, config, request, draft, *, rows_on):
+    def note(params, config, request, draft, judge, *, rows_on):
         taken.append(rows_on)
         raise InterruptedError
 
