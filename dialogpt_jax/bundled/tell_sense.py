@@ -61,8 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="contexts that it does not learn from")
     args = parser.parse_args(argv)
     try:
+        if args.export.is_dir() or not args.export.resolve().parent.is_dir():  # told before the work
+            raise ValueError(f"--export is {args.export}; name a file in a folder that is there")
         bot, marked = load(args.model), [entry for path in args.marked for entry in read_marked(path)]
-        held = set(random.Random(0).sample(sorted({entry.turns[-1] for entry in marked}), args.hold_out))
+        last_turns = sorted({entry.turns[-1] for entry in marked})
+        if not 0 <= args.hold_out < len(last_turns):
+            raise ValueError(
+                f"--hold-out is {args.hold_out}; give 0 to {len(last_turns) - 1}, for so many contexts are there"
+            )
+        held = set(random.Random(0).sample(last_turns, args.hold_out))
         read = read_marks_of(bot, marked)
         out_M = np.array([marked[context].turns[-1] in held for context in read.contexts_M])
         head = learn_sense(Read(*(x[~out_M] for x in read)), blocks=range(bot.config.n_layer))

@@ -194,7 +194,11 @@ class Chat:
         Raises:
           ChatError: the file holds no chat.
         """
-        saved = read_chat(path)
+        return cls.of_saved(read_chat(path), model)
+
+    @classmethod
+    def of_saved(cls, saved: SavedChat, model: LanguageModel) -> "Chat":
+        """`load` of what `read_chat` has read."""
         how: dict[str, Any] = saved._asdict()
         attempt = how.pop("attempt")
         chat = cls(model, **how)

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from dialogpt_jax.chat.bot import Bot
+from dialogpt_jax.chat.saved_chat import read_chat
 from dialogpt_jax.chat.session import Chat, ChatError
 from dialogpt_jax.chat.setting_words import OF_BEAMS, OF_RANK, SETTABLE, SETTINGS, settings_of
 from dialogpt_jax.chat.wrapping import WordWrap
@@ -145,7 +146,10 @@ class Terminal:
                 self._show_turns(rest)
             case "why":
                 if (ranking := self.chat.ranking) is None:
-                    raise ValueError("the last reply was not chosen among others; /settings rank mmi")
+                    if self.chat.rank is not None:
+                        raise ValueError("there is no table of the last reply; say something, or /retry")
+                    rule = "mmi" if self._bot.sense is None else "sense"
+                    raise ValueError(f"the last reply was not chosen among others; /settings rank {rule}")
                 pipe = Console(stderr=True, highlight=False, width=PIPE)
                 print_ranking(ranking, self._out if self.person else pipe)
             case "settings":
@@ -165,7 +169,7 @@ class Terminal:
         """A chat is written over a chat, and over nothing else that somebody may need."""
         if os.path.isfile(path) and os.path.getsize(path):
             try:
-                Chat.load(path, self._bot)
+                read_chat(path)  # this bot need not be able to go on with it
             except ChatError:
                 raise ValueError(f"{path} is there, and is no chat; name another file") from None
 

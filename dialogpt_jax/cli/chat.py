@@ -18,9 +18,9 @@ from dialogpt_jax.cli.common import (
 )
 from dialogpt_jax.cli.compiling import compile_ahead, tell_of_compiling
 from dialogpt_jax.cli.draft_flags import DraftFlags, drafts_of
-from dialogpt_jax.cli.flags import UsageError, make_app, said
+from dialogpt_jax.cli.flags import UsageError, make_app
 from dialogpt_jax.cli.rank_flags import RankFlags, rank_by_default, rank_of, rank_unsaid
-from dialogpt_jax.replies.settings import sampling_for
+from dialogpt_jax.replies.settings import sampling_for, seed_or_drawn
 
 EXAMPLES = """\
 Examples:
@@ -57,6 +57,7 @@ def run(
 ) -> int:
     if penalty_alpha is not None:
         raise UsageError("--penalty-alpha is for `dialogpt reply` and `dialogpt eval`; a chat takes --beams or --rank")
+    from dialogpt_jax.chat.saved_chat import read_chat
     from dialogpt_jax.chat.session import Chat
     from dialogpt_jax.chat.terminal import Terminal
 
@@ -67,8 +68,7 @@ def run(
     word = tell_of_compiling()
     bot = load_bot(model, rank, block, drafts)
     if load is not None:
-        chat = Chat.load(load, bot)
-        _change(chat, reply, sampling, searched, ranked)
+        chat = Chat.of_saved(_changed(read_chat(load), reply, sampling, searched, ranked, rank.by, draft.draft), bot)
     else:
         if rank_unsaid(rank, searched, draft.draft):
             ranked = rank_by_default(bot)
@@ -90,14 +90,19 @@ def reply_ahead(bot: Any, chat: Any) -> Iterator[str]:
     yield from other.stream("Hi!")
 
 
-def _change(chat: Any, reply: ReplyFlags, sampling: Any, searched: Any, ranked: Any) -> None:
-    """What the flags say goes before what the file of a chat says."""
-    if searched is not None or ranked is not None:
-        chat.beams, chat.rank = None, None  # one way to a reply at a time
-        chat.beams, chat.rank = searched, ranked
-    if said(sampling):
-        chat.sampling = sampling_of(sampling, chat.sampling)
+def _changed(saved: Any, reply: ReplyFlags, sampling: Any, searched: Any, ranked: Any, rule: Any, draft: Any) -> Any:
+    """A saved chat with what the flags say, which goes before what the file says; what nobody has said follows that."""
+    beams, rank = saved.beams, saved.rank
+    if searched is not None or ranked is not None or draft is not None:
+        beams, rank = searched, ranked  # one way to a reply at a time
+    elif rule is not None:  # off
+        rank = None
+    settings = saved.sampling
+    if settings == sampling_for(None, saved.beams, saved.rank):
+        settings = sampling_for(None, beams, rank)
+    saved = saved._replace(beams=beams, rank=rank, sampling=sampling_of(sampling, settings))
     if reply.seed != ReplyFlags.seed:
-        chat.seed = seed_of(reply.seed)
+        saved = saved._replace(seed=seed_or_drawn(seed_of(reply.seed)))
     if reply.max_new_tokens != ReplyFlags.max_new_tokens:
-        chat.max_new_tokens = reply.max_new_tokens
+        saved = saved._replace(max_new_tokens=reply.max_new_tokens)
+    return saved

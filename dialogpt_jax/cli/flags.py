@@ -8,7 +8,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter, Token, validators
 
@@ -123,7 +123,8 @@ def flags_of(
             metavar=metavar,
             group=(groups or {}).get(field.name, group),
         )
-        annotation: Any = Annotated[kind | None, shown]  # type: ignore[valid-type]
+        # Of some words, `none` is no word; where `None` may stand, cyclopts takes it for a flag that was not said.
+        annotation: Any = Annotated[kind if typing.get_origin(kind) is Literal else kind | None, shown]
         fields.append((field.name, annotation, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(f"{options.__name__}Flags", fields, frozen=True)
     made.__module__ = __name__  # cyclopts takes a class of the module `types` for one that Python brings

@@ -50,7 +50,8 @@ class ModelsThatRank:
 
 if TYPE_CHECKING:
 
-    class RankFlags(ModelsThatRank): ...
+    class RankFlags(ModelsThatRank):
+        by: str | None
 
     class EvalRankFlags(ModelsThatRank):
         by: str | None

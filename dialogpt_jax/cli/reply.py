@@ -116,7 +116,7 @@ def run(
         )
         return _reply_to_file(data, out, asked, lambda: load_bot(model, rank, drafts=drafts))
     if ranked is None and (explain or plot is not None):
-        raise UsageError(f"{'--explain' if explain else '--plot'} goes with --rank RULE")
+        raise UsageError(f"{'--explain' if explain else '--plot'} goes with --rank RULE, such as --rank sense")
     if ranked is not None and candidates is not None:
         raise UsageError("--candidates goes without --rank; --hypotheses N says how many, --explain shows them")
     if block is not None and ranked is None and (candidates is not None or as_json):

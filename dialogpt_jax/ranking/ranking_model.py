@@ -145,12 +145,20 @@ class RankingModel(LanguageModel):
           candidates: such as `candidates` and `score` give; the latter takes texts of yours.
           seed, attempt: of a choice that is drawn; `attempt` counts the tries of a chat.
 
+        Raises:
+          TypeError: they are no candidates.
+
         Example:
           >>> mine = bot.score("I lost my keys again.", ["I lost my keys again.", "Did you look in the car?"])
           >>> bot.order("I lost my keys again.", mine)[0].text  # the copy has the better score, and is held back
           'Did you look in the car?'
         """
         options, texts = as_rank(by), as_turns(turns)
+        for number, candidate in enumerate(candidates):
+            if not isinstance(candidate, Candidate):
+                raise TypeError(
+                    f"candidates[{number}] is {shown(candidate)}; `score(turns, texts)` makes them of texts"
+                )
         draws = [choice_draw(seed, 0, len(texts), attempt)]
         models = (self, self.backward_of(options), self.ranker, self.safety, self.sense)
         return order(*models, [texts], [candidates], options, draws)[0]
@@ -172,7 +180,8 @@ class RankingModel(LanguageModel):
         if options.by == "sense" and self.sense is None:
             raise ValueError(
                 "ranking by sense needs a head that was trained on this model; the bundled model has one, and `load(…, "
-                "sense=FILE)` takes yours (python -m dialogpt_jax.bundled.tell_sense makes it of marked replies)"
+                "sense=FILE)` takes yours (python -m dialogpt_jax.bundled.tell_sense makes it of marked replies); without "
+                "one take another rule, or none (--rank off)"
             )
         if options.by == "mmi" or (everything and has_backward(self, self.reverse)):
             return backward_for(self, self.reverse)

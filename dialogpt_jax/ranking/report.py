@@ -23,7 +23,7 @@ class Ranked(Candidate):
       backward_mean: the same a token of the source.
       ranker: what a ranker says of it, 0 to 1; `None` where there is none.
       repetition: the share of its pairs of words that came before in it.
-      number: its place among the proposed; number 0 is what would be given without a rank.
+      number: its place among the proposed; number 0 is what the same sampling gives without a rank.
       flags: what a guard has against it.
       score: by the rule, the higher the better.
       why: in a few words, why it is given, or why not.

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import numpy as safetensors
 
 from dialogpt_jax.arguments import as_path, shown
 from dialogpt_jax.cache import ReplyCache, cache_dtype, init_cache, init_reply
@@ -80,7 +80,7 @@ class SenseHead:
         arrays = {name: np.asarray(getattr(self, name), np.float16) for name in _ARRAYS}
         arrays["blocks"] = np.asarray(self.blocks, np.int32)
         with whole_file(as_path("path", path)) as part:
-            save_file(arrays, part)
+            part.write_bytes(safetensors.save(arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SenseHead":
@@ -92,14 +92,21 @@ class SenseHead:
         """
         path = as_path("path", path)
         try:
-            held = load_file(path)
+            held = safetensors.load(path.read_bytes())
         except SafetensorError as error:
             raise ValueError(
                 f"{path} is no whole safetensors file ({error}); give what `SenseHead.save` wrote"
             ) from None
         sizes = {name: held[name].ndim for name in _ARRAYS if name in held}
         if sizes != _ARRAYS or set(held) != {*_ARRAYS, "blocks"} or held["blocks"].ndim != 1:
-            raise ValueError(f"{path} has {', '.join(sorted(held))}; a sense head has {', '.join(_ARRAYS)} and blocks")
+            names = [*sorted(held)[:4], *([f"{len(held) - 4} more"] if len(held) > 4 else [])]
+            raise ValueError(f"{path} has {', '.join(names)}; a sense head has {', '.join(_ARRAYS)} and blocks")
+        units, row = held["kernel_UF"].shape[:1], held["row_U"].shape
+        whole = np.issubdtype(held["blocks"].dtype, np.integer) and all(
+            np.isfinite(held[name]).all() for name in _ARRAYS
+        )
+        if not whole or not units == held["bias_U"].shape == row:
+            raise ValueError(f"{path}: the arrays of this sense head do not fit each other, or hold no numbers")
         arrays = {name: jax.device_put(np.asarray(held[name], np.float32)) for name in _ARRAYS}  # compiles nothing
         return cls(**arrays, blocks=tuple(held["blocks"].tolist()))
 

@@ -260,3 +260,103 @@ class TestTheBundledModel:
     def test_off_goes_without_what_a_rank_has(self, capsys):
         assert main(["reply", "--rank", "off", "--hypotheses", "4", "Hi"]) == 2
         assert "--hypotheses goes with a rank, and --rank is off" in capsys.readouterr().err
+
+
+def test_a_head_whose_arrays_do_not_fit_is_one_line(bot, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    file = tmp_path / "head.safetensors"
+    bot.sense.save(file)
+    whole = load_file(file)
+    for changed in (
+        {"bias_U": whole["bias_U"][:3]},
+        {"row_U": whole["row_U"][:3]},
+        {"blocks": whole["blocks"].astype(np.float32)},
+        {"kernel_UF": whole["kernel_UF"] * np.float16("nan")},
+    ):
+        save_file({**whole, **changed}, file)
+        with pytest.raises(ValueError, match="the arrays of this sense head do not fit each other, or hold no numbers"):
+            SenseHead.load(file)
+
+
+def test_a_head_goes_to_a_file_in_a_folder_that_is_there(bot, tmp_path):
+    with pytest.raises(IsADirectoryError):
+        SenseHead.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere/head"):
+        bot.sense.save(tmp_path / "nowhere" / "head")
+
+
+def test_what_is_no_candidate_is_one_line(bot):
+    with pytest.raises(TypeError, match=r"candidates\[0\] is 'No.'; `score\(turns, texts\)` makes them of texts"):
+        bot.order(DIALOGUES[0], ["No."], "sense")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--export", "nowhere/head"], "name a file in a folder that is there"),
+        (["--export", "head", "--hold-out", "-1"], "--hold-out is -1; give 0 to"),
+        (["--export", "head", "--hold-out", "999999"], "--hold-out is 999999; give 0 to"),
+    ],
+)
+def test_the_command_says_what_cannot_be_before_it_reads(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tell_sense, "load", lambda _: None)
+    with pytest.raises(SystemExit) as stopped:
+        tell_sense.main(["--model", "x", *words])
+    assert said in str(stopped.value)
+
+
+class TestAChatThatIsGoneOnWith:
+    """`dialogpt chat --load FILE`: what is said goes before what the file says."""
+
+    @pytest.fixture
+    def settings(self, tmp_path, capsys, monkeypatch):
+        import io
+
+        turns, file = ["Hi", "Hello."], tmp_path / "chat.json"
+
+        def settings(bot, *words, lines="/settings\n", **how):
+            dg.Chat(dg.load(), turns=turns, **how).save(file)
+            monkeypatch.setattr("dialogpt_jax.cli.chat.load_bot", lambda *_: bot)
+            monkeypatch.setattr("sys.stdin", io.StringIO(lines.format(file=file)))
+            assert main(["chat", "--load", str(file), *words]) == 0
+            return capsys.readouterr().err
+
+        return settings
+
+    @pytest.mark.parametrize(
+        ("saved", "words", "said"),
+        [
+            ({"rank": "sense"}, [], "temperature 0.5, top_k 50, top_p 0.9, no_repeat_ngram 3, the best of 16 by sense"),
+            ({"rank": "sense"}, ["--rank", "off"], "temperature 0.3, top_k 50, top_p 0.9, no_repeat_ngram 3, max_new"),
+            ({"rank": "sense"}, ["--beams", "2"], "greedy, 2 beams, max_new"),
+            (
+                {},
+                ["--rank", "sense"],
+                "temperature 0.5, top_k 50, top_p 0.9, no_repeat_ngram 3, the best of 16 by sense",
+            ),
+            ({"rank": "sense", "sampling": dg.Sampling(0.9)}, ["--rank", "off"], "temperature 0.9, max_new"),
+            ({"beams": 2}, ["--rank", "off", "--seed", "4"], "greedy, 2 beams, max_new_tokens 40, seed 4"),
+        ],
+    )
+    def test_what_is_said_counts_and_what_is_not_follows(self, settings, saved, words, said):
+        assert settings(dg.load(), *words, **saved).startswith(said)
+
+    def test_a_bot_that_cannot_rank_so_goes_on_without(self, settings):
+        headless = dataclasses.replace(dg.load(), sense=None)
+        assert "rank" not in settings(headless, "--rank", "off", rank="sense")
+        assert settings(dg.load(draft="lookup"), "--draft", "lookup", rank="sense").startswith("temperature 0.3")
+        told = settings(headless, "--rank", "off", lines="/load {file}\n/save {file}\n", rank="sense").splitlines()
+        assert told[0].endswith("take another rule, or none (--rank off)")
+        assert told[1].startswith("wrote ")
+
+    def test_why_of_a_reply_that_is_only_loaded(self, settings):
+        told = settings(dg.load(), lines="/why\n/settings rank off\n/why\n", rank="sense").splitlines()
+        assert told[0] == "there is no table of the last reply; say something, or /retry"
+        assert told[2].endswith("/settings rank sense")
+
+
+def test_none_is_no_rank_that_the_command_takes_for_silence(capsys):
+    assert main(["reply", "--rank", "none", "Hi"]) == 2
+    assert '"off"' in capsys.readouterr().err
