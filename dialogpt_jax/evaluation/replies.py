@@ -109,7 +109,8 @@ class DialogueFile(NamedTuple):
         entries, half = json_entries(self.path)
         if not entries and not any(_agree(self._start(context), half) for context in self.contexts):
             raise RepliesFileError(f"{self.path}, line 1: no replies to a file; name another file")
-        found, digest = {}, digest_of(self.run)
+        found: dict[int, Reply] = {}
+        digest = digest_of(self.run)
         for number, entry in entries:
             where = f"{self.path}, line {number}"
             if not _sound(entry, _DIALOGUE_KINDS):
