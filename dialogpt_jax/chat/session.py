@@ -188,17 +188,13 @@ class Chat:
         write_chat(path, saved)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: LanguageModel) -> "Chat":
-        """The chat of a file, to go on as it would have gone on.
+    def load(cls, path: str | os.PathLike[str] | SavedChat, model: LanguageModel) -> "Chat":
+        """The chat of a file, or of what `read_chat` made of one, to go on as it would have gone on.
 
         Raises:
           ChatError: the file holds no chat.
         """
-        return cls.of_saved(read_chat(path), model)
-
-    @classmethod
-    def of_saved(cls, saved: SavedChat, model: LanguageModel) -> "Chat":
-        """`load` of what `read_chat` has read."""
+        saved = path if isinstance(path, SavedChat) else read_chat(path)
         how: dict[str, Any] = saved._asdict()
         attempt = how.pop("attempt")
         chat = cls(model, **how)

@@ -68,7 +68,7 @@ def run(
     word = tell_of_compiling()
     bot = load_bot(model, rank, block, drafts)
     if load is not None:
-        chat = Chat.of_saved(_changed(read_chat(load), reply, sampling, searched, ranked, rank.by, draft.draft), bot)
+        chat = Chat.load(_changed(read_chat(load), reply, sampling, searched, ranked, rank.by, draft.draft), bot)
     else:
         if rank_unsaid(rank, searched, draft.draft):
             ranked = rank_by_default(bot)
