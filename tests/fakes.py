@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from dialogpt_jax.chat.bot import Bot
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.model import init_params
+from dialogpt_jax.ranking.sense import SenseHead
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 TINY = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4, eos_token_id=60)
@@ -92,3 +93,12 @@ def tiny_bot(seed: int = 0, *, n_positions: int = 96, end: float = 7.0) -> Bot:
     params["ln_f"] = {"scale": norm["scale"].at[0].set(0.0), "bias": norm["bias"].at[0].set(1.0)}
     params["lm_head"] = {"kernel": head_VD.at[:, 0].set(0.0).at[eos, 0].set(end)}
     return Bot(params, config, tokenizer)
+
+
+def draw_head(config, blocks=(0, 1), units=8, seed=0):
+    """A sense head with every weight drawn, whose scores differ."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    features = len(blocks) * config.n_embd
+    kernel_UF = jax.random.normal(keys[0], (units, features)) * features**-0.5
+    row_U = jax.random.normal(keys[2], (units,))
+    return SenseHead(kernel_UF, jax.random.normal(keys[1], (units,)), row_U, jnp.float32(0.1), tuple(blocks))

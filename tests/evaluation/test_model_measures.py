@@ -1,5 +1,6 @@
 """What a model is worth: hits@k and perplexities against one dialogue at a time; and `dialogpt eval --data`."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -8,7 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from fakes import SENTENCES, tiny_bot
+from fakes import SENTENCES, draw_head, tiny_bot
 
 from dialogpt_jax.bundled import card
 from dialogpt_jax.bundled.prompts import Prompts, read_prompts
@@ -19,6 +20,7 @@ from dialogpt_jax.evaluation.contexts import cut
 from dialogpt_jax.evaluation.perplexity import bits_per_byte, measure_dialogues
 from dialogpt_jax.evaluation.replies import Reply
 from dialogpt_jax.evaluation.settings import Settings
+from dialogpt_jax.ranking.rank_options import Rank
 
 # Of mean log-probabilities in float32, computed in another shape.
 RTOL = 1e-4
@@ -132,6 +134,8 @@ def test_a_card_shows_what_the_command_prints(bot, evaluate, tmp_path, monkeypat
     monkeypatch.setattr(card, "NUM_CONTEXTS", 20)
     monkeypatch.setattr(card, "SETTINGS", Settings(max_new_tokens=9, rows=4))
     monkeypatch.setattr(card, "DECODE", "greedy")
+    monkeypatch.setattr(card, "RANK", Rank("sense", hypotheses=4))
+    monkeypatch.setattr(card, "RANKED", Settings(max_new_tokens=9, rank=card.RANK))
     valid, everyday = {"one": DIALOGUES[:7], "two": DIALOGUES[7:]}, {"everyday": DIALOGUES[:4]}
     monkeypatch.setattr(card, "TEMPERATURES", (0.5,))
     monkeypatch.setattr(card, "NUM_EVERYDAY", 4)
@@ -142,11 +146,13 @@ def test_a_card_shows_what_the_command_prints(bot, evaluate, tmp_path, monkeypat
         "command": "make it",
         "how": {"a": "dialogpt train so", "b": "python -m x"},
     }
-    card.write_card(tmp_path, bot, valid, everyday, **run)
+    card.write_card(tmp_path, dataclasses.replace(bot, sense=draw_head(bot.config)), valid, everyday, **run)
     text = (tmp_path / card.CARD).read_text(encoding="utf-8")
     words = (*RUN, "--contexts", 20, "--bootstrap", 1000, "--markdown")
     _, shown, _ = evaluate(*words)
     assert shown.strip() in text
+    assert "| measure | one drawn | the most sensible of 16 |" in text
+    assert "| 0.5, of 4 |" in text
     assert "| step | 10 | 20 |" in text
     assert "\nmake it\n" in text
     assert "\ndialogpt train so\npython -m x\n" in text

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import tiny_bot
+from fakes import draw_head, tiny_bot
 
 import dialogpt_jax as dg
 from dialogpt_jax.bundled import tell_sense
@@ -25,14 +25,6 @@ from dialogpt_jax.replies.settings import DEFAULT_SAMPLING
 ATOL = 1e-5  # of a score from 0 to 1: float32, computed in batches of other shapes
 DIALOGUES = [["Hello, how are you today?"], ["Hi", "I am fine, thanks.", "And you?"]]
 HOW = {"max_new_tokens": 12, "seed": 2}
-
-
-def draw_head(config, blocks=(0, 1), units=8, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    features = len(blocks) * config.n_embd
-    kernel_UF = jax.random.normal(keys[0], (units, features)) * features**-0.5
-    row_U = jax.random.normal(keys[2], (units,))
-    return SenseHead(kernel_UF, jax.random.normal(keys[1], (units,)), row_U, jnp.float32(0.1), tuple(blocks))
 
 
 @pytest.fixture(scope="module")
