@@ -28,8 +28,9 @@ def main(dialogpt: str) -> None:
     turns: list[str] = []
     for question, reply in zip(QUESTIONS, first, strict=True):
         turns.append(question)
-        done = subprocess.run([dialogpt, "reply", "--json", *turns], capture_output=True, text=True, timeout=300)
-        found = json.loads(done.stdout)["candidates"][0]
+        words = [dialogpt, "reply", "--rank", "sense", "--json", *turns]  # by which a chat chooses, too
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        found = json.loads(done.stdout)["hypotheses"][0]
         assert found["finished"], f"the reply ends by itself: {found}"
         assert found["text"] == reply, "`dialogpt reply` with the turns so far says what the chat said"
         turns.append(reply)
