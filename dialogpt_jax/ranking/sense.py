@@ -52,7 +52,9 @@ class SenseHead:
       blocks: static, which blocks of the model, from 0.
 
     Example:
-      >>> bot.sense(state.cache, state.counts_M)  # of a decoding loop's state: float32 (M,), 0 to 1
+      >>> mine = bot.score("How are you?", ["The moon is a cheese.", "Fine, and you?"])
+      >>> bot.order("How are you?", mine, "sense")[0].text
+      'Fine, and you?'
     """
 
     kernel_UF: jax.Array
