@@ -327,7 +327,7 @@ class Chat:
         state, said = streaming.steps(self._model.params, config, state, self.max_new_tokens, request.processors)
         replies, finished, _ = streaming.read(said)
         assert isinstance(self._model, RankingModel)
-        senses, logprobs_MR = self._model.senses(state.cache, state.counts_M), np.asarray(state.logprobs_MR)
+        senses, logprobs_MR = self._model.senses(rank, state.cache, state.counts_M), np.asarray(state.logprobs_MR)
         proposed = [
             candidate_of(self._model.tokenizer, np.array(own, np.int32), logprobs_R, len(own), ended, sense=sense)
             for own, logprobs_R, ended, sense in zip(replies, logprobs_MR, finished, senses, strict=True)

@@ -11,7 +11,8 @@ from dialogpt_jax.arguments import MOST, as_number, as_whole_number, shown
 from dialogpt_jax.decoding.sampling import PAPER, Sampling
 from dialogpt_jax.replies.settings import DEFAULT_SAMPLING
 
-MMI, PMI, RPT, LIKELIHOOD, SENSE = RULES = ("mmi", "pmi", "rpt", "likelihood", "sense")
+SENSE = "sense"
+RULES = ("mmi", "pmi", "rpt", "likelihood", SENSE)
 LAST, ALL = SOURCES = ("last", "all")
 SUM, MEAN = MIXES = ("sum", "mean")
 

@@ -13,7 +13,7 @@ from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.ranking.backward import backward_for, check_backward, has_backward
 from dialogpt_jax.ranking.dialogrpt import Ranker
 from dialogpt_jax.ranking.propose import choice_draw, order, rank_replies
-from dialogpt_jax.ranking.rank_options import Rank, RankFunction, as_rank
+from dialogpt_jax.ranking.rank_options import SENSE, Rank, RankFunction, as_rank
 from dialogpt_jax.ranking.report import Ranking
 from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.ranking.sense import SenseHead, check_sense, sense_scores
@@ -163,9 +163,9 @@ class RankingModel(LanguageModel):
         models = (self, self.backward_of(options), self.ranker, self.safety, self.sense)
         return order(*models, [texts], [candidates], options, draws)[0]
 
-    def senses(self, cache: ReplyCache, counts_M: jax.Array) -> Sequence[float | None]:
-        """What the sense head says of the replies in a decoding loop's cache; `None` of each where there is no head."""
-        if self.sense is None:
+    def senses(self, options: Rank, cache: ReplyCache, counts_M: jax.Array) -> Sequence[float | None]:
+        """What the sense head says of the replies in a decoding loop's cache; `None` of each where another rule ranks."""
+        if self.sense is None or options.by != SENSE:
             return [None] * counts_M.shape[0]
         return np.asarray(sense_scores(self.sense, cache, counts_M)).tolist()
 
@@ -177,7 +177,7 @@ class RankingModel(LanguageModel):
         """
         if options.by == "rpt" and self.ranker is None:
             raise ValueError("ranking by rpt needs a ranker: give one, `load(…, ranker=DIR)` or `--ranker DIR`")
-        if options.by == "sense" and self.sense is None:
+        if options.by == SENSE and self.sense is None:
             raise ValueError(
                 "ranking by sense needs a head that was trained on this model; the bundled model has one, and `load(…, "
                 "sense=FILE)` takes yours (python -m dialogpt_jax.bundled.tell_sense makes it of marked replies); without "
