@@ -51,15 +51,20 @@ def causal(length: int, segments_BT: jax.Array | None) -> jax.Array:
     return visible_BTS[:, None, None]
 
 
+def each_position(positions_BT: jax.Array, length: int) -> jax.Array:
+    """Positions as they are; or of one number, the first one of every row, (1, T)."""
+    return positions_BT if positions_BT.ndim else positions_BT + jnp.arange(length, dtype=jnp.int32)[None]
+
+
 def prefix_part(
     cache: KVCache, k_BTHK: jax.Array, v_BTHK: jax.Array, positions_BT: jax.Array
 ) -> tuple[list[Part], KVCache]:
     """Writes into the rows' own cache; a query sees the slots up to its position."""
-    rows, heads = k_BTHK.shape[0], k_BTHK.shape[2]
-    slots_GT = jnp.repeat(positions_BT, heads, axis=0)
+    rows, length, heads = k_BTHK.shape[:3]
+    slots_GT = positions_BT if positions_BT.ndim == 0 else jnp.repeat(positions_BT, heads, axis=0)
     k_GSK, v_GSK = write(cache.layers[0], merged(k_BTHK, rows), merged(v_BTHK, rows), slots_GT)
     cache = KVCache(((k_GSK, v_GSK),))
-    visible_BTS = jnp.arange(k_GSK.shape[1])[None, None, :] <= positions_BT[:, :, None]
+    visible_BTS = jnp.arange(k_GSK.shape[1])[None, None, :] <= each_position(positions_BT, length)[:, :, None]
     return [(k_GSK, v_GSK, visible_BTS[:, None, None])], cache
 
 

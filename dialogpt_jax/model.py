@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from dialogpt_jax.arguments import shown
-from dialogpt_jax.attention import Part, attend, causal, heads_first, prefix_part, reply_parts
+from dialogpt_jax.attention import Part, attend, causal, each_position, heads_first, prefix_part, reply_parts
 from dialogpt_jax.cache import KVCache, ReplyCache, of_block, of_blocks
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.embedding import lookup
@@ -206,7 +206,7 @@ class GPT2(nn.Module):
         keys = [None] * (len(self.h) + 1) if dropout_key is None else jax.random.split(dropout_key, len(self.h) + 1)
         with jax.named_scope("embed"):
             # A pad may stand past the last position: it reads some row of wpe, for `lookup` gives NaN out of range.
-            inside_BT = jnp.clip(positions_BT, 0, self.config.n_positions - 1)
+            inside_BT = jnp.clip(each_position(positions_BT, tokens_BT.shape[1]), 0, self.config.n_positions - 1)
             x_BTD = self.drop(self.wte(tokens_BT) + self.wpe(inside_BT), dropout_key is None, keys[-1])
         caches = []
         inside = self.is_initializing() or self.is_mutable_collection("intermediates")  # what a function would hide
@@ -316,7 +316,7 @@ def hidden(
     params: Params,
     config: GPT2Config,
     tokens_BT: Array,
-    positions_BT: Array,
+    positions_BT: Array | int,
     cache: CacheT = None,  # type: ignore[assignment]  # without one, its type is None
     *,
     segments_BT: Array | None = None,
@@ -328,7 +328,8 @@ def hidden(
     Args:
       params, config: the model.
       tokens_BT: int32 ids, pads included: they must be in range, and nothing is inferred from them.
-      positions_BT: int32, consecutive in a row. A pad's may run past `n_positions`; a token's may not.
+      positions_BT: int32, consecutive in a row. A pad's may run past `n_positions`; a token's may not. One number: that of
+        the first token in every row, all of whose slots a `KVCache` must have; they are then written as one block.
       cache: `None`: the tokens see the earlier ones of `tokens_BT` by index. A `KVCache`: they are written to the
         slots of their positions and see the slots up to there. A `ReplyCache`: B·N rows, written to the replies.
       segments_BT: without a cache, tokens see their own segment only (packed training).
@@ -346,7 +347,8 @@ def hidden(
         with a cache; without either, rows of more than `n_positions` tokens.
     """
     check_params(params, config)
-    if tokens_BT.ndim != 2 or tokens_BT.shape != positions_BT.shape:
+    positions_BT = jnp.asarray(positions_BT, jnp.int32)
+    if tokens_BT.ndim != 2 or positions_BT.shape not in ((), tokens_BT.shape):
         raise ValueError(
             f"tokens have the shape {tokens_BT.shape} and positions {positions_BT.shape}; both must be (rows, tokens)"
         )
@@ -396,6 +398,5 @@ def forward(params: Params, config: GPT2Config, tokens_BT: Any) -> jax.Array:
     """
     check_params(params, config)
     tokens_BT = as_tokens(config, tokens_BT)
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-    x_BTD, _ = hidden(params, config, tokens_BT, positions_BT)
+    x_BTD, _ = hidden(params, config, tokens_BT, 0)
     return logits(params, config, x_BTD)[..., : config.vocab_size]

@@ -223,6 +223,24 @@ def write_by_hand(old_GSK, new_GTK, slots_GT):
     return out
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_one_number_is_the_first_position_of_every_row(dtype):
+    tokens_BT, chunk_BT = (draw_tokens(3, width, seed=width) for width in (5, 4))
+    cache = init_cache(TINY, 3, 12, dtype)
+    _, cache = run(PARAMS, tokens_BT, jnp.int32(0), cache)
+    found_BTV, found = run(PARAMS, chunk_BT, jnp.int32(5), cache)
+    apart = init_cache(TINY, 3, 12, dtype)
+    _, apart = run(PARAMS, tokens_BT, np.tile(np.arange(5, dtype=np.int32), (3, 1)), apart)
+    each_BTV, each = run(PARAMS, chunk_BT, np.tile(np.arange(5, 9, dtype=np.int32), (3, 1)), apart)
+    np.testing.assert_array_equal(found_BTV, each_BTV)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(each), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.asarray(a)[:, :9].astype(np.float32).any(axis=-1).all()
+        assert not np.asarray(a)[:, 9:].astype(np.float32).any()
+    text = run.lower(PARAMS, tokens_BT, jnp.int32(0), init_cache(TINY, 3, 5, dtype)).compile().as_text()
+    assert "scatter" not in text  # a prompt that fills its cache is the cache
+
+
 @pytest.mark.parametrize("way", ["_scatter", "_select"])
 @pytest.mark.parametrize("length", [1, 3, 9])
 def test_write_puts_each_token_in_its_slot(way, length):

@@ -60,8 +60,7 @@ class AntiModel:
             # The reply so far behind an EOS: place n predicts its token n.
             width = min(self.tokens, state.tokens_MR.shape[1])
             tokens_MG = jnp.pad(state.tokens_MR[:, : width - 1], ((0, 0), (1, 0)), constant_values=state.eos)
-            positions_MG = jnp.broadcast_to(jnp.arange(width)[None], tokens_MG.shape)
-            x_MGD, _ = model.hidden(self.params, self.config, tokens_MG, positions_MG)
+            x_MGD, _ = model.hidden(self.params, self.config, tokens_MG, 0)
             place_M11 = jnp.minimum(state.counts_M, width - 1)[:, None, None]
             x_MD = jnp.take_along_axis(x_MGD, place_M11, axis=1)[:, 0]
             alone_MV = jax.nn.log_softmax(model.logits(self.params, self.config, x_MD), axis=-1)

@@ -258,8 +258,7 @@ def contrastive_program(
     rows, width = request.tokens_BT.shape
     slots = min(width + request.slots, config.n_positions)
     empty = init_cache(config, rows, slots, cache_dtype(params))
-    positions_BT = jnp.broadcast_to(jnp.arange(width)[None], (rows, width))
-    x_BTD, cache = model.hidden(params, config, request.tokens_BT, positions_BT, empty)
+    x_BTD, cache = model.hidden(params, config, request.tokens_BT, 0, empty)
     last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
 
     def candidates(tokens_BK: jax.Array, positions_B: jax.Array, cache: KVCache) -> tuple[jax.Array, jax.Array, Any]:

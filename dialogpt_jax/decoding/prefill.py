@@ -38,13 +38,14 @@ def prefill(
       lengths_B: real tokens of `tokens_BT`, at least 1.
       starts_B: tokens that the cache already holds for each row; 0 by default.
     """
-    starts_B = jnp.zeros_like(lengths_B) if starts_B is None else starts_B
     rows, width = tokens_BT.shape
     columns = columns_at_once(rows, width)
 
     def read(tokens_BC: Array, first: int | jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """The columns from `first` on: the hidden state of each row's last token, where it is one of them."""
-        positions_BC = starts_B[:, None] + first + jnp.arange(tokens_BC.shape[1])[None]
+        positions_BC: Array | int = first  # of every row
+        if starts_B is not None:
+            positions_BC = jnp.asarray(starts_B)[:, None] + first + jnp.arange(tokens_BC.shape[1])[None]
         x_BCD, cache = model.hidden(params, config, tokens_BC, positions_BC, cache)
         last_B = jnp.clip(lengths_B - 1 - first, 0, tokens_BC.shape[1] - 1)
         return jnp.take_along_axis(x_BCD, last_B[:, None, None], axis=1)[:, 0], cache

@@ -13,7 +13,10 @@ brings its key, its limit and its sampling: a reply does not depend on its row, 
 
 **Programs.** Three kinds, each compiled once for a sampling's structure: `begin_rows` for each width of a prefill,
 `go_on` for each number of cache slots, and between them `admit`, which only copies. Both sizes are buckets, and contexts
-come in order of their length, so the cache starts narrow and grows at most a few times.
+come in order of their length, so the cache starts narrow and grows a few times. A step reads all of it, so that it has the
+slots which the next call may need, and not those which the longest reply would.
+
+**Lanes.** On several cores several such rolls take their groups from one list, each on a thread of its own (`lanes.py`).
 
 **What crosses to the host.** Nothing at a token. `go_on` is one loop on the device, of some tens of steps at most; the
 host reads M rows of int32 and float32 when it ends. While it runs, the host has already asked for the next rows' prefill,
@@ -24,7 +27,7 @@ Letters: M rows that are held, P rows of a prefill, T its width, H heads, S cach
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +48,7 @@ from dialogpt_jax.model import Params
 
 NARROWEST = 64  # tokens of a prefill, and slots of a cache
 MOST_STEPS = 32  # of one call: so often, at least, the host hears of replies that ended
+FEWEST_STEPS = 8  # that a call has room for, else its cache grows
 
 
 class Group(NamedTuple):
@@ -59,6 +63,27 @@ class Group(NamedTuple):
     width: int
     rows: int
     members: list[int]
+
+
+@dataclasses.dataclass
+class Held:
+    """A reply that is being made.
+
+    Attributes:
+      number: of its context.
+      length: tokens of the context.
+      limit: the most tokens of the reply.
+      count: tokens that it has.
+    """
+
+    number: int
+    length: int
+    limit: int
+    count: int = 1
+
+    def slots(self, steps: int) -> int:
+        """That it needs for so many tokens more."""
+        return self.length + min(self.count + steps, self.limit)
 
 
 class Ended(NamedTuple):
@@ -98,8 +123,12 @@ def width_of(length: int, most: int) -> int:
 
 
 def slots_of(length: int, most: int) -> int:
-    """The bucket of a cache: the next power of two from 64 on, at most `most`."""
-    return min(max(NARROWEST, 1 << (length - 1).bit_length()), most)
+    """The bucket of a cache: powers of two from 64 on and, between two of them, the mean; at most `most`.
+
+    length 5 → 64, 65 → 96, 97 → 128, 300 → 384
+    """
+    power = 1 << (length - 1).bit_length()
+    return min(max(NARROWEST, power * 3 // 4 if length <= power * 3 // 4 else power), most)
 
 
 def few_of(rows: int) -> int:
@@ -193,7 +222,7 @@ def go_on(
 def roll(
     params: Params,
     config: GPT2Config,
-    groups: Sequence[Group],
+    groups: Iterable[Group],
     request_of: Callable[[Group], Request],
     *,
     rows: int,
@@ -206,13 +235,13 @@ def roll(
 
     Args:
       params, config: the model.
-      groups: of `plan`, whose narrowest come first.
+      groups: of `plan`, whose narrowest come first; or an iterator of them, which others take from too.
       request_of: a group's request, of `group.rows` rows and `group.width` columns. All have the same structure, buckets
         and width of history, or each would be a program.
       rows: M, contexts whose replies are made at once.
       draft: how tokens are drafted, if they are; the requests then have the "context" in their history.
     """
-    waiting = iter(groups)
+    waiting, a_step = iter(groups), 1 if draft is None else draft.tokens + 1
 
     def begun() -> tuple[Group, Request, DecodeState] | None:
         group = next(waiting, None)
@@ -222,34 +251,55 @@ def roll(
         return group, request, begin_rows(params, config, request, draft)
 
     state, free = None, list(range(rows))
-    held: dict[int, int] = {}  # row → number of its context
+    held: dict[int, Held] = {}  # by row
     ended: list[Ended] = []
     coming = begun()
     whole = (coming[1].processors, coming[1].stops, draft) if coming else ()  # the same for all
     while coming or held:
         while coming and len(coming[0].members) <= len(free):
             group, request, new = coming
-            # Of contexts that went up from a narrower group, all that is ever said may be shorter than the prefill is wide.
-            longest = int((request.settings.lengths_M + request.settings.limits_M).max(initial=group.width))
-            slots = slots_of(longest, config.n_positions)
-            if state is None:
-                state = no_rows(new, rows=rows, slots=slots)
-            elif slots > state.cache.num_slots:
-                caches, rest = _apart(state)
-                state = _together(rest, with_slots(caches, slots=slots))
             taken, free = free[: len(group.members)], free[len(group.members) :]
-            held |= dict(zip(taken, group.members, strict=True))
+            lengths_M, limits_M = (x.tolist() for x in (request.settings.lengths_M, request.settings.limits_M))
+            for i, row in enumerate(taken):
+                held[row] = Held(group.members[i], lengths_M[i], limits_M[i])
+            needed = max(group.width, *(one.slots(MOST_STEPS * a_step) for one in held.values()))
+            if state is None:
+                state = no_rows(new, rows=rows, slots=slots_of(needed, config.n_positions))
+            elif group.width > state.cache.num_slots:
+                state = _with_slots(state, slots_of(needed, config.n_positions))
             state = admit(state, np.array([*taken, *[rows] * (group.rows - len(taken))], np.int32), new)
             coming = begun()
+        assert state is not None
+        most = steps_within(held.values(), state.cache.num_slots, a_step)
+        if most < FEWEST_STEPS:
+            needed = max(one.slots(MOST_STEPS * a_step) for one in held.values())
+            state = _with_slots(state, slots_of(needed, config.n_positions))
+            most = steps_within(held.values(), state.cache.num_slots, a_step)
         enough = few_of(rows) if coming else rows  # fewer are free, or the group would have been let in
-        state, told = go_on(params, config, state, np.int32(MOST_STEPS), np.int32(enough), *whole)
+        state, told = go_on(params, config, state, np.int32(most), np.int32(enough), *whole)
         yield ended
         told = jax.device_get(told)
+        for row, one in held.items():
+            one.count = int(told.counts_M[row])
         done = [row for row in held if told.done_M[row]]
-        ended = [_ended(held.pop(row), told, row) for row in done]
+        ended = [_ended(held.pop(row).number, told, row) for row in done]
         free += done
     if ended:
         yield ended
+
+
+def steps_within(held: Iterable[Held], slots: int, a_step: int = 1) -> int:
+    """How many steps, of at most so many tokens each, the slots of a cache are enough for; at most `MOST_STEPS`.
+
+    A reply whose limit is inside needs no more: of its own limit the loop takes care.
+    """
+    short = [one for one in held if one.length + one.limit > slots]
+    return min([MOST_STEPS, *((slots - one.length - one.count) // a_step for one in short)])
+
+
+def _with_slots(state: DecodeState, slots: int) -> DecodeState:
+    caches, rest = _apart(state)
+    return _together(rest, with_slots(caches, slots=slots))
 
 
 def _ended(number: int, told: Any, row: int) -> Ended:

@@ -49,9 +49,8 @@ def read_contexts(
 ) -> tuple[jax.Array, KVCache]:
     """The score of each context by itself, which is that of an empty reply, float32 (B,); and the cache it left."""
     rows, width = context_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(width)[None], context_BT.shape)
     empty = init_cache(config, rows, width, cache_dtype(params))
-    x_BTD, prefix = hidden(trunk_of(params), config, context_BT, positions_BT, empty)
+    x_BTD, prefix = hidden(trunk_of(params), config, context_BT, 0, empty)
     last_BD = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     return score_of(params, last_BD), prefix
 

@@ -149,8 +149,7 @@ def read_replies(
       lengths_B: int32, real tokens of each context.
     """
     rows, width = context_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(width)[None], context_BT.shape)
-    _, prefix = hidden(params, config, context_BT, positions_BT, init_cache(config, rows, width, cache_dtype(params)))
+    _, prefix = hidden(params, config, context_BT, 0, init_cache(config, rows, width, cache_dtype(params)))
     _, candidates, slots = replies_BNR.shape
     positions_MR = jnp.repeat(lengths_B, candidates)[:, None] + jnp.arange(slots)[None]
     cache = init_reply(config, prefix, lengths_B, candidates, slots)

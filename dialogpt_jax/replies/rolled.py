@@ -1,11 +1,25 @@
 """Contexts as ids flow in; their replies flow out as they end, from rows that are each given to the next context.
 
-contexts, sampling, seed ─plan→ groups ─request_of→ Request ─roll→ replies, by the contexts' numbers
+    contexts, sampling, seed ─plan→ groups ─request_of→ Request ─roll→ replies, by the contexts' numbers
+
+On CPU the rows stand in lanes, on a thread each, that take their groups from one list:
+
+    groups ─┬→ roll, 16 rows ─┬→ replies
+            └→ roll, 16 rows ─┘
+
+XLA for CPU runs the programs that one thread asks for one after the other, and a small program keeps little more than one
+core busy: a step of the bundled model for 32 rows takes 25 ms on two cores, 27 on one. Those of two threads run side by
+side. 300 contexts of 89 tokens on two cores, s, in one lane of 32 rows, two of 16: the bundled model 8.1, 6.6; GPT-2
+small's shape, 100 of them, 21.9, 18.2.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import jax
 
 from dialogpt_jax.data.batches import fill_up, pad_right
 from dialogpt_jax.decoding.generate import draft_scopes
@@ -16,6 +30,9 @@ from dialogpt_jax.decoding.sampling import Sampling
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import rows_of_sampling
+
+LEAST_OF_A_LANE = 16  # rows
+T = TypeVar("T")
 
 
 def rolled_replies(
@@ -58,5 +75,35 @@ def rolled_replies(
         )
         return dataclasses.replace(request, bucket=bucket)  # of all rows: those of a group may need a smaller one
 
-    groups = plan([len(context) for context in contexts], rows, config.n_positions)
-    return roll(params, config, groups, request_of, rows=rows, draft=draft)
+    lanes = lanes_of(rows)
+    rows //= lanes
+    groups = iter(plan([len(context) for context in contexts], rows, config.n_positions))
+    return side_by_side([roll(params, config, groups, request_of, rows=rows, draft=draft) for _ in range(lanes)])
+
+
+def lanes_of(rows: int) -> int:
+    """How many lanes rows stand in: on a CPU that is one device as many as it has cores, of 16 rows or more; else one."""
+    if jax.default_backend() != "cpu" or jax.local_device_count() > 1:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores, rows // LEAST_OF_A_LANE), 1)
+
+
+def side_by_side(lanes: Sequence[Iterator[T]]) -> Iterator[T]:
+    """What several iterators give, as it comes, each on a thread; one alone is given as it is, on the caller's.
+
+    An error of one is raised here, after what the others are about to give, which is waited for then and at the end. A
+    `with jax.…` of the caller's is not in force on the threads.
+    """
+    if len(lanes) == 1:
+        yield from lanes[0]
+        return
+    end: Any = object()
+    with ThreadPoolExecutor(len(lanes), "lane") as pool:
+        coming: dict[Future[T], Iterator[T]] = {pool.submit(next, lane, end): lane for lane in lanes}
+        while coming:
+            for future in wait(coming, return_when=FIRST_COMPLETED).done:
+                lane, given = coming.pop(future), future.result()
+                if given is not end:
+                    coming[pool.submit(next, lane, end)] = lane
+                    yield given

@@ -16,6 +16,7 @@ from dialogpt_jax.decoding.logits import top_k_bucket
 from dialogpt_jax.decoding.request import assemble
 from dialogpt_jax.decoding.rolling import admit, begin_rows, go_on, no_rows, plan, roll
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.decoding.speculative import Draft
 from dialogpt_jax.decoding.stops import Stops, automaton
 from dialogpt_jax.replies.keys import row_keys
 
@@ -171,13 +172,54 @@ def test_a_call_ends_when_enough_rows_are_done():
     assert counts == [[2, 2, 2], [2, 4, 4], [2, 4, 7], [2, 4, 9]]
 
 
+@pytest.mark.parametrize("draft", [None, pytest.param(Draft(), marks=pytest.mark.long)])
+def test_a_cache_has_the_slots_that_the_next_steps_need(monkeypatch, draft):
+    endless = dataclasses.replace(SAMPLINGS["greedy"], suppress_tokens=(3, CONFIG.eos_token_id))
+    if draft is not None:  # greedy decoding that may repeat goes in circles: most of what is looked up is right
+        endless = dataclasses.replace(endless, no_repeat_ngram=90)
+    contexts, seen = [CONTEXTS[i] for i in (5, 9, 13, 22, 24)], []  # of 20, 12, 5, 157 and 36 tokens
+    limits = {0: 70, 1: 100, 2: 90, 3: 3, 4: 100}
+
+    def asked(group):
+        request = request_of(group, endless, contexts)
+        limits_M = np.array([limits[i] for i in fill_up(group.members, group.rows)], np.int32)
+        return request.replace(slots=100, settings=request.settings.replace(limits_M=limits_M))
+
+    def recorded(params, config, state, most, enough, *whole):
+        seen.append((state.cache.num_slots, int(most)))
+        return go_on(params, config, state, most, enough, *whole)
+
+    monkeypatch.setattr(rolling, "go_on", recorded)
+    groups = plan([len(context) for context in contexts], 4, CONFIG.n_positions)
+    found = {one.number: one for lot in roll(PARAMS, CONFIG, groups, asked, rows=4, draft=draft) for one in lot}
+    how = {"sampling": endless, "max_new_tokens": 100, "keys": KEYS[:5]}
+    out = generate(PARAMS, CONFIG, *pad_right(contexts, CONFIG.n_positions), **how)
+    for i, limit in limits.items():
+        assert found[i].tokens_R[: found[i].length].tolist() == np.asarray(out.tokens)[i, :limit].tolist(), i
+    if draft is not None:
+        assert sum(found[i].accepted for i in found) > 100
+    slots = [number for number, _ in seen]
+    assert slots == sorted(slots)
+    # 64, 96, 128: it grows with the replies. With drafts a call has up to four times the tokens.
+    assert (slots[0], len(set(slots)), slots[-1]) == ((64, 4, 160) if draft is None else (96, 2, 160))
+    assert all(rolling.FEWEST_STEPS <= most <= rolling.MOST_STEPS for _, most in seen)
+
+
+def test_steps_that_a_cache_has_room_for():
+    held = [rolling.Held(0, length=20, limit=100, count=10), rolling.Held(1, length=60, limit=4, count=1)]
+    assert [rolling.steps_within(held, slots) for slots in (64, 100, 120)] == [32, 32, 32]
+    assert [rolling.steps_within(held[:1], 40, a_step) for a_step in (1, 4)] == [10, 2]
+    assert rolling.steps_within(held[1:], 64) == 32  # its limit is inside
+    assert [held[0].slots(32), held[1].slots(32)] == [62, 64]
+
+
 def test_plans():
     assert rolling.width_of(50, 512) == 64
     assert [rolling.width_of(size, 512) for size in (64, 65, 80, 81, 129, 200, 257, 300, 500)] == [
         64, 80, 80, 96, 160, 224, 320, 320, 512,
     ]  # fmt: skip
     assert rolling.width_of(300, 310) == 310
-    assert [rolling.slots_of(size, 500) for size in (5, 64, 65, 300)] == [64, 64, 128, 500]
+    assert [rolling.slots_of(size, 500) for size in (5, 64, 65, 300)] == [64, 64, 96, 384]
     plain = [(group.width, group.members) for group in plan([100, 20, 130, 30, 210], 8, 1024)]
     assert plain == [(64, [1, 3]), (160, [0, 2]), (224, [4])]
     sizes = np.random.default_rng(0).integers(1, 1025, 500)
