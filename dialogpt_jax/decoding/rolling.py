@@ -16,7 +16,8 @@ brings its key, its limit and its sampling: a reply does not depend on its row, 
 come in order of their length, so the cache starts narrow and grows a few times. A step reads all of it, so that it has the
 slots which the next call may need, and not those which the longest reply would.
 
-**Lanes.** On several cores several such rolls take their groups from one list, each on a thread of its own (`lanes.py`).
+**Lanes.** On several cores several such rolls take their groups from one list, each on a thread of its own
+(`replies/rolled.py`).
 
 **What crosses to the host.** Nothing at a token. `go_on` is one loop on the device, of some tens of steps at most; the
 host reads M rows of int32 and float32 when it ends. While it runs, the host has already asked for the next rows' prefill,
@@ -253,6 +254,11 @@ def roll(
     state, free = None, list(range(rows))
     held: dict[int, Held] = {}  # by row
     ended: list[Ended] = []
+
+    def slots(least: int = 0) -> int:
+        """For the next steps of all that are held, and at least so many."""
+        return slots_of(max(least, *(one.slots(MOST_STEPS * a_step) for one in held.values())), config.n_positions)
+
     coming = begun()
     whole = (coming[1].processors, coming[1].stops, draft) if coming else ()  # the same for all
     while coming or held:
@@ -262,18 +268,16 @@ def roll(
             lengths_M, limits_M = (x.tolist() for x in (request.settings.lengths_M, request.settings.limits_M))
             for i, row in enumerate(taken):
                 held[row] = Held(group.members[i], lengths_M[i], limits_M[i])
-            needed = max(group.width, *(one.slots(MOST_STEPS * a_step) for one in held.values()))
             if state is None:
-                state = no_rows(new, rows=rows, slots=slots_of(needed, config.n_positions))
+                state = no_rows(new, rows=rows, slots=slots(group.width))
             elif group.width > state.cache.num_slots:
-                state = _with_slots(state, slots_of(needed, config.n_positions))
+                state = _with_slots(state, slots(group.width))
             state = admit(state, np.array([*taken, *[rows] * (group.rows - len(taken))], np.int32), new)
             coming = begun()
         assert state is not None
         most = steps_within(held.values(), state.cache.num_slots, a_step)
         if most < FEWEST_STEPS:
-            needed = max(one.slots(MOST_STEPS * a_step) for one in held.values())
-            state = _with_slots(state, slots_of(needed, config.n_positions))
+            state = _with_slots(state, slots())
             most = steps_within(held.values(), state.cache.num_slots, a_step)
         enough = few_of(rows) if coming else rows  # fewer are free, or the group would have been let in
         state, told = go_on(params, config, state, np.int32(most), np.int32(enough), *whole)
