@@ -1,5 +1,6 @@
 """Replies to many dialogues: rows that are held at once, each given to the next dialogue when its reply has ended."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -54,15 +55,16 @@ def batched_answers(
         rows=rows,
     )
     found: dict[int, Candidate] = {}
-    for replies in lots:
-        for reply in replies:
-            i = reply.number
-            try:
-                found[i] = candidate_of(model.tokenizer, *reply[1:])
-            except ValueError as error:
-                raise type(error)(f"dialogue {i}: {error}") from None
-        if progress is not None and replies:
-            progress(len(found), len(contexts))
+    with contextlib.closing(lots):
+        for replies in lots:
+            for reply in replies:
+                i = reply.number
+                try:
+                    found[i] = candidate_of(model.tokenizer, *reply[1:])
+                except ValueError as error:
+                    raise type(error)(f"dialogue {i}: {error}") from None
+            if progress is not None and replies:
+                progress(len(found), len(contexts))
     return Candidates(found[i] for i in range(len(contexts)))
 
 

@@ -70,12 +70,16 @@ def is_compiling_ahead() -> bool:
 
 
 class CompilingWord:
-    """The word, which is there while a program compiles and is wiped out after it, whatever else stands on its line."""
+    """The word, which is there while a program compiles and is wiped out after it, whatever else stands on its line.
+
+    Several threads may compile at the same time: the word stays until the last of them is done.
+    """
 
     def __init__(self, stream: TextIO, after: float = AFTER):
         self._stream, self._after = stream, after
         self._lock, self._shown = threading.Lock(), False
         self._timer: threading.Timer | None = None
+        self._compiling: set[threading.Thread] = set()
 
     def hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         """What jax calls with each duration that it has measured."""
@@ -96,9 +100,12 @@ class CompilingWord:
 
     def _start(self) -> None:
         self._stop()
-        self._timer = threading.Timer(self._after, self._show)
-        self._timer.daemon = True
-        self._timer.start()
+        with self._lock:
+            self._compiling.add(threading.current_thread())
+            if self._timer is None:
+                self._timer = threading.Timer(self._after, self._show)
+                self._timer.daemon = True
+                self._timer.start()
 
     def _show(self) -> None:
         with self._lock:
@@ -108,6 +115,10 @@ class CompilingWord:
 
     def _stop(self) -> None:
         with self._lock:
+            self._compiling -= {threading.current_thread()}
+            if any(thread.is_alive() for thread in self._compiling):
+                return
+            self._compiling.clear()
             if self._timer is not None:
                 self._timer.cancel()
             if self._shown:

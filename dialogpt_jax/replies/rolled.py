@@ -15,7 +15,7 @@ small's shape, 100 of them, 21.9, 18.2.
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -46,8 +46,10 @@ def rolled_replies(
     max_new_tokens: int,
     rows: int,
     weights: Any = None,
-) -> Iterator[list[Ended]]:
+) -> Generator[list[Ended], None, None]:
     """The reply to each context; those that ended in one call of the device at a time, at times none.
+
+    Close it where it is not read to its end: its threads end then.
 
     Args:
       model: the model.
@@ -89,7 +91,7 @@ def lanes_of(rows: int) -> int:
     return max(min(cores, rows // LEAST_OF_A_LANE), 1)
 
 
-def side_by_side(lanes: Sequence[Iterator[T]]) -> Iterator[T]:
+def side_by_side(lanes: Sequence[Iterator[T]]) -> Generator[T, None, None]:
     """What several iterators give, as it comes, each on a thread; one alone is given as it is, on the caller's.
 
     An error of one is raised here, after what the others are about to give, which is waited for then and at the end. A

@@ -39,6 +39,18 @@ def test_replies_in_lanes_are_those_of_one_and_each_program_is_compiled_once(mon
         np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_no_thread_stays_behind_a_progress_that_fails(monkeypatch):
+    monkeypatch.setattr(rolled, "lanes_of", lambda rows: 2)
+    before = threading.active_count()
+
+    def fail(done, all):
+        raise OSError("nobody listens")
+
+    with pytest.raises(OSError, match="nobody listens"):
+        fakes.tiny_bot().replies([["hello"], ["no"], ["the cats"]] * 5, max_new_tokens=4, progress=fail)
+    assert threading.active_count() == before
+
+
 @pytest.mark.parametrize(
     ("cores", "rows", "lanes"), [(2, 32, 2), (2, 64, 2), (8, 32, 2), (8, 64, 4), (2, 31, 1), (1, 64, 1), (4, 1, 1)]
 )

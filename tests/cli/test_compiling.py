@@ -75,6 +75,52 @@ def test_what_is_over_soon_is_not_told():
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
 
 
+def test_the_word_stays_until_the_last_of_several_threads_has_compiled():
+    screen, done = Screen(), threading.Event()
+    word = CompilingWord(screen, after=0.1)
+
+    def compile_long():
+        word.hear("/jax/core/compile/jaxpr_to_mlir_module_duration", 0.1)
+        done.wait(20)
+        word.hear("/jax/core/compile/backend_compile_duration", 0.1)
+
+    def compile_and_die():  # its end is never told
+        word.hear("/jax/core/compile/jaxpr_to_mlir_module_duration", 0.1)
+
+    long, dying = threading.Thread(target=compile_long), threading.Thread(target=compile_and_die)
+    long.start()
+    dying.start()
+    dying.join()
+    word.hear("/jax/core/compile/jaxpr_to_mlir_module_duration", 0.1)
+    word.hear("/jax/core/compile/backend_compile_duration", 0.1)
+    time.sleep(0.4)
+    assert screen.getvalue() == WORD
+    done.set()
+    long.join()
+    assert screen.getvalue() == WORD + WIPED
+
+
+def test_threads_that_compile_again_and_again_are_told_without_a_fault():
+    screen, faults = Screen(), []
+    word = CompilingWord(screen, after=1e-4)
+
+    def compile_often():
+        try:
+            for _ in range(400):
+                word.hear("/jax/core/compile/jaxpr_to_mlir_module_duration", 0.1)
+                word.hear("/jax/core/compile/backend_compile_duration", 0.1)
+        except Exception as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=compile_often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert screen.getvalue().replace(WORD + WIPED, "") == ""
+
+
 @pytest.mark.parametrize("stream", [io.StringIO(), None])
 def test_nothing_is_told_where_there_is_no_terminal(stream, monkeypatch, ears):
     monkeypatch.setattr(sys, "stderr", stream)
