@@ -46,9 +46,9 @@ def test_no_thread_stays_behind_a_progress_that_fails(monkeypatch):
     def fail(done, all):
         raise OSError("nobody listens")
 
-    with pytest.raises(OSError, match="nobody listens"):
+    with pytest.raises(OSError, match="nobody listens") as caught:  # which holds the frames, as a notebook does
         fakes.tiny_bot().replies([["hello"], ["no"], ["the cats"]] * 5, max_new_tokens=4, progress=fail)
-    assert threading.active_count() == before
+    assert threading.active_count() == before, caught
 
 
 @pytest.mark.parametrize(
