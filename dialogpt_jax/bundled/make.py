@@ -155,7 +155,7 @@ def _train(args: argparse.Namespace, name: str, before: Path) -> str:
     else:
         begin = f"--init {before}"
     teacher = f" --teacher {run / 'teacher'}" if name == "student" else ""
-    parts = f" --accumulate {args.accumulate}" if args.accumulate > 1 else ""
+    parts = f" --accumulate {args.accumulate}" if args.accumulate != 1 else ""
     valid = args.corpus / ("everyday-valid.jsonl.gz" if name == "settled" else "valid.jsonl.gz")
     return (
         f"train {begin}{teacher} --data {run / f'data-{name}'} --valid {valid} --out {run / f'run-{name}'} "

@@ -72,6 +72,12 @@ def test_from_nothing_a_teacher_teaches_a_student_that_settles_and_learns_its_ma
     assert [words[0] for words in told] == ["mean", "prefer", "convert", "sense", "card"]
 
 
+def test_every_training_divides_its_batches_where_that_is_asked(told, folders):
+    assert make.main([*folders, "--accumulate", "8"]) == 0
+    trainings = [words for words in told if words[0] == "train"]
+    assert [words[words.index("--accumulate") + 1] for words in trainings] == ["8"] * 3
+
+
 def test_an_older_model_only_settles(told, folders, tmp_path):
     tiny_bot().save(tmp_path / "older")
     assert make.main([*folders, "--init", str(tmp_path / "older")]) == 0
