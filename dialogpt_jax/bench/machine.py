@@ -1,6 +1,5 @@
 """The machine that measures: nothing in; its device, its flags, how fast it reads memory and makes products, out."""
 
-import os
 import platform
 import re
 import time
@@ -10,6 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from dialogpt_jax.parallel.chips import usable_cores
 
 FLAGS = ("avx2", "fma", "avx512", "vnni", "bf16", "fp16", "amx")  # what decides which kernels an engine has
 READ_NUMBERS = 100_000_000  # float32: 400 MB, more than any cache
@@ -25,7 +26,7 @@ def describe_machine(dtypes: list[str]) -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "cpu_flags": cpu_flags(),
         "jax": jax.__version__,
         "python": platform.python_version(),

@@ -1,9 +1,10 @@
-"""What chips can do, and what a model asks of them: a device's kind or a config in, bytes and flops out.
+"""What chips can do, and what a model asks of them: a device's kind or a config in, bytes, flops and cores out.
 
 Letters: B rows, T tokens.
 """
 
 import dataclasses
+import os
 
 from dialogpt_jax.config import GPT2Config
 
@@ -38,6 +39,11 @@ def peak_flops(device_kind: str) -> float | None:
     if device_kind in CHIPS:
         return CHIPS[device_kind].flops
     return next((flops for name, flops in _GPUS.items() if name in device_kind), None)
+
+
+def usable_cores() -> int:
+    """The cores of this machine that the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def forward_flops(config: GPT2Config, rows: int, length: int, *, head_tokens: int) -> float:

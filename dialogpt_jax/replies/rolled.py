@@ -14,7 +14,6 @@ small's shape, 100 of them, 21.9, 18.2.
 """
 
 import dataclasses
-import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from dialogpt_jax.decoding.logits import top_k_bucket
 from dialogpt_jax.decoding.request import Request, assemble, bucket_of
 from dialogpt_jax.decoding.rolling import Ended, Group, plan, roll
 from dialogpt_jax.decoding.sampling import Sampling
+from dialogpt_jax.parallel.chips import usable_cores
 from dialogpt_jax.replies.keys import row_keys
 from dialogpt_jax.replies.language_model import LanguageModel
 from dialogpt_jax.replies.settings import rows_of_sampling
@@ -87,8 +87,7 @@ def lanes_of(rows: int) -> int:
     """How many lanes rows stand in: on a CPU that is one device as many as it has cores, of 16 rows or more; else one."""
     if jax.default_backend() != "cpu" or jax.local_device_count() > 1:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(cores, rows // LEAST_OF_A_LANE), 1)
+    return max(min(usable_cores(), rows // LEAST_OF_A_LANE), 1)
 
 
 def side_by_side(lanes: Sequence[Iterator[T]]) -> Generator[T, None, None]:

@@ -1,6 +1,7 @@
 """Rows in several lanes, each on a thread: the replies are those of one, errors are raised, and the end is waited for."""
 
 import itertools
+import os
 import threading
 import time
 
@@ -55,7 +56,7 @@ def test_no_thread_stays_behind_a_progress_that_fails(monkeypatch):
     ("cores", "rows", "lanes"), [(2, 32, 2), (2, 64, 2), (8, 32, 2), (8, 64, 4), (2, 31, 1), (1, 64, 1), (4, 1, 1)]
 )
 def test_a_lane_is_a_core_with_at_least_sixteen_rows(monkeypatch, cores, rows, lanes):
-    monkeypatch.setattr(rolled.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert rolled.lanes_of(rows) == 1  # of eight devices
     monkeypatch.setattr(rolled.jax, "local_device_count", lambda: 1)
     assert rolled.lanes_of(rows) == lanes
