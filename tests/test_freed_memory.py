@@ -8,7 +8,7 @@ import pytest
 
 from dialogpt_jax.bench import worker
 from dialogpt_jax.bench.cases import ENGINES, OURS
-from dialogpt_jax.cli import common, train
+from dialogpt_jax.cli import train
 
 # Scratch memory as XLA takes it: by a thread, 256 MB at a time, written and freed; pages given at the second time.
 PROGRAM = """
@@ -45,12 +45,6 @@ def test_what_a_thread_frees_is_there_for_what_it_wants_next():
     assert usual > 100  # or the test would show nothing: huge pages are 2 MB, others 4 kB
 
 
-BEGIN = {
-    "load_bot": (common, lambda: common.load_bot(common.ModelFlags())),
-    "train": (train, lambda: train.app(["--data", "DIR", "--out", "RUN"], result_action="return_value")),
-}
-
-
 class Reached(Exception):
     """A command has come as far as a test wants it to."""
 
@@ -59,20 +53,19 @@ def stop(*_):
     raise Reached
 
 
-@pytest.mark.parametrize("command", BEGIN)
-def test_whoever_computes_keeps_it(command, monkeypatch):
-    module, begin = BEGIN[command]
-    monkeypatch.setattr(module, "keep_freed_memory", stop)
+def test_whoever_trains_keeps_it(monkeypatch):
+    monkeypatch.setattr(train, "keep_freed_memory", stop)
     with pytest.raises(Reached):
-        begin()
+        train.app(["--data", "DIR", "--out", "RUN"], result_action="return_value")
 
 
+@pytest.mark.parametrize("more", [[], [worker.TRAINS]], ids=["replies", "trains"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_of_the_engines_that_are_compared_only_ours_keeps_it(engine, monkeypatch):
+def test_of_the_engines_that_are_compared_only_ours_keeps_it_where_it_trains(engine, more, monkeypatch):
     kept = []
     monkeypatch.setattr(worker, "keep_freed_memory", lambda: kept.append(True))
-    monkeypatch.setattr("sys.argv", ["worker", ENGINES[engine].module])
+    monkeypatch.setattr("sys.argv", ["worker", ENGINES[engine].module, *more])
     monkeypatch.setattr("os.dup", stop)  # before it takes over this process's output
     with pytest.raises(Reached):
         worker.main()
-    assert kept == [True] * (engine == OURS)
+    assert kept == [True] * (engine == OURS and more != [])

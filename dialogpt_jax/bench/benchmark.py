@@ -28,6 +28,7 @@ from dialogpt_jax.bench.cases import (
 )
 from dialogpt_jax.bench.measure import Result, measure_case
 from dialogpt_jax.bench.processes import EngineError, Worker, workers_of
+from dialogpt_jax.bench.worker import TRAINS
 from dialogpt_jax.parallel.chips import peak_flops
 from dialogpt_jax.whole_writes import folder_beside
 
@@ -86,12 +87,13 @@ def run_benchmark(
     Raises:
       EngineError: ours could not write the weights, or look at the machine.
     """
-    modules = {name: engines[name].module for name in plan.engines}
+    modules = {name: [engines[name].module] for name in plan.engines}
+    modules |= {TRAINS: [engines[OURS].module, TRAINS]}
     with (
         folder_of_weights() as folder,
         workers_of(modules, plan.environment) as workers,
     ):
-        ours = workers[OURS]
+        ours, to_train = workers[OURS], workers | {OURS: workers[TRAINS]}
         tell("writing the weights")
         call = functools.partial(_call_ours, ours)
         how = {"size": plan.size, "model": plan.model, "gguf": "llama.cpp" in plan.engines}
@@ -111,7 +113,7 @@ def run_benchmark(
             results = measure_case(
                 case,
                 contenders,
-                workers,
+                to_train if case.line == "train" else workers,
                 words=words,
                 repeats=plan.repeats,
                 tell=functools.partial(_tell_behind, tell, place),
@@ -126,7 +128,9 @@ def run_benchmark(
             measured.results += results
         for case in plan.cases if plan.profile else ():
             if case.line in PROFILED:
-                _profile(ours, folder, case, plan.dtypes, measured.profiles, tell)
+                _profile(
+                    to_train[OURS] if case.line == "train" else ours, folder, case, plan.dtypes, measured.profiles, tell
+                )
 
 
 @contextlib.contextmanager

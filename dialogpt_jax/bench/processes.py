@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ class EngineError(ValueError):
 
 
 class Worker:
-    """A process of one engine; it starts when it is made."""
+    """A process of one engine; it starts when it is made. `words` are its module, and more for `worker.py`."""
 
-    def __init__(self, module: str, environment: Mapping[str, str] | None = None):
+    def __init__(self, *words: str, environment: Mapping[str, str] | None = None):
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dialogpt_jax.bench.worker", module],
+            [sys.executable, "-m", "dialogpt_jax.bench.worker", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._told,
@@ -97,12 +97,14 @@ def environment_of_child() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def workers_of(modules: Mapping[str, str], environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Worker]]:
-    """A worker for each engine's module; at the end, however it comes, none is left."""
+def workers_of(
+    words: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Worker]]:
+    """A worker for each name, by its words; at the end, however it comes, none is left."""
     workers: dict[str, Worker] = {}
     try:
-        for engine, module in modules.items():
-            workers[engine] = Worker(module, environment)
+        for name, own in words.items():
+            workers[name] = Worker(*own, environment=environment)
         yield workers
     finally:
         for worker in workers.values():

@@ -26,7 +26,6 @@ from dialogpt_jax.cli.rank_flags import ModelsThatRank
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING_WORDS, BeamOptions
 from dialogpt_jax.decoding.contrastive_options import DEFAULT_K, ContrastiveOptions
 from dialogpt_jax.decoding.sampling import GREEDY, SCOPES, Sampling, Scope
-from dialogpt_jax.freed_memory import keep_freed_memory
 from dialogpt_jax.ranking.safety import Safety
 from dialogpt_jax.replies.settings import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING, DEFAULT_SEED
 from dialogpt_jax.weights.dtypes import DTypeName
@@ -176,17 +175,18 @@ def load_bot(
     ranking: ModelsThatRank | None = None,
     block: str | None = None,
     drafts: Mapping[str, Any] | None = None,
+    *,
+    one_reply: bool = False,
 ) -> "Bot":
     """The bot that the flags name, with what ranks its replies, the file of what it must not say, and what drafts for it.
 
-    It is behind a compilation cache, unless that is turned off.
+    It is behind a compilation cache, unless that is turned off; of `one_reply` the program is loaded while the model is.
     """
-    keep_freed_memory()  # before jax has threads
+    if flags.compilation_cache:
+        keep_compiled_programs(whole=one_reply)
     # Here, as in the commands, since it imports jax: their help need not wait for it.
     from dialogpt_jax.chat.loading import load
 
-    if flags.compilation_cache:
-        keep_compiled_programs()
     others: dict[str, Any] = {} if ranking is None else {"reverse": ranking.reverse, "ranker": ranking.ranker}
     if block is not None:
         others["safety"] = Safety.read(block)

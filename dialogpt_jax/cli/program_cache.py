@@ -11,10 +11,13 @@ MOST_BYTES = 1 << 30  # the oldest programs go beyond this
 _TROUBLE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.+?)': (.*)", re.DOTALL)
 
 
-def keep_compiled_programs() -> Path | None:
+def keep_compiled_programs(*, whole: bool = False) -> Path | None:
     """Lets jax keep every compiled program on disk. `None` if it cannot, or the variable says that it should not.
 
     jax by default keeps only what took over a second to compile; ours are many and small.
+
+    Args:
+      whole: the program of a reply is kept by ourselves, whole, and the last one begins to be loaded.
     """
     if os.environ.get(OFF_VARIABLE):
         return None
@@ -30,6 +33,10 @@ def keep_compiled_programs() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    if whole:
+        from dialogpt_jax import whole_programs
+
+        whole_programs.keep_in(folder.with_name("whole"))
     return folder
 
 

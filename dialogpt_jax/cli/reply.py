@@ -135,7 +135,7 @@ def run(
     if plot is not None:
         _check_plot(plot)
     tell_of_compiling()
-    bot = load_bot(model, rank, block, drafts)
+    bot = load_bot(model, rank, block, drafts, one_reply=True)
     if not as_json and rank_unsaid(rank, searched, draft.draft, contrastive, candidates):
         ranked = rank_by_default(bot)
         settings = sampling_of(sampling, sampling_for(None, None, ranked))

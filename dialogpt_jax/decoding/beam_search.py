@@ -171,8 +171,7 @@ def _search(
     params: model.Params, config: GPT2Config, request: Request, rules: BeamRules, cache: KVCache
 ) -> tuple[Beams, KVCache]:
     lengths_B = request.settings.lengths_M
-    new_B = lengths_B - request.starts_B
-    logits_BV, prefix = prefill(params, config, request.tokens_BT, new_B, cache, request.starts_B)
+    logits_BV, prefix = prefill(params, config, request.tokens_BT, request.new_B, cache, request.starts_B)
     state = begin(
         logits_BV,
         candidate_settings(request.settings, request.candidates),

@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dialogpt_jax import model
+from dialogpt_jax import model, whole_programs
 from dialogpt_jax.cache import KVCache, ReplyCache, cache_dtype, init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.decoding.loop import AdvanceFn, DecodeState, StepFn, advance, begin, decode
@@ -92,8 +92,7 @@ def begin_replies(
     A draft model's cache, `drafts`, holds as much of the contexts; by default nothing, as the cache then, too.
     """
     lengths_B = request.settings.lengths_M
-    new_B = lengths_B - request.starts_B
-    logits_BV, prefix = prefill(params, config, request.tokens_BT, new_B, cache, request.starts_B)
+    logits_BV, prefix = prefill(params, config, request.tokens_BT, request.new_B, cache, request.starts_B)
     settings = candidate_settings(request.settings, request.candidates)
     rows = settings.lengths_M.shape[0]
     reply = init_cache(config, rows, request.slots, cache_dtype(params))
@@ -109,7 +108,7 @@ def begin_replies(
     )
     if draft is None or draft.config is None:
         return state if draft is None else begin_drafting(state)
-    drafts = read_by_draft(draft, request.tokens_BT, new_B, drafts, request.starts_B)
+    drafts = read_by_draft(draft, request.tokens_BT, request.new_B, drafts, request.starts_B)
     assert drafts is not None
     return begin_drafting(state, init_reply(draft.config, drafts, lengths_B, request.candidates, request.slots))
 
@@ -314,7 +313,7 @@ def _run(
     if not is_traced(keys) and isinstance(keys.sharding, NamedSharding):
         out = reply_program_on_mesh(params, config, request, draft, judge, rows_on=keys.sharding)
     else:
-        out = reply_program(params, config, request, draft, judge)
+        out = whole_programs.call(reply_program, config, params, request, draft, judge)
     return as_asked(out, (request.tokens_BT.shape[0], request.candidates), length, config.eos_token_id)
 
 

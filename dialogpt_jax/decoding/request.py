@@ -33,7 +33,7 @@ class Request:
 
     Attributes:
       tokens_BT: int32, what the cache does not hold yet of each context, right-padded to the width of a bucket.
-      starts_B: int32, tokens of each context that the cache holds already.
+      starts_B: int32, tokens of each context that the cache holds already; `None`: of none.
       settings: of the B rows; `lengths` counts whole contexts.
       processors: functions of the caller's, as pytrees.
       stops: texts that end a reply.
@@ -43,13 +43,18 @@ class Request:
     """
 
     tokens_BT: Array
-    starts_B: Array
+    starts_B: Array | None
     settings: RowSettings
     processors: tuple[Any, ...]
     stops: Stops | None
     candidates: int = struct.field(pytree_node=False)
     slots: int = struct.field(pytree_node=False)
     bucket: int | None = struct.field(pytree_node=False)
+
+    @property
+    def new_B(self) -> Array:
+        """int32, how many tokens of each context the cache does not hold yet."""
+        return self.settings.lengths_M if self.starts_B is None else self.settings.lengths_M - self.starts_B
 
 
 def bucket_of(size: int, most: int | None = None) -> int:
@@ -102,9 +107,8 @@ def assemble(
     if not isinstance(lengths_B, jax.Array) and lengths_B.max() > config.n_positions:
         raise ValueError(f"a prompt has {lengths_B.max()} tokens; n_positions is {config.n_positions}")
     contexts_BT = as_tokens(config, contexts_BT, lengths_B)
-    if starts_B is None:
-        starts_B = library.zeros(rows, library.int32)
-    starts_B = as_lengths("starts", starts_B, rows, least=0, most=lengths_B - 1)
+    if starts_B is not None:
+        starts_B = as_lengths("starts", starts_B, rows, least=0, most=lengths_B - 1)
     _check_keys(keys, rows)
     if sampling.stop_strings and stops is None:
         raise ValueError("stop_strings are texts, and there is no tokenizer here; ask a Bot, or give `stops_of` them")
@@ -150,10 +154,11 @@ def _as_trees(functions: Any) -> tuple[Any, ...]:
     return tuple(jax.tree_util.Partial(f) if jax.tree_util.all_leaves([f]) else f for f in functions)
 
 
-def _columns(tokens_BT: Array, starts_B: Array, width: int) -> Array:
+def _columns(tokens_BT: Array, starts_B: Array | None, width: int) -> Array:
     """So many columns of each row from its start on; 0 behind the row's end."""
     library = array_library(tokens_BT, starts_B)
-    columns_BT = starts_B[:, None] + library.arange(width)[None]
+    first_B1 = library.zeros((tokens_BT.shape[0], 1), library.int32) if starts_B is None else starts_B[:, None]
+    columns_BT = first_B1 + library.arange(width)[None]
     last = tokens_BT.shape[1] - 1
     taken_BT = library.take_along_axis(tokens_BT, library.minimum(columns_BT, last), axis=1)
     return library.where(columns_BT <= last, taken_BT, 0).astype(library.int32)

@@ -147,7 +147,7 @@ def test_what_stops_the_command_leaves_no_process(log):
     pids: list[int] = []
 
     def broken_off() -> None:
-        with workers_of({"a": "bench.fake_engine", "b": "bench.fake_engine"}) as workers:
+        with workers_of({"a": ["bench.fake_engine"], "b": ["bench.fake_engine"]}) as workers:
             pids.extend(worker.pid for worker in workers.values())
             raise KeyboardInterrupt
 
@@ -155,7 +155,7 @@ def test_what_stops_the_command_leaves_no_process(log):
         broken_off()
     assert len(pids) == 2
     assert not any(map(is_alive, pids))
-    with workers_of({"a": "no_such_module"}) as workers, pytest.raises(EngineError, match="No module named 'no_such"):
+    with workers_of({"a": ["no_such_module"]}) as workers, pytest.raises(EngineError, match="No module named 'no_such"):
         workers["a"].call("least")
 
 
@@ -172,7 +172,7 @@ def test_ctrl_c_pressed_twice_leaves_no_process(log, monkeypatch):
     begun: list[Worker] = []
 
     def broken_off(patched: pytest.MonkeyPatch) -> None:
-        with workers_of({"a": "bench.fake_engine", "b": "bench.fake_engine"}) as workers:
+        with workers_of({"a": ["bench.fake_engine"], "b": ["bench.fake_engine"]}) as workers:
             begun.extend(workers.values())
             patched.setattr(subprocess.Popen, "kill", note)
             patched.setattr(subprocess.Popen, "wait", pressed_again)

@@ -401,10 +401,10 @@ def test_help_says_what_there_is(capfd):
 
 def test_the_program_cache_can_be_turned_off_and_a_folder_that_cannot_be_is_survived(monkeypatch, tmp_path):
     called = []
-    monkeypatch.setattr(common, "keep_compiled_programs", lambda: called.append(1))
+    monkeypatch.setattr(common, "keep_compiled_programs", lambda **how: called.append(how["whole"]))
     monkeypatch.setattr("dialogpt_jax.chat.loading.load", lambda *args, **named: "a bot")
     assert common.load_bot(common.ModelFlags()) == "a bot"
-    assert called == [1]
+    assert called == [False]
     common.load_bot(common.ModelFlags(compilation_cache=False))
     monkeypatch.setenv(program_cache.OFF_VARIABLE, "1")
     assert program_cache.keep_compiled_programs() is None
@@ -422,18 +422,23 @@ def process(*words, env=None, **named):
 
 
 @pytest.mark.long
-def test_a_second_start_compiles_nothing_new(model, tmp_path):
-    """One program makes a reply, and is on disk after the first start: the second adds none."""
+def test_a_second_start_neither_traces_nor_compiles(model, tmp_path):
+    """One program makes a reply, and is on disk after the first start, whole: the second finds it there."""
     words = ("reply", "--model", model[0], "Hello", "no")
     captured = {"capture_output": True, "text": True, "encoding": "utf-8"}
-    folder, runs = tmp_path / "dialogpt_jax" / "xla", []
+    runs = []
     for _ in range(2):
-        done = process(*words, env=KEEPING | {"XDG_CACHE_HOME": str(tmp_path)}, **captured)
-        programs = {path.name for path in folder.glob("*-cache")}
-        runs.append((done.returncode, done.stdout, done.stderr, programs))
-    assert runs[0] == runs[1]
-    assert runs[0][:3] == (0, model[1].reply(["Hello", "no"]) + "\n", "")
-    assert [name.partition("-")[0] for name in runs[0][3]] == ["jit_reply_program"]
+        env = KEEPING | {"XDG_CACHE_HOME": str(tmp_path), "JAX_LOG_COMPILES": "1"}
+        done = process(*words, env=env, **captured)
+        kept = {path.name for path in (tmp_path / "dialogpt_jax" / "whole").iterdir()}
+        assert (done.returncode, done.stdout) == (0, model[1].reply(["Hello", "no"]) + "\n")
+        runs.append((done.stderr, kept))
+    (first, kept), (second, kept_then) = runs
+    assert "Finished tracing reply_program" in first
+    assert second == ""
+    assert kept == kept_then
+    assert len(kept) == 1
+    assert not list((tmp_path / "dialogpt_jax" / "xla").glob("*-cache"))  # it is kept once
 
 
 def test_a_cache_folder_that_cannot_be_written_is_survived(model, tmp_path):

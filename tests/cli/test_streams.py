@@ -219,16 +219,22 @@ def test_ctrl_c_while_a_program_compiles_is_130():
 
 
 @pytest.mark.long
-def test_a_damaged_program_is_made_anew_once_and_nothing_is_said(model, tmp_path):
-    words, place = 'dialogpt reply --model "$MODEL" --max-new-tokens 4 Hello', {"XDG_CACHE_HOME": str(tmp_path)}
-    place |= {"DIALOGPT_NO_COMPILATION_CACHE": ""}
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("dialogpt reply --model $MODEL --max-new-tokens 4 Hello", "whole/*"),
+        ("echo Hello | dialogpt chat --model $MODEL --max-new-tokens 4", "xla/*-cache"),
+    ],
+    ids=["a reply's", "jax's"],
+)
+def test_a_damaged_program_is_made_anew_once_and_nothing_is_said(model, tmp_path, words, kept):
+    place = {"XDG_CACHE_HOME": str(tmp_path), "DIALOGPT_NO_COMPILATION_CACHE": ""}
     expected = (0, (model[1].reply("Hello", max_new_tokens=4) + "\n").encode(), b"")
-    folder = tmp_path / "dialogpt_jax" / "xla"
     runs = []
     for left in (0.5, 0.0, 1.0):
         done = shell(words, model=model[0], **place)
         assert (done.returncode, done.stdout, done.stderr) == expected
-        programs = {path: path.read_bytes() for path in folder.glob("*-cache")}
+        programs = {path: path.read_bytes() for path in (tmp_path / "dialogpt_jax").glob(kept)}
         runs.append(programs)
         for path, data in programs.items():
             path.write_bytes(data[: int(len(data) * left)])
