@@ -19,8 +19,8 @@ NEVER = -1  # as an unsigned number the largest
 def keep_freed_memory() -> bool:
     """From now on what is freed is kept for what is wanted next. Whether it could be so set: only glibc has it.
 
-    For a process of our own that trains, before there are threads: a library should not decide this for a program. There the same is
-    `MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` in the environment.
+    For a process of our own that trains, before there are threads: a library should not decide this for a program. There
+    the same is `MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` in the environment.
     """
     if not sys.platform.startswith("linux"):
         return False

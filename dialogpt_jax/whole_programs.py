@@ -2,13 +2,13 @@
 
     program, config, arrays ─their shapes; this package, jax, the machine→ a name ─a file→ an executable ─arrays→ results
 
-jax's own cache spares a new process the compiler, but to find out which program is wanted it traces and lowers it, which for
-a reply takes longer than the reply. Here the name of a program is made of all that it depends on: what it is called with,
-the files of this package by their size and time, versions, jax's settings, the processor. A file is loaded by another
-thread from `keep_in` on, while the model is read: the one that was used last.
+jax's own cache spares a new process the compiler; but to find out which program is wanted it is traced and lowered, which
+takes longer than a reply. Here the name of a program is made of all that it depends on: what it is called with, the files
+of this package by their size and time, versions, jax's settings, the processor. A file is loaded by another thread from
+`keep_in` on, while the model is read: the one that was used last.
 
-On CPU alone, and on one device: elsewhere, for a function of the caller's, and where anything goes wrong, a call is jax's own.
-A file holds machine code, as those of jax's cache do: the folder has to be the user's.
+On one CPU device alone. Elsewhere, for a function of the caller's, and where anything goes wrong, a call is jax's own. A
+file holds machine code, as those of jax's cache do: the folder has to be the user's.
 """
 
 import contextlib
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from dialogpt_jax.parallel.chips import usable_cores
 from dialogpt_jax.token_arrays import is_traced
@@ -105,9 +104,7 @@ class WholePrograms:
             compiled = lowered.compile()
         results = found[-1]
         self._known[name] = compiled, results
-        with contextlib.suppress(
-            Exception
-        ):  # then it is not kept; what an executable can be pickled to is jax's to say
+        with contextlib.suppress(Exception):  # then it is not kept: which executables can be is for jax to say
             from jax.experimental.serialize_executable import serialize
 
             body = pickle.dumps((serialize(compiled)[0], len(leaves), results.num_leaves, pickle.dumps(results)))
@@ -122,15 +119,15 @@ class WholePrograms:
         for file in self._files():
             if file.name.startswith(prefix):
                 self._load(file)
-                if known := self._known.get(file.name):
-                    _run_once(known[0])
                 return
 
     def _load(self, file: Path) -> None:
-        """Makes a program known, if there is its file; a file that is no whole one goes."""
+        """Makes a program known, if there is its file, this user's own; one that is not whole goes."""
         try:
-            held = file.read_bytes()
+            held, owner = file.read_bytes(), file.stat().st_uid
         except OSError:
+            return
+        if hasattr(os, "getuid") and owner != os.getuid():
             return
         try:
             if zlib.crc32(held[4:]) != int.from_bytes(held[:4], "big"):
@@ -139,10 +136,8 @@ class WholePrograms:
 
             executable, given, found, results = pickle.loads(held[4:])
             trees = jax.tree.structure(((0,) * given, {})), jax.tree.structure([0] * found)
-            self._known[file.name] = (
-                deserialize_and_load(executable, *trees, execution_devices=jax.devices()[:1]),
-                results,
-            )
+            run = deserialize_and_load(executable, *trees, execution_devices=jax.devices()[:1])
+            self._known[file.name] = run, results
             os.utime(file)
         except Exception:  # whatever a damaged file makes of pickle and XLA
             self._forget(file.name)
@@ -160,24 +155,6 @@ class WholePrograms:
         except OSError:
             return []
         return [Path(path) for _, path in sorted(found, reverse=True)]
-
-
-def _run_once(run: Any) -> None:
-    """Runs a program on next to nothing: at its first run XLA plans each product, which takes longer than a reply.
-
-    Of every whole number 2, so that a loop over tokens makes a step, and no more.
-    """
-
-    def made_up(info: Any) -> Any:
-        if jax.dtypes.issubdtype(info.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(np.zeros((*info.shape, 2), np.uint32))
-        return (
-            np.full(info.shape, 2, info.dtype)
-            if np.issubdtype(info.dtype, np.integer)
-            else np.zeros(info.shape, info.dtype)
-        )
-
-    run(*(made_up(info) for info in run.args_info[0]))
 
 
 @contextlib.contextmanager
@@ -206,10 +183,17 @@ def _surroundings() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _machine_and_versions() -> str:
-    versions = [sys.version, *(metadata.version(name) for name in ("jax", "jaxlib", "flax"))]
+    versions = [sys.version, *map(_version, ("jax", "jaxlib", "flax"))]
     root = Path(__file__).parent
     files = [(path, status.st_size, status.st_mtime_ns) for path, status in _sources(str(root))]
     return _digest(versions, files, platform.machine(), _processor(), usable_cores())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # it was not installed, but put there
+        return ""
 
 
 def _sources(folder: str) -> Iterator[tuple[str, os.stat_result]]:

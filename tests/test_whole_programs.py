@@ -158,6 +158,18 @@ def test_a_damaged_file_is_made_anew(later, tmp_path, damage):
     assert TRACED not in traced
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owners here")
+def test_a_file_of_another_user_is_not_read(later, monkeypatch):
+    later()
+    wanted = run()
+    [name] = later()
+    mine = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+    assert later() == [name]
+    assert_equal(run(), wanted)
+    assert TRACED in traced
+
+
 def test_a_program_that_cannot_run_here_goes_and_there_is_a_result_all_the_same(later):
     later()
     wanted = run()
