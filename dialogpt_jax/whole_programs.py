@@ -20,6 +20,7 @@ import platform
 import re
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -33,6 +34,7 @@ from dialogpt_jax.token_arrays import is_traced
 from dialogpt_jax.whole_writes import whole_file
 
 MOST_FILES = 40  # of some 3 MB; those used longest ago go beyond this
+LONG_AGO = 3600.0  # seconds: what was begun before then, nobody writes any more
 _ENVIRONMENT = ("XLA_", "JAX_", "TF_", "NPROC")  # beginnings of variables that the compiler reads
 
 Flat = Callable[..., Sequence[jax.Array]]  # leaves in, leaves out
@@ -70,9 +72,9 @@ class WholePrograms:
 
     def call(self, program: Callable[..., Any], config: Any, arrays: tuple[Any, ...]) -> Any:
         leaves, tree = jax.tree.flatten(arrays)
-        if not _are_at_hand(leaves) or "0x" in str(tree):  # a function's address says nothing of it
+        name = self._name_of(program, config, leaves, tree)
+        if name is None:
             return program(arrays[0], config, *arrays[1:])
-        name = f"{_surroundings()}-{_digest(program.__qualname__, config, tree, [jax.typeof(leaf) for leaf in leaves])}"
         if name not in self._known:
             self._loading.join()
         if name not in self._known:
@@ -82,10 +84,22 @@ class WholePrograms:
         run, results = self._known[name]
         try:
             out = jax.block_until_ready(run(*leaves))
-        except jax.errors.JaxRuntimeError:  # a machine or a version that the name does not tell apart
+            return jax.tree.unflatten(pickle.loads(results) if isinstance(results, bytes) else results, out)
+        except Exception:  # it does not fit what its name says; what is wrong with the call itself comes again
             self._forget(name)
             return program(arrays[0], config, *arrays[1:])
-        return jax.tree.unflatten(pickle.loads(results) if isinstance(results, bytes) else results, out)
+
+    def _name_of(self, program: Callable[..., Any], config: Any, leaves: list[Any], tree: Any) -> str | None:
+        """The name of a call's program; `None` where it is left to jax."""
+        if not _are_at_hand(leaves) or "0x" in str(tree):  # a function's address says nothing of it
+            return None
+        try:
+            name = f"{_surroundings()}-{_digest(program.__qualname__, config, tree, [jax.typeof(leaf) for leaf in leaves])}"
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError:  # the package's files cannot be looked at, or the folder cannot be made
+            return None
+        place = self._folder / name
+        return name if os.access(self._folder, os.W_OK) and (place.is_file() or not place.exists()) else None
 
     def _make(self, name: str, program: Callable[..., Any], config: Any, leaves: list[Any], tree: Any) -> None:
         """Compiles a program, and writes it."""
@@ -108,26 +122,30 @@ class WholePrograms:
             from jax.experimental.serialize_executable import serialize
 
             body = pickle.dumps((serialize(compiled)[0], len(leaves), results.num_leaves, pickle.dumps(results)))
-            self._folder.mkdir(parents=True, exist_ok=True)
             with whole_file(self._folder / name) as part:
                 part.write_bytes(zlib.crc32(body).to_bytes(4, "big") + body)
-            for old in self._files()[MOST_FILES:]:
+            parts = [file for file in self._folder.glob(".*.part") if file.stat().st_mtime < time.time() - LONG_AGO]
+            for old in (*self._files()[MOST_FILES:], *parts):
                 old.unlink(missing_ok=True)
 
     def _load_newest(self) -> None:
-        prefix = _surroundings()
-        for file in self._files():
-            if file.name.startswith(prefix):
-                self._load(file)
-                return
+        with contextlib.suppress(OSError):  # the package's files cannot be looked at
+            prefix = _surroundings()
+            for file in self._files():
+                if file.name.startswith(prefix):
+                    self._load(file)
+                    return
 
     def _load(self, file: Path) -> None:
         """Makes a program known, if there is its file, this user's own; one that is not whole goes."""
-        try:
-            held, owner = file.read_bytes(), file.stat().st_uid
-        except OSError:
+        if not file.is_file():  # to open a pipe would wait for its other end
             return
-        if hasattr(os, "getuid") and owner != os.getuid():
+        try:
+            with file.open("rb") as opened:
+                if hasattr(os, "getuid") and os.fstat(opened.fileno()).st_uid != os.getuid():
+                    return
+                held = opened.read()
+        except OSError:
             return
         try:
             if zlib.crc32(held[4:]) != int.from_bytes(held[:4], "big"):
@@ -151,7 +169,8 @@ class WholePrograms:
         """Those of the folder, the last used first."""
         try:
             with os.scandir(self._folder) as entries:
-                found = [(entry.stat().st_mtime_ns, entry.path) for entry in entries if not entry.name.startswith(".")]
+                files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+                found = [(entry.stat().st_mtime_ns, entry.path) for entry in files]
         except OSError:
             return []
         return [Path(path) for _, path in sorted(found, reverse=True)]
@@ -159,12 +178,15 @@ class WholePrograms:
 
 @contextlib.contextmanager
 def _without_jaxs_cache() -> Iterator[None]:
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
     usual = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", usual)
+        reset_cache()  # whether there is one is asked once, at the first compilation
 
 
 def _are_at_hand(leaves: Sequence[Any]) -> bool:
@@ -178,7 +200,8 @@ def _surroundings() -> str:
     """What all programs of this process depend on, as the beginning of their names."""
     settings = sorted((name, repr(value)) for name, value in jax.config.values.items())
     variables = sorted(item for item in os.environ.items() if item[0].startswith(_ENVIRONMENT))
-    return _digest(settings, variables, _machine_and_versions())
+    flags = Path(os.environ.get("XLA_FLAGS") or ".")  # may be a file of them
+    return _digest(settings, variables, flags.read_text() if flags.is_file() else "", _machine_and_versions())
 
 
 @functools.lru_cache(maxsize=1)
@@ -200,7 +223,7 @@ def _sources(folder: str) -> Iterator[tuple[str, os.stat_result]]:
     """The files of Python in a folder and below, in order."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.endswith(".py"):
+            if entry.name.endswith(".py") and entry.is_file():  # an editor's link to nowhere is none
                 yield entry.path, entry.stat()
             elif entry.is_dir() and entry.name != "__pycache__":
                 yield from _sources(entry.path)

@@ -8,6 +8,9 @@ Letters: B rows, T tokens.
 
 import functools
 import os
+import pickle
+import time
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 from compile_counter import count_compilations
 from decoding.tiny import CONFIG, KEYS, LENGTHS, PARAMS, TOKENS
+from jax.experimental.compilation_cache import compilation_cache
 
 from dialogpt_jax import whole_programs
 from dialogpt_jax.decoding.generate import Generated, generate, generate_candidates
@@ -102,9 +106,15 @@ def test_numbers_in_arrays_are_no_other_program(later):
     assert (one["more"], other["more"]) == ([2.0], [0.0])
 
 
-@pytest.mark.parametrize("where", ["a setting of jax", "a variable", "a file of the package", "the processor"])
-def test_where_programs_are_other_ones_none_is_found(later, where, monkeypatch):
+@pytest.mark.parametrize(
+    "where", ["a setting of jax", "a variable", "a file of flags", "a file of the package", "the processor"]
+)
+def test_where_programs_are_other_ones_none_is_found(later, where, monkeypatch, tmp_path):
     """…although they are called alike."""
+    flags = tmp_path / "flags"
+    if where == "a file of flags":
+        flags.write_text("--xla_cpu_enable_fast_math=false")
+        monkeypatch.setenv("XLA_FLAGS", str(flags))
     later()
     run()
     [name] = later()
@@ -113,6 +123,8 @@ def test_where_programs_are_other_ones_none_is_found(later, where, monkeypatch):
         jax.config.update("jax_default_matmul_precision", "highest")
     elif where == "a variable":
         monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_fast_math=false")
+    elif where == "a file of flags":
+        flags.write_text("--xla_cpu_enable_fast_math=true")
     elif where == "the processor":
         monkeypatch.setattr(whole_programs, "_processor", lambda: "another")
     else:
@@ -183,10 +195,94 @@ def test_a_program_that_cannot_run_here_goes_and_there_is_a_result_all_the_same(
     assert later() == []
 
 
-def test_a_folder_that_cannot_be_written_is_survived(later, tmp_path):
-    (tmp_path / "whole").write_text("in the way")
-    whole_programs.keep_in(tmp_path / "whole")
-    assert_equal(run(), jax.device_get(program({"w": jnp.ones((3, 2))}, "abc", np.arange(8.0).reshape(2, 4), ())))
+@pytest.mark.parametrize("results", [b"no tree", pickle.dumps(jax.tree.structure([0] * 7))], ids=["none", "another"])
+def test_results_that_do_not_fit_are_made_anew(later, tmp_path, results):
+    later()
+    wanted = run()
+    [name] = later()
+    file = tmp_path / "whole" / name
+    body = pickle.dumps((*pickle.loads(file.read_bytes()[4:])[:3], results))
+    file.write_bytes(zlib.crc32(body).to_bytes(4, "big") + body)
+    later()
+    assert_equal(run(), wanted)
+    assert later() == []
+
+
+@pytest.mark.parametrize(
+    "way", ["a file for the folder", "no folder can be made", "a folder for the file", "a pipe for the file"]
+)
+def test_where_nothing_can_be_kept_jax_is_left_to_its_own(later, tmp_path, way, monkeypatch):
+    """…and to its own cache: what is compiled without that would be compiled at every start."""
+    folder = tmp_path / "whole"
+    wanted = run()
+    if way == "a file for the folder":
+        folder.write_text("in the way")
+    elif way == "no folder can be made":
+        (tmp_path / "file").write_text("in the way")
+        folder = tmp_path / "file" / "whole"
+    else:
+        later()
+        run()
+        [name] = later()
+        (folder / name).unlink()
+        if way == "a pipe for the file":
+            if not hasattr(os, "mkfifo"):
+                pytest.skip("there are no such pipes here")
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).mkdir()
+    monkeypatch.setattr(whole_programs.WholePrograms, "_make", None)  # must not be called
+    whole_programs.keep_in(folder)
+    assert_equal(run(), wanted)
+
+
+def test_what_others_left_in_the_folder_or_the_package_is_no_trouble(later, tmp_path, monkeypatch):
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    for name, age in ((".x.1.part", 2 * whole_programs.LONG_AGO), (".y.2.part", 0)):
+        (folder / name).write_text("begun")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    (folder / "link").symlink_to("nowhere")
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / ".#cache.py").symlink_to("me@host.1:2")  # as an editor makes it
+    monkeypatch.setattr(whole_programs, "__file__", str(package / "whole_programs.py"))
+    whole_programs._machine_and_versions.cache_clear()
+    later()
+    wanted = run()
+    [part, link, name] = sorted(later(), key=len)
+    assert (part, link) in {(".y.2.part", "link"), ("link", ".y.2.part")}
+    assert_equal(run(), wanted)
+    assert TRACED not in traced
+    monkeypatch.setattr(whole_programs, "__file__", str(tmp_path / "package.zip" / "whole_programs.py"))  # no folder
+    whole_programs._machine_and_versions.cache_clear()
+    later()
+    assert_equal(run(), wanted)
+    monkeypatch.undo()
+    whole_programs._machine_and_versions.cache_clear()
+
+
+def test_jax_keeps_what_is_compiled_afterwards(later, tmp_path):
+    """Whether it has a cache jax asks once, which must not be while it is off."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    usual = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    try:
+        compilation_cache.reset_cache()  # as in a new process
+        later()
+        run()
+        assert not list((tmp_path / "xla").glob("*-cache"))
+        jax.jit(lambda x: x * 3.14159)(jnp.ones(3))
+        assert list((tmp_path / "xla").glob("*-cache"))
+    finally:
+        for name, value in usual.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_the_programs_used_longest_ago_go(later, monkeypatch):
