@@ -98,7 +98,7 @@ class WholePrograms:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError:  # the package's files cannot be looked at, or the folder cannot be made
             return None
-        place = self._folder / name
+        place = self._folder / name  # a pipe that is opened waits for its other end
         return name if os.access(self._folder, os.W_OK) and (place.is_file() or not place.exists()) else None
 
     def _make(self, name: str, program: Callable[..., Any], config: Any, leaves: list[Any], tree: Any) -> None:
@@ -138,8 +138,6 @@ class WholePrograms:
 
     def _load(self, file: Path) -> None:
         """Makes a program known, if there is its file, this user's own; one that is not whole goes."""
-        if not file.is_file():  # to open a pipe would wait for its other end
-            return
         try:
             with file.open("rb") as opened:
                 if hasattr(os, "getuid") and os.fstat(opened.fileno()).st_uid != os.getuid():

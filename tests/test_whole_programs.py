@@ -97,6 +97,13 @@ def test_what_makes_another_program_has_another_name(later, change):
     assert TRACED not in traced
 
 
+def test_the_same_arrays_in_another_tree_are_another_program(later):
+    later()
+    run(more=(jnp.ones(2),))
+    run(more={"a": jnp.ones(2)})
+    assert len(later()) == 2
+
+
 def test_numbers_in_arrays_are_no_other_program(later):
     later()
     one = run(more=(jnp.ones(2),))
@@ -147,23 +154,18 @@ def test_where_programs_are_other_ones_none_is_found(later, where, monkeypatch, 
         whole_programs._machine_and_versions.cache_clear()
 
 
-@pytest.mark.parametrize("damage", ["cut", "a byte", "empty", "nothing, and its check sum"])
-def test_a_damaged_file_is_made_anew(later, tmp_path, damage):
+def test_a_damaged_file_is_made_anew(later, tmp_path):
     later()
     wanted = run()
     [name] = later()
     file = tmp_path / "whole" / name
     whole = file.read_bytes()
-    middle = len(whole) // 2
-    file.write_bytes(
-        {
-            "cut": whole[:middle],
-            "a byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-            "empty": b"",
-            "nothing, and its check sum": b"\x00\x00\x00\x00",
-        }[damage]
-    )
-    assert later() == []
+    damaged = [b"", b"\x00" * 4, whole[: len(whole) // 2]]  # the second is nothing, and its check sum
+    for place in range(4, len(whole), len(whole) // 9):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for data in damaged:
+        file.write_bytes(data)
+        assert later() == []
     assert_equal(run(), wanted)
     assert later() == [name]
     assert_equal(run(), wanted)
@@ -309,7 +311,8 @@ def test_the_program_used_last_is_there_before_it_is_asked_for(later):
     assert list(whole_programs._kept._known) == [name]
 
 
-def test_what_is_traced_or_elsewhere_or_the_callers_own_is_left_to_jax(later):
+def test_what_is_traced_or_elsewhere_or_the_callers_own_is_left_to_jax(later, monkeypatch):
+    monkeypatch.setattr(whole_programs.WholePrograms, "_make", None)  # must not be called
     later()
     reply(Sampling(temperature=0.0, processors=(lambda logits_MV, state: logits_MV,)))
     jax.jit(lambda keys: generate(PARAMS, CONFIG, TOKENS, LENGTHS, sampling=GREEDY, max_new_tokens=6, keys=keys))(KEYS)
