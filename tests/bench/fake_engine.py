@@ -58,6 +58,7 @@ def profile(folder: str, dtype: str, case: dict) -> dict:
 
 def make(folder: str, dtype: str, what: str, case: dict, threads: int) -> Program:
     fault = os.environ.get("FAKE_ENGINE_FAULT", "")
+    note("begun", *sys.argv[2:])
     print("a library that prints", flush=True)
 
     def run() -> None:

@@ -21,6 +21,7 @@ from dialogpt_jax.bench.limits import least_seconds, weight_bytes
 from dialogpt_jax.bench.machine import cpu_flags
 from dialogpt_jax.bench.measure import Result, ratio
 from dialogpt_jax.bench.processes import EngineError, Worker, workers_of
+from dialogpt_jax.bench.worker import TRAINS
 from dialogpt_jax.cli import bench as command
 from dialogpt_jax.cli.main import main
 from dialogpt_jax.config import GPT2Config
@@ -82,6 +83,19 @@ def test_engines_take_turns_each_in_a_process_of_its_own(log, monkeypatch):
     assert not is_alive(int(peer))
     (folder,) = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("write")]
     assert not Path(folder).exists()
+
+
+def test_training_has_a_process_of_its_own_which_is_told_so(log, monkeypatch):
+    """`dialogpt train` has another way with memory than the commands that reply."""
+    monkeypatch.setattr(measure, "MOST_CALLS", 1)
+    measured_by_fakes(Plan(cases_of(["decode", "train"], rows=[2]), [OURS], ["float32"], repeats=1))
+    runs = [line.split() for line in log.read_text().splitlines() if line.startswith("run")]
+    one, other = dict.fromkeys(run[3] for run in runs)
+    assert {run[2]: run[3] for run in runs} == {"decode": one, "train": other}
+    words = [
+        line.split()[1:-1] for line in log.read_text().splitlines() if line.startswith("begun") and line.endswith(other)
+    ]
+    assert words == [[TRAINS]]
 
 
 @pytest.mark.parametrize(
