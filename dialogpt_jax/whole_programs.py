@@ -198,8 +198,13 @@ def _surroundings() -> str:
     """What all programs of this process depend on, as the beginning of their names."""
     settings = sorted((name, repr(value)) for name, value in jax.config.values.items())
     variables = sorted(item for item in os.environ.items() if item[0].startswith(_ENVIRONMENT))
-    flags = Path(os.environ.get("XLA_FLAGS") or ".")  # may be a file of them
-    return _digest(settings, variables, flags.read_text() if flags.is_file() else "", _machine_and_versions())
+    return _digest(settings, variables, _flags_in_a_file(), _machine_and_versions())
+
+
+def _flags_in_a_file() -> str:
+    """What XLA_FLAGS names, where that is no flags itself."""
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    return "" if not flags or flags.startswith("-") else Path(flags).read_text(encoding="utf-8", errors="replace")
 
 
 @functools.lru_cache(maxsize=1)

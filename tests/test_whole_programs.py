@@ -114,7 +114,8 @@ def test_numbers_in_arrays_are_no_other_program(later):
 
 
 @pytest.mark.parametrize(
-    "where", ["a setting of jax", "a variable", "a file of flags", "a file of the package", "the processor"]
+    "where",
+    ["a setting of jax", "a variable", "many flags", "a file of flags", "a file of the package", "the processor"],
 )
 def test_where_programs_are_other_ones_none_is_found(later, where, monkeypatch, tmp_path):
     """…although they are called alike."""
@@ -130,6 +131,8 @@ def test_where_programs_are_other_ones_none_is_found(later, where, monkeypatch, 
         jax.config.update("jax_default_matmul_precision", "highest")
     elif where == "a variable":
         monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_fast_math=false")
+    elif where == "many flags":  # longer than a file's name may be
+        monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_fast_math=false" * 200)
     elif where == "a file of flags":
         flags.write_text("--xla_cpu_enable_fast_math=true")
     elif where == "the processor":
