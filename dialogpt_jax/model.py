@@ -29,18 +29,18 @@ import jax
 import jax.numpy as jnp
 
 from dialogpt_jax.arguments import shown
-from dialogpt_jax.attention import Part, attend, causal, each_position, heads_first, prefix_part, reply_parts
+from dialogpt_jax.attention import Cache, attend_in_rows, attend_to_cache, each_position
 from dialogpt_jax.cache import KVCache, ReplyCache, of_block, of_blocks
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.embedding import lookup
 from dialogpt_jax.errors import counted
 from dialogpt_jax.int8 import is_int8
 from dialogpt_jax.matmul import matmul
+from dialogpt_jax.normalization import layer_norm
 from dialogpt_jax.parameter_shapes import check_shapes, model_shapes
 from dialogpt_jax.token_arrays import Array, as_float_dtype, as_key, as_tokens, check_width
 
 Params = dict[str, Any]  # a plain pytree of arrays, keyed by the names above
-Cache = KVCache | ReplyCache
 CacheT = TypeVar("CacheT", KVCache, ReplyCache, None)
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -90,6 +90,19 @@ class Embedding(nn.Embed):
         return lookup(self.embedding, ids)
 
 
+class LayerNorm(nn.Module):
+    """`layer_norm` over the model's axis."""
+
+    config: GPT2Config
+
+    def setup(self) -> None:
+        self.scale = self.param("scale", nn.initializers.ones_init(), (self.config.n_embd,))
+        self.bias = self.param("bias", nn.initializers.zeros_init(), (self.config.n_embd,))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return layer_norm(x_BTD, self.scale, self.bias, self.config.layer_norm_epsilon)
+
+
 class Attention(nn.Module):
     """Causal self-attention with or without a cache, which is the block's own; `layer` is the block's index."""
 
@@ -115,20 +128,14 @@ class Attention(nn.Module):
         q_BTHK, k_BTHK, v_BTHK = self.c_attn(x_BTD)
         # Scaled before the product, so that scores do not overflow in float16.
         q_BTHK = q_BTHK * jnp.asarray(self._scale(), x_BTD.dtype)
-        parts: list[Part]
-        if isinstance(cache, ReplyCache):
-            rows = cache.lengths_B.shape[0]
-            parts, cache = reply_parts(cache, k_BTHK, v_BTHK, positions_BT)
-        elif isinstance(cache, KVCache):
-            rows = x_BTD.shape[0]
-            parts, cache = prefix_part(cache, k_BTHK, v_BTHK, positions_BT)
+        dropout = None
+        if probs_key is not None and self.config.attn_pdrop > 0:
+            dropout = functools.partial(self.attn_dropout, deterministic=False, rng=probs_key)
+        if cache is None:
+            y_BTHK = attend_in_rows(q_BTHK, k_BTHK, v_BTHK, segments_BT, dropout)
         else:
-            rows = x_BTD.shape[0]
-            k_BHTK, v_BHTK = (heads_first(x_BTHK, rows)[:, :, 0] for x_BTHK in (k_BTHK, v_BTHK))
-            parts = [(k_BHTK, v_BHTK, causal(x_BTD.shape[1], segments_BT))]
-        q_BHNTK = heads_first(q_BTHK, rows)
-        y_BHNTK = attend(q_BHNTK, parts, lambda p: self.attn_dropout(p, probs_key is None, probs_key))
-        y_BTD = y_BHNTK.transpose(0, 2, 3, 1, 4).reshape(x_BTD.shape)
+            y_BTHK, cache = attend_to_cache(q_BTHK, k_BTHK, v_BTHK, positions_BT, cache, dropout)
+        y_BTD = y_BTHK.reshape(x_BTD.shape)
         return self.resid_dropout(self.c_proj(y_BTD), out_key is None, out_key), cache
 
     def _scale(self) -> float:
@@ -161,9 +168,9 @@ class Block(nn.Module):
     layer: int
 
     def setup(self) -> None:
-        self.ln_1 = _layer_norm(self.config)
+        self.ln_1 = LayerNorm(self.config)
         self.attn = Attention(self.config, self.layer)
-        self.ln_2 = _layer_norm(self.config)
+        self.ln_2 = LayerNorm(self.config)
         self.mlp = MLP(self.config)
 
     def __call__(
@@ -192,7 +199,7 @@ class GPT2(nn.Module):
         self.wpe = Embedding(config.n_positions, config.n_embd, embedding_init=init)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = [Block(config, layer) for layer in range(config.n_layer)]
-        self.ln_f = _layer_norm(config)
+        self.ln_f = LayerNorm(config)
 
     def __call__(
         self,
@@ -240,11 +247,6 @@ def _apply_block(
     block: Any = Block(config, layer, parent=None)
     with jax.named_scope("block"):
         return block.apply({"params": params}, x_BTD, positions_BT, cache, segments_BT, dropout_key)
-
-
-def _layer_norm(config: GPT2Config) -> nn.LayerNorm:
-    # Linen's defaults are another epsilon and E[x²] − E[x]², which loses digits on GPT-2's outlier channels.
-    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False)
 
 
 def _residual_stddev(config: GPT2Config) -> float:

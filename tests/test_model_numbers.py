@@ -135,7 +135,7 @@ class TestEachModuleAlone:
         # Small numbers far from zero: E[x²] − E[x]² would lose them, and epsilon counts.
         tensors, x_BTD = draw_tensors(config), 0.01 * drawn_input(config) + 3
         x_BTD = np.asarray(x_BTD, np.float32).astype(np.float64)
-        got = apply(model._layer_norm(config), as_params(tensors, config)["ln_f"], np.float32(x_BTD))
+        got = apply(model.LayerNorm(config), as_params(tensors, config)["ln_f"], np.float32(x_BTD))
         expected, _ = reference.layer_norm(reference.checkpoint(tensors), "ln_f", x_BTD, config.layer_norm_epsilon)
         assert relative_error(got, expected) < FAR_FROM_ZERO_TOLERANCE
 

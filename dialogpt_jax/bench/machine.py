@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from dialogpt_jax.parallel.chips import usable_cores
 
 FLAGS = ("avx2", "fma", "avx512", "vnni", "bf16", "fp16", "amx")  # what decides which kernels an engine has
-READ_NUMBERS = 100_000_000  # float32: 400 MB, more than any cache
+READ_NUMBERS, LARGE_READ_NUMBERS = (
+    100_000_000,
+    1_000_000_000,
+)  # float32: 400 MB, more than any cache; where it reads faster
 PRODUCT, LARGE_PRODUCT = 2048, 8192  # rows of the square product whose flop/s count; the large one on a GPU or TPU
 TRIES = 5
 
@@ -21,7 +24,8 @@ TRIES = 5
 def describe_machine(dtypes: list[str]) -> dict[str, Any]:
     """What a reader of the figures needs to know; some seconds. Products are measured in these dtypes."""
     device = jax.devices()[0]
-    size = PRODUCT if device.platform == "cpu" else LARGE_PRODUCT
+    on_cpu = device.platform == "cpu"
+    size, numbers = (PRODUCT, READ_NUMBERS) if on_cpu else (LARGE_PRODUCT, LARGE_READ_NUMBERS)
     return {
         "device": device.device_kind,
         "platform": device.platform,
@@ -30,7 +34,7 @@ def describe_machine(dtypes: list[str]) -> dict[str, Any]:
         "cpu_flags": cpu_flags(),
         "jax": jax.__version__,
         "python": platform.python_version(),
-        "bandwidth": read_speed(),
+        "bandwidth": read_speed(numbers),
         "flops": {dtype: product_speed(dtype, size) for dtype in dtypes},
     }
 
@@ -51,9 +55,9 @@ def cpu_flags(text: str | None = None) -> list[str]:
     return sorted({flag for flag in (found[1].split() if found else []) if any(word in flag for word in FLAGS)})
 
 
-def read_speed() -> float:
+def read_speed(numbers: int) -> float:
     """Bytes a second that a sum over an array reads from memory."""
-    x = jnp.ones(READ_NUMBERS, jnp.float32)
+    x = jnp.ones(numbers, jnp.float32)
     total = jax.jit(jnp.sum)
     return x.nbytes / _least(lambda: total(x))
 

@@ -22,7 +22,7 @@ from dialogpt_jax.bench.cases import CHAT_NEW, CHAT_WORDS, DRAFTED, LOOKED_UP, M
 from dialogpt_jax.bench.facts import MODEL_FOLDER, in_a_process, prompts, read_facts
 from dialogpt_jax.bench.limits import least_seconds
 from dialogpt_jax.bench.models import dialogue, drawn_model, write_contexts, write_model
-from dialogpt_jax.bench.scopes import profile_program
+from dialogpt_jax.bench.scopes import APART, profile_program
 from dialogpt_jax.bench.worker import Program
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.data.batches import Batch
@@ -172,14 +172,14 @@ def profile(folder: str, dtype: str, case: dict[str, Any]) -> dict[str, Any]:
     """Where the time of a call goes, by named scope; of decoding and prefill, or of a training step."""
     asked = Case(**case)
     if asked.line == "train":
-        model = load(folder, "float32")
-        state, batch, step = _training(model, asked, dtype)
-        text = step.lower(state, batch).compile().as_text()
-        return profile_program(text, _stepping(state, batch, step), folder)
+        state, batch, step = _training(load(folder, "float32"), asked, dtype)
+        compiled = step.lower(state, batch).compile(compiler_options=APART)
+        return profile_program(compiled.as_text(), _stepping(state, batch, compiled), folder)
     model = load(folder, dtype)
-    tokens_BT = prompts(folder, asked.rows, asked.prompt)
-    text = reply_program.lower(model.params, model.config, _request(model, tokens_BT, asked.new)).compile().as_text()
-    return profile_program(text, generating(model, tokens_BT, asked.new), folder)
+    request = _request(model, prompts(folder, asked.rows, asked.prompt), asked.new)
+    compiled = reply_program.lower(model.params, model.config, request).compile(compiler_options=APART)
+    run = functools.partial(compiled, model.params, request)
+    return profile_program(compiled.as_text(), lambda: jax.block_until_ready(run()), folder)
 
 
 def _request(model: LanguageModel, tokens_BT: np.ndarray, new: int) -> Request:

@@ -32,6 +32,9 @@ _PASSES = 4  # between a product and the instruction that reads it stand few tha
 _INSIDE = re.compile(r"[\w.\-]+\((.*)\)")
 _MODULES = {"GPT2", "Block"}  # each stands around all of its parts
 _DEEPEST = 3
+APART = {
+    "xla_gpu_graph_min_graph_size": 1_000_000
+}  # of what a GPU launches together the trace does not say what is what
 
 
 def scope_of(op_name: str) -> str:
@@ -105,9 +108,9 @@ def read_trace(folder: Path) -> dict[str, float]:
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
             for line in plane.lines:
                 events = [
-                    (event.name, event.start_ns / 1e9, event.duration_ns / 1e9)
-                    for event in line.events
-                    if any(name == "hlo_op" for name, _ in event.stats)
+                    (operation, event.start_ns / 1e9, event.duration_ns / 1e9)
+                    for event in line.events  # on a GPU its own name is the kernel's
+                    if (operation := dict(event.stats).get("hlo_op"))
                 ]
                 for name, seconds in own_times(events).items():
                     found[name] += seconds

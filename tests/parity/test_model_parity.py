@@ -168,7 +168,7 @@ def test_each_module_alone(config, name):
     x_BTD = np.random.default_rng(3).normal(size=(2, 12, config.n_embd)).astype(np.float32)
     block, params = torch_model(tensors, config).transformer.h[1].double(), as_params(tensors, config)["h_1"]
     module = {
-        "ln_1": model._layer_norm(config),
+        "ln_1": model.LayerNorm(config),
         "attn": model.Attention(config, 1),
         "mlp": model.MLP(config),
         "block": model.Block(config, 1),
