@@ -20,12 +20,12 @@ With int8 weights keys and values are 8-bit too, each with a scale for every slo
 what attention costs.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.int8 import Int8Rows, is_int8
@@ -35,7 +35,8 @@ Slots = jax.Array | Int8Rows
 LayerCache = tuple[Slots, Slots]  # k_GSK, v_GSK of one block
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class KVCache:
     """Keys and values of rows whose slots are positions.
 
@@ -50,7 +51,8 @@ class KVCache:
         return self.layers[0][0].shape[1]
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class ReplyCache:
     """A cache in two parts, so that N candidates share the prefix they continue: it is never repeated and never moved.
 

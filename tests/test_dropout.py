@@ -12,7 +12,7 @@ import pytest
 from drawn_weights import draw_params
 from fakes import TINY, no_dropout
 
-from dialogpt_jax import model
+from dialogpt_jax import model, modules
 
 CONFIG = dataclasses.replace(TINY, n_layer=2)
 PARAMS = draw_params(CONFIG)
@@ -60,7 +60,7 @@ def test_each_rate_acts_alone(where):
 def test_a_dropout_drops_its_share_and_keeps_the_mean(rate):
     wide = dataclasses.replace(with_rates(resid=rate), n_embd=256, n_layer=1)
     x_BTD = jnp.ones((4, 40, 256))
-    mlp = model.MLP(wide)
+    mlp = modules.MLP(wide)
     params = jax.eval_shape(mlp.init, jax.random.key(0), x_BTD, None)
     # All-zero matrices and a bias of one: the MLP gives ones, so what comes out is the dropout itself.
     params = jax.tree.map(lambda x: jnp.zeros(x.shape), params)

@@ -11,7 +11,7 @@ PACKAGE = Path(dialogpt_jax.__file__).parent
 # From the ground up. A room may use those that stand before it, and itself; a file at the top level is a room.
 ROOMS = """
     arguments errors whole_writes freed_memory config token_arrays int8 quantization parameter_shapes text matmul
-    embedding normalization cache attention convert weights model score_row data likelihood parallel whole_programs
+    embedding normalization cache attention convert weights modules model score_row data likelihood parallel whole_programs
     training decoding replies ranking chat run evaluation bench contents __init__ cli bundled
 """.split()  # noqa: SIM905
 

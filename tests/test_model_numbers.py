@@ -17,7 +17,7 @@ from drawn_weights import as_params, draw_tensors, usual_tensors
 from fakes import ODD, TINY
 from reference import relative_error, tensor_error
 
-from dialogpt_jax import model
+from dialogpt_jax import model, modules
 from dialogpt_jax.config import ACTIVATIONS
 from dialogpt_jax.convert.mapping import from_params
 
@@ -135,27 +135,27 @@ class TestEachModuleAlone:
         # Small numbers far from zero: E[x²] − E[x]² would lose them, and epsilon counts.
         tensors, x_BTD = draw_tensors(config), 0.01 * drawn_input(config) + 3
         x_BTD = np.asarray(x_BTD, np.float32).astype(np.float64)
-        got = apply(model.LayerNorm(config), as_params(tensors, config)["ln_f"], np.float32(x_BTD))
+        got = apply(modules.LayerNorm(config), as_params(tensors, config)["ln_f"], np.float32(x_BTD))
         expected, _ = reference.layer_norm(reference.checkpoint(tensors), "ln_f", x_BTD, config.layer_norm_epsilon)
         assert relative_error(got, expected) < FAR_FROM_ZERO_TOLERANCE
 
     def test_attention(self, config):
         tensors, x_BTD = draw_tensors(config), np.float32(drawn_input(config))
         params = as_params(tensors, config)["h_1"]["attn"]
-        module = model.Attention(config, 1)
+        module = modules.Attention(config, 1)
         got = np.asarray(jax.jit(lambda p, x: module.apply({"params": p}, x, None, None, None, None)[0])(params, x_BTD))
         expected, _ = reference.attention(reference.checkpoint(tensors), "h.1.attn", np.float64(x_BTD), config, 1)
         assert relative_error(got, expected) < TOLERANCE
 
     def test_mlp(self, config):
         tensors, x_BTD = draw_tensors(config), np.float32(drawn_input(config))
-        got = apply(model.MLP(config), as_params(tensors, config)["h_1"]["mlp"], x_BTD, None)
+        got = apply(modules.MLP(config), as_params(tensors, config)["h_1"]["mlp"], x_BTD, None)
         expected, _ = reference.mlp(reference.checkpoint(tensors), "h.1.mlp", np.float64(x_BTD), config)
         assert relative_error(got, expected) < TOLERANCE
 
     def test_block(self, config):
         tensors, x_BTD = draw_tensors(config), np.float32(drawn_input(config))
-        params, module = as_params(tensors, config)["h_1"], model.Block(config, 1)
+        params, module = as_params(tensors, config)["h_1"], modules.Block(config, 1)
         got = np.asarray(jax.jit(lambda p, x: module.apply({"params": p}, x, None, None, None, None)[0])(params, x_BTD))
         expected, _ = reference.block(reference.checkpoint(tensors), "h.1", np.float64(x_BTD), config, 1)
         assert relative_error(got, expected) < TOLERANCE

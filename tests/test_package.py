@@ -67,8 +67,8 @@ def imports(file: Path) -> set[str]:
 
 
 def test_only_the_model_is_written_in_linen():
-    users = [file.name for file in SOURCES if any(name.startswith("flax.linen") for name in imports(file))]
-    assert users == ["model.py"]
+    users = [file.name for file in SOURCES if any(name.startswith("flax") for name in imports(file))]
+    assert users == ["modules.py"]
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers", "tensorflow"])

@@ -32,9 +32,8 @@ _PASSES = 4  # between a product and the instruction that reads it stand few tha
 _INSIDE = re.compile(r"[\w.\-]+\((.*)\)")
 _MODULES = {"GPT2", "Block"}  # each stands around all of its parts
 _DEEPEST = 3
-APART = {
-    "xla_gpu_graph_min_graph_size": 1_000_000
-}  # of what a GPU launches together the trace does not say what is what
+# Of what a GPU launches together a trace does not say what is what: nothing is.
+APART: dict[str, str | bool] = {"xla_gpu_graph_min_graph_size": "1000000"}
 
 
 def scope_of(op_name: str) -> str:

@@ -3,12 +3,12 @@
 Letters: M rows, R reply slots, G first tokens, D model, V vocabulary (padded).
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from dialogpt_jax import model
 from dialogpt_jax.arguments import as_number, as_whole_number
@@ -40,14 +40,15 @@ def anti_lm(params: Any, config: GPT2Config, *, weight: float = 0.5, tokens: int
     return AntiModel(params, np.float32(as_number("weight", weight, most=1.0)), config, tokens)
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class AntiModel:
     """The processor of `anti_lm`, a pytree whose weight and parameters are traced."""
 
     params: Any
     weight: Any
-    config: GPT2Config = struct.field(pytree_node=False)
-    tokens: int = struct.field(pytree_node=False)
+    config: GPT2Config = dataclasses.field(metadata={"static": True})
+    tokens: int = dataclasses.field(metadata={"static": True})
 
     @property
     def __name__(self) -> str:

@@ -28,7 +28,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from dialogpt_jax.decoding.beam_options import EARLY_STOPPING
 from dialogpt_jax.decoding.logits import warp, xtc_now
@@ -42,7 +41,8 @@ ReorderFn = Callable[[Any, jax.Array], Any]
 _EARLY, _NEVER = EARLY_STOPPING[True], EARLY_STOPPING["never"]
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class BeamRules:
     """How a row's beams are judged and when it is done.
 
@@ -56,10 +56,11 @@ class BeamRules:
     length_penalty_B: jax.Array
     early_stopping_B: jax.Array
     diversity_B: jax.Array | None = None
-    groups: int = struct.field(pytree_node=False, default=1)
+    groups: int = dataclasses.field(metadata={"static": True}, default=1)
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Hypotheses:
     """N beginnings or whole replies of each row.
 
@@ -76,7 +77,8 @@ class Hypotheses:
     counts_BN: jax.Array
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class BeamState:
     """What a beam search carries.
 
@@ -100,8 +102,8 @@ class BeamState:
     cache: Any
     processors: tuple[Any, ...]
     stops: Stops | None
-    bucket: int | None = struct.field(pytree_node=False)
-    eos: int = struct.field(pytree_node=False)
+    bucket: int | None = dataclasses.field(metadata={"static": True})
+    eos: int = dataclasses.field(metadata={"static": True})
 
 
 def begin(

@@ -7,13 +7,13 @@ The prompt's cache is one for all beams of a row and stays where it is; only the
 Letters: B rows, T prompt tokens, N beams, n best of them, M = B·N, R reply slots.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dialogpt_jax import model
@@ -30,7 +30,8 @@ from dialogpt_jax.decoding.stops import Stops
 from dialogpt_jax.token_arrays import array_library, is_traced
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Beams:
     """The n best replies to each prompt, best first.
 
@@ -217,7 +218,7 @@ def _run(
         x_BnR = x_BnR[..., :length]
         return library.pad(x_BnR, ((0, 0), (0, 0), (0, length - x_BnR.shape[2])), constant_values=pad)
 
-    return out.replace(tokens=shaped(out.tokens, config.eos_token_id), logprobs=shaped(out.logprobs, 0.0))
+    return dataclasses.replace(out, tokens=shaped(out.tokens, config.eos_token_id), logprobs=shaped(out.logprobs, 0.0))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rows_on"))

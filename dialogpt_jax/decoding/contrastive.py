@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from dialogpt_jax import model
 from dialogpt_jax.arguments import as_number, as_whole_number, shown
@@ -46,7 +45,8 @@ CandidatesFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array,
 KeepFn = Callable[[Any, jax.Array], Any]
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class ContrastiveState:
     """What a contrastive search carries.
 
@@ -77,8 +77,8 @@ class ContrastiveState:
     cache: Any
     processors: tuple[Any, ...]
     stops: Stops | None
-    top_k: int = struct.field(pytree_node=False)
-    eos: int = struct.field(pytree_node=False)
+    top_k: int = dataclasses.field(metadata={"static": True})
+    eos: int = dataclasses.field(metadata={"static": True})
 
     @property
     def done_B(self) -> jax.Array:

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dialogpt_jax import model, whole_programs
@@ -29,7 +28,8 @@ from dialogpt_jax.errors import counted
 from dialogpt_jax.token_arrays import Array, array_library, is_traced
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Generated:
     """Replies; with several candidates a row, their axis N stands after B.
 
@@ -193,7 +193,7 @@ def reply_program_on_mesh(
 def request_specs(request: Request, rows: PartitionSpec) -> Request:
     """How a request lies on a mesh: by its rows, but for what a caller's functions bring, which is whole on each device."""
     whole = jax.tree.map(lambda _: PartitionSpec(), {"processors": request.processors, "stops": request.stops})
-    return jax.tree.map(lambda _: rows, request).replace(**whole)
+    return dataclasses.replace(jax.tree.map(lambda _: rows, request), **whole)
 
 
 def generate_candidates(

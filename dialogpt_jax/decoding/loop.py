@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from dialogpt_jax.decoding.logits import choose, xtc_now
 from dialogpt_jax.decoding.processors import ReplyState, TokenLists
@@ -28,7 +27,8 @@ from dialogpt_jax.decoding.stops import Stops, said_a_stop
 StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class RowSettings:
     """What each row brings, and keeps while its reply lasts; every array has one value a row.
 
@@ -45,11 +45,12 @@ class RowSettings:
     limits_M: jax.Array
     keys_M: jax.Array
     sampling: Sampling
-    lists: TokenLists = struct.field(default_factory=TokenLists)
-    history: dict[str, jax.Array] = struct.field(default_factory=dict)
+    lists: TokenLists = dataclasses.field(default_factory=TokenLists)
+    history: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DecodeState:
     """What a decoding loop carries.
 
@@ -78,8 +79,8 @@ class DecodeState:
     cache: Any
     processors: tuple[Any, ...]
     stops: Stops | None
-    bucket: int | None = struct.field(pytree_node=False)
-    eos: int = struct.field(pytree_node=False)
+    bucket: int | None = dataclasses.field(metadata={"static": True})
+    eos: int = dataclasses.field(metadata={"static": True})
     drafting: Any = None
 
     @property

@@ -15,12 +15,12 @@ Letters: M rows (all candidates of all dialogues), V vocabulary (padded), R repl
 W words, L tokens of the longest word, J forced tokens.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from dialogpt_jax.arguments import shown
 from dialogpt_jax.decoding.sampling import DRY_ALLOWED_LENGTH, DRY_BASE, Number, Sampling, Scope
@@ -29,7 +29,8 @@ NO_TOKEN = -1  # stands where a list, a turn or a reply has no token
 _LONGEST_REPEAT = 50  # to which DRY counts, as text-generation-webui does
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Words:
     """Lists of ids with a number each, the same for every row; `NO_TOKEN` fills them up in front."""
 
@@ -37,7 +38,8 @@ class Words:
     values_MW: jax.Array
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TokenLists:
     """The lists of a `Sampling` as arrays, once a row; `None` where there is none.
 
@@ -57,7 +59,8 @@ class TokenLists:
     breaks_MV: jax.Array | None = None
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class ReplyState:
     """What a processor sees of each row.
 
@@ -76,7 +79,7 @@ class ReplyState:
     limits_M: jax.Array
     history: dict[str, jax.Array]
     lists: TokenLists
-    eos: int = struct.field(pytree_node=False)
+    eos: int = dataclasses.field(metadata={"static": True})
 
 
 def process(

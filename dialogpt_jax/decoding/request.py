@@ -8,12 +8,12 @@ history and keys whichever way its reply is made. On the host everything is NumP
 Letters: B rows, T prompt tokens, N candidates of a row, M = B·N, V vocabulary (padded).
 """
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from dialogpt_jax.arguments import MOST, as_whole_number, shown
 from dialogpt_jax.config import GPT2Config
@@ -27,7 +27,8 @@ from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_leng
 SMALLEST_BUCKET = 16
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Request:
     """What a program replies to. Arrays are by row, so a mesh divides them all alike; the rest is static.
 
@@ -47,9 +48,9 @@ class Request:
     settings: RowSettings
     processors: tuple[Any, ...]
     stops: Stops | None
-    candidates: int = struct.field(pytree_node=False)
-    slots: int = struct.field(pytree_node=False)
-    bucket: int | None = struct.field(pytree_node=False)
+    candidates: int = dataclasses.field(metadata={"static": True})
+    slots: int = dataclasses.field(metadata={"static": True})
+    bucket: int | None = dataclasses.field(metadata={"static": True})
 
     @property
     def new_B(self) -> Array:
@@ -146,7 +147,7 @@ def candidate_keys(keys_B: jax.Array, candidates: int) -> jax.Array:
 def candidate_settings(settings: RowSettings, candidates: int) -> RowSettings:
     """The settings of B rows as those of their M = B·N candidates: the same, but for the keys."""
     repeated = jax.tree.map(lambda x: jnp.repeat(x, candidates, axis=0), settings)
-    return repeated.replace(keys_M=candidate_keys(settings.keys_M, candidates))
+    return dataclasses.replace(repeated, keys_M=candidate_keys(settings.keys_M, candidates))
 
 
 def _as_trees(functions: Any) -> tuple[Any, ...]:

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from dialogpt_jax.cache import cache_dtype, init_cache, put_rows
 from dialogpt_jax.config import GPT2Config
@@ -99,7 +98,8 @@ class Ended(NamedTuple):
     accepted: int | None = None
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Told:
     """What the host reads of a state: the replies so far and who is done. Copies, for the state is given away."""
 
@@ -317,13 +317,13 @@ def _apart(state: DecodeState) -> tuple[Any, DecodeState]:
     drafting = state.drafting
     if drafting is None:
         return (state.cache, None), dataclasses.replace(state, cache=None)
-    rest = dataclasses.replace(state, cache=None, drafting=drafting.replace(cache=None))
+    rest = dataclasses.replace(state, cache=None, drafting=dataclasses.replace(drafting, cache=None))
     return (state.cache, drafting.cache), rest
 
 
 def _together(state: DecodeState, caches: Any) -> DecodeState:
     cache, drafts = caches
-    drafting = None if state.drafting is None else state.drafting.replace(cache=drafts)
+    drafting = None if state.drafting is None else dataclasses.replace(state.drafting, cache=drafts)
     return dataclasses.replace(state, cache=cache, drafting=drafting)
 
 

@@ -4,13 +4,13 @@ Letters: B rows, T tokens, N candidates of a row, R tokens of a reply, M = B·N,
 V vocabulary (padded).
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from dialogpt_jax.cache import cache_dtype, init_cache, init_reply
 from dialogpt_jax.config import GPT2Config
@@ -25,7 +25,8 @@ from dialogpt_jax.token_arrays import Array, array_library, as_integers, as_leng
 CHUNK = 256
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Scores:
     """Of B replies.
 

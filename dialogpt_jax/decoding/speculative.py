@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from dialogpt_jax.arguments import as_whole_number
 from dialogpt_jax.config import GPT2Config
@@ -40,7 +39,8 @@ MOST_DRAFTS = 15  # the smallest bucket of a reply, less one
 LONGEST_MATCH, SHORTEST_MATCH = 3, 2  # tokens that must have been said before
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Draft:
     """How tokens are drafted for a model that speculates: from the dialogue itself, or by a smaller model.
 
@@ -55,8 +55,8 @@ class Draft:
     """
 
     params: Any = None
-    config: GPT2Config | None = struct.field(pytree_node=False, default=None)
-    tokens: int = struct.field(pytree_node=False, default=DEFAULT_DRAFTS)
+    config: GPT2Config | None = dataclasses.field(metadata={"static": True}, default=None)
+    tokens: int = dataclasses.field(metadata={"static": True}, default=DEFAULT_DRAFTS)
 
     def __post_init__(self) -> None:
         as_whole_number("draft tokens", self.tokens, least=1, most=MOST_DRAFTS)
@@ -95,7 +95,8 @@ def describe_draft(draft: Draft) -> str:
     return f"{counted(draft.tokens, 'tokens')} {what} for each forward"
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Drafting:
     """What a state has besides, where tokens are drafted.
 

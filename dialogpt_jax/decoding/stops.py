@@ -9,6 +9,7 @@ text has bytes, are read again.
 Letters: M rows, R reply slots, Q states, V vocabulary (padded).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from dialogpt_jax.text.tokenizer import Tokenizer
 
 _BEGUN, _SAID = 0, 1  # states: nothing of any text yet; one is whole, and stays so
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Stops:
     """What ends a reply.
 
@@ -33,7 +34,7 @@ class Stops:
     """
 
     next_QV: jax.Array
-    window: int = struct.field(pytree_node=False)
+    window: int = dataclasses.field(metadata={"static": True})
 
 
 def stops_of(tokenizer: Tokenizer, texts: Sequence[str], vocab: int) -> Stops | None:

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from dialogpt_jax import cache as caches
 from dialogpt_jax.cache import KVCache, ReplyCache, cache_dtype
@@ -32,7 +31,8 @@ from dialogpt_jax.model import Params
 MOST_A_CALL, SECONDS_A_CALL = 8, 0.06  # a reply comes in calls of some tokens, as long as they come this fast
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class WithDrafts:
     """A cache, and a draft model's of the same rows and slots, which holds the same tokens."""
 

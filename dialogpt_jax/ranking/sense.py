@@ -12,6 +12,7 @@ Source: Adiwardana et al. 2020 (arXiv 2001.09977), section 2.4, which draws seve
 2022 (arXiv 2201.08239), section 6, where the model that speaks also says how sensible it is.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
@@ -42,7 +42,8 @@ MOST_TOGETHER = 32  # candidates in one program's call
 _ARRAYS = {"kernel_UF": 2, "bias_U": 1, "row_U": 1, "offset": 0}
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SenseHead:
     """Two layers on what some blocks of one model hold of a reply; `load` makes one of a file.
 
@@ -61,7 +62,7 @@ class SenseHead:
     bias_U: jax.Array
     row_U: jax.Array
     offset: jax.Array
-    blocks: tuple[int, ...] = struct.field(pytree_node=False)
+    blocks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     def __call__(self, cache: ReplyCache, counts_M: jax.Array) -> jax.Array:
         """The scores of replies, float32 (M,): 1 is sensible, 0 is nonsense.

@@ -1,5 +1,6 @@
 """One training step, pure: state and batch in, state and metrics out. The caller applies jit, donation, shardings."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jax.sharding import Mesh
 
 from dialogpt_jax.arguments import as_flag, as_whole_number, shown
@@ -22,7 +22,8 @@ from dialogpt_jax.training.distillation import Teacher, check_teachers
 from dialogpt_jax.training.objective import LANGUAGE_MODEL, Objective
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """Arrays only.
 

@@ -3,6 +3,8 @@
 Letters: M rows, T tokens of a step, R reply slots, V vocabulary.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,7 +152,7 @@ def test_steps_draw_independently():
     @jax.jit
     def draw_replies(keys):
         state = chain_begin([0] * rows, [3] * rows, sampling=how_to_draw, keys=keys, logits=random_chain)
-        return decode(random_step, state.replace(cache=None)).tokens_MR[:, :3]
+        return decode(random_step, dataclasses.replace(state, cache=None)).tokens_MR[:, :3]
 
     tokens_M3 = np.asarray(draw_replies(keys))
     assert tokens_M3.max() < END
@@ -170,7 +172,7 @@ def test_a_draw_counts_the_reply_s_tokens_and_not_the_steps():
     for row, taken in enumerate((1, 4, 2)):
         sampling = Sampling(min_new_tokens=12, temperature=0.5 + row)
         state = chain_begin([0], [12], sampling=sampling, keys=keys[row : row + 1], logits=random_chain)
-        state = state.replace(cache=None)
+        state = dataclasses.replace(state, cache=None)
         for step in range(10):
             if step == taken:
                 states.append(state)
@@ -191,7 +193,7 @@ def test_a_row_of_the_state_can_be_exchanged():
     def begin_rows(rows):
         sampling = Sampling(min_new_tokens=12, **{name: x[rows] for name, x in numbers.items()})
         state = chain_begin(rows, [12 - row for row in rows], sampling=sampling, keys=keys[rows], logits=random_chain)
-        return state.replace(cache=None)
+        return dataclasses.replace(state, cache=None)
 
     expected = decode_random(begin_rows(np.array([0, 3, 2])))
     state = begin_rows(np.array([0, 1, 2]))

@@ -69,7 +69,7 @@ def request_of(group, sampling, contexts=CONTEXTS):
     }
     prompts = pad_right([contexts[i] for i in filled], group.width)
     request = assemble(CONFIG, *prompts, sampling=some_of(sampling, filled), stops=stops_of(sampling), **how)
-    return request.replace(bucket=top_k_bucket(sampling, CONFIG.vocab_size))
+    return dataclasses.replace(request, bucket=top_k_bucket(sampling, CONFIG.vocab_size))
 
 
 def rolled(sampling, rows, contexts=CONTEXTS):
@@ -162,7 +162,9 @@ def test_a_call_ends_when_enough_rows_are_done():
     state = None
     for row, limit in enumerate((2, 4, 9)):
         begun = begin_rows(PARAMS, CONFIG, request_of(rolling.Group(64, 1, [6 + 3 * row]), endless))
-        begun = dataclasses.replace(begun, settings=begun.settings.replace(limits_M=np.array([limit], np.int32)))
+        begun = dataclasses.replace(
+            begun, settings=dataclasses.replace(begun.settings, limits_M=np.array([limit], np.int32))
+        )
         state = no_rows(begun, rows=3, slots=64) if state is None else state
         state = admit(state, np.array([row], np.int32), begun)
     counts = []
@@ -183,7 +185,9 @@ def test_a_cache_has_the_slots_that_the_next_steps_need(monkeypatch, draft):
     def asked(group):
         request = request_of(group, endless, contexts)
         limits_M = np.array([limits[i] for i in fill_up(group.members, group.rows)], np.int32)
-        return request.replace(slots=100, settings=request.settings.replace(limits_M=limits_M))
+        return dataclasses.replace(
+            request, slots=100, settings=dataclasses.replace(request.settings, limits_M=limits_M)
+        )
 
     def recorded(params, config, state, most, enough, *whole):
         seen.append((state.cache.num_slots, int(most)))

@@ -17,7 +17,7 @@ from drawn_weights import as_params, draw_tensors, usual_tensors
 from fakes import ODD, TINY
 from reference import relative_error, tensor_error
 
-from dialogpt_jax import model
+from dialogpt_jax import model, modules
 from dialogpt_jax.cache import init_cache
 from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.convert.mapping import from_params
@@ -168,10 +168,10 @@ def test_each_module_alone(config, name):
     x_BTD = np.random.default_rng(3).normal(size=(2, 12, config.n_embd)).astype(np.float32)
     block, params = torch_model(tensors, config).transformer.h[1].double(), as_params(tensors, config)["h_1"]
     module = {
-        "ln_1": model.LayerNorm(config),
-        "attn": model.Attention(config, 1),
-        "mlp": model.MLP(config),
-        "block": model.Block(config, 1),
+        "ln_1": modules.LayerNorm(config),
+        "attn": modules.Attention(config, 1),
+        "mlp": modules.MLP(config),
+        "block": modules.Block(config, 1),
     }[name]
     arguments = {"ln_1": (), "mlp": (None,)}.get(name, (None, None, None, None))
     own = params if name == "block" else params[name]

@@ -140,7 +140,8 @@ def test_what_is_no_head_is_one_line(bot, tmp_path):
         SenseHead.load(tmp_path / "nowhere.safetensors")
     with pytest.raises(TypeError, match="sense is 'head'; give a SenseHead"):
         dataclasses.replace(bot, sense="head")
-    for head in (draw_head(bot.config, (0,)).replace(blocks=(7,)), draw_head(bot.config).replace(blocks=(0,))):
+    one, all_ = draw_head(bot.config, (0,)), draw_head(bot.config)
+    for head in (dataclasses.replace(one, blocks=(7,)), dataclasses.replace(all_, blocks=(0,))):
         with pytest.raises(ValueError, match="give a head that was trained on this model"):
             dataclasses.replace(bot, sense=head)
     with pytest.raises(ValueError, match="ranking by sense needs a head"):

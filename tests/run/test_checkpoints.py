@@ -4,6 +4,7 @@ No tolerance: everything is compared as bytes. The arrays are random bits, NaNs 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -192,7 +193,7 @@ def test_other_arrays_are_one_clear_line(folder):
     state = make_state(1)
 
     def with_params(**changed):
-        return state.replace(params={k: v for k, v in (state.params | changed).items() if v is not None})
+        return dataclasses.replace(state, params={k: v for k, v in (state.params | changed).items() if v is not None})
 
     cases = [
         (with_params(wte={"embedding": jnp.zeros((16, 9))}), r"params.wte.embedding is float32\[16, 8\] in it, and floa"
@@ -200,8 +201,10 @@ def test_other_arrays_are_one_clear_line(folder):
         (with_params(half=jnp.zeros((8, 8), jnp.float16)), r"half is bfloat16\[8, 8\] in it, and float16\[8, 8\] is"),
         (with_params(half=None), r"it holds params.half, bfloat16\[8, 8\], which is not wanted$"),
         (with_params(wpe=jnp.zeros((2, 3))), r"it lacks params.wpe, float32\[2, 3\]$"),
-        (state.replace(opt_state=optax.sgd(0.1, momentum=0.9).init(state.params)), r"lacks opt_state.0.trace.*and 4 more"),
-        (state.replace(key=jax.random.key(0, impl="rbg")), r"key is key<fry>\[\] in it, and key<rbg>\[\] is wanted"),
+        (dataclasses.replace(state, opt_state=optax.sgd(0.1, momentum=0.9).init(state.params)),
+         r"lacks opt_state.0.trace.*and 4 more"),
+        (dataclasses.replace(state, key=jax.random.key(0, impl="rbg")),
+         r"key is key<fry>\[\] in it, and key<rbg>\[\] is wanted"),
     ]  # fmt: skip
     with Checkpoints(folder) as checkpoints:
         for like, message in cases:
