@@ -114,6 +114,7 @@ def test_a_gpu_attends_by_cudnn_where_that_can(a_gpu):
     assert not takes_it(q_BTHK, dropout=lambda probs: probs)
     assert not takes_it(q_BTHK[..., :7])
     assert not takes_it(q_BTHK[:, :5])
+    assert not takes_it(jnp.concatenate([q_BTHK] * 17, axis=-1))
     for capability, found in (("7.5", False), ("10.0", True), ("gfx942", False)):
         a_gpu(capability)
         assert takes_it(q_BTHK) == found

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -546,6 +547,20 @@ def test_engines_keep_compiled_programs_as_the_commands_do(monkeypatch, tmp_path
     monkeypatch.setattr(jax.config, "update", lambda name, value: settings.update({name.upper(): value}))
     found = command._program_cache()
     assert {name: type(settings[name])(value) for name, value in found.items()} == settings
+
+
+def test_of_an_event_the_operation_counts_and_not_the_kernel(tmp_path, monkeypatch):
+    """On a GPU an event's own name is that of a kernel, of which operations alike share one."""
+    import jax
+
+    def event(name, start, **stats):
+        return types.SimpleNamespace(name=name, start_ns=start, duration_ns=10, stats=list(stats.items()))
+
+    events = [event("fusion_9", 0, hlo_op="fusion.9"), event("fusion_9", 20, hlo_op="fusion.8"), event("memcpy", 40)]
+    plane = types.SimpleNamespace(lines=[types.SimpleNamespace(events=events)])
+    monkeypatch.setattr(jax.profiler.ProfileData, "from_file", lambda name: types.SimpleNamespace(planes=[plane]))
+    (tmp_path / "x.xplane.pb").touch()
+    assert scopes.read_trace(tmp_path) == pytest.approx({"fusion.9": 1e-8, "fusion.8": 1e-8})
 
 
 def test_a_profile_that_fails_says_why(log, tmp_path, monkeypatch, capsys):
