@@ -15,8 +15,14 @@ from dialogpt_jax.bench.measure import Result, ratio
 from dialogpt_jax.errors import counted
 from dialogpt_jax.whole_writes import whole_file
 
+NOISY = 2.0  # times as long as the shortest call
 # Of the CPU's flags those by which a kernel is chosen; JSON has all that have to do with it.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_int8", "amx_bf16", "amx_fp16")
+
+
+OVERLAP = 1.01  # a profile's rows add up to more than its call where threads work at once
+OVER_A_CHOICE = f"over `{DRAW}`, or `{GREEDY}` for what greedy has too; under 0 is noise"
+OF_ONE_REPLY = "candidates as so many drawn replies, all else as greedy ones"
 
 
 def by_case(results: Sequence[Result]) -> list[list[Result]]:
@@ -48,7 +54,18 @@ def _table(group: Sequence[Result]) -> list[str]:
         rows.append([name, *figures, *("" if one is result else f"{ratio(one, result):.2f}×" for one in beside)])
     if case.unit == "ms":  # once is enough
         rows = [[row[0], *row[2:]] if len(row) > 2 else row for row in rows]
-    return [case.describe(), *aligned(rows)]
+    return [case.describe(), *aligned(rows), *_noisy(group)]
+
+
+def _noisy(group: Sequence[Result]) -> list[str]:
+    """Whose calls differ so much that a median says little; the shortest and longest quarter are left out."""
+    lines = []
+    for one in group:
+        middle = sorted(one.seconds)[len(one.seconds) // 4 : len(one.seconds) - len(one.seconds) // 4]
+        if middle and middle[-1] > NOISY * middle[0]:
+            least, most = (_number(1e3 * seconds) for seconds in (middle[0], middle[-1]))
+            lines.append(f"  {one.contender.describe()}: calls took from {least} to {most} ms; trust no ratio to it")
+    return lines
 
 
 def _short(result: Result) -> str:
@@ -77,7 +94,8 @@ def _costs(group: Sequence[Result]) -> list[str]:
             cost = result.a_token - (found[base].a_token if base else 0)
             share = f"{cost / found[STEP].a_token:.3f}" if STEP in found else ""
             rows.append([what, f"{cost * 1e3:.3f}", share])
-    return [f"{case.describe()}, {group[0].contender.dtype}", *aligned(rows)]
+    beside = OVER_A_CHOICE if case.line == "processors" else OF_ONE_REPLY
+    return [f"{case.describe()}, {group[0].contender.dtype}; {beside}", *aligned(rows)]
 
 
 def base_of(what: str) -> str | None:
@@ -140,6 +158,9 @@ def profile_as_text(found: Mapping[str, Any], title: str) -> str:
         [one["scope"], f"{one['ms']:.2f}", f"{one['share']:.1%}"] for one in found["scopes"] if one["share"] >= 5e-4
     ]
     told = f"{title}: {found['plain_ms']:.1f} ms, under the profiler {found['traced_ms']:.1f}"
+    together = sum(one["ms"] for one in found["scopes"])
+    if together > OVERLAP * found["traced_ms"]:
+        told += f"; threads at once, {together:.1f} together"
     return "\n".join([told, *aligned(rows)])
 
 

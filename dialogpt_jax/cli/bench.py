@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dialogpt_jax import __version__
 from dialogpt_jax.arguments import as_path
 from dialogpt_jax.bench.cases import ENGINES, LINES, OURS, cases_of, contenders_of
 from dialogpt_jax.cli import streams
@@ -32,7 +33,7 @@ Scopes of a profile are those of the code, from outside in. "loop" is what repea
 gradient; "without a scope" what is no part of the model; "between operations" the call's start, and waiting.
 
 With --topology decode is compiled for a TPU that is not here, and nothing runs. Its compiler comes with \
-`pip install 'dialogpt-jax[tpu]'`, in an environment of its own.
+`pip install -e '.[tpu]'`, in an environment of its own.
 
 Examples:
   dialogpt bench                           decode, prefill, chat: bundled
@@ -158,6 +159,10 @@ def run(
         raise UsageError("--json and --plot name one file; give each its own")
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib; `pip install matplotlib`, or leave --plot out")
+    for flag, numbers in (("rows", rows), ("prompt", prompt), ("new", new)):
+        if numbers and not any(flag in LINES[line].flags for line in wanted):
+            those = ", ".join(name for name, line in LINES.items() if flag in line.flags)
+            raise UsageError(f"--{flag} changes nothing of {' or '.join(wanted)}; it is for {those}")
     config = _config_of(size or "bundled", model)
     cases = cases_of(wanted, rows=rows or (), prompts=prompt or (), new=new)
     for case in cases:
@@ -189,7 +194,7 @@ def run(
         "dtypes": dtypes,
         "engines": engines,
     }
-    settings |= {"repeats": repeats, "contexts": contexts, "versions": versions_of(engines)}
+    settings |= {"repeats": repeats, "contexts": contexts, "versions": versions_of(engines), OURS: __version__}
     _tell_load()
     measured = Measured()
     try:

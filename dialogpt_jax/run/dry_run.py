@@ -116,9 +116,7 @@ def topology_devices(topology: str) -> list[Any]:
     if not topology.strip():  # libtpu would take some chip of its own
         raise DryRunError(f"the topology is {topology!r}; known ones are such as {TOPOLOGIES}")
     if importlib.util.find_spec("libtpu") is None:
-        raise DryRunError(
-            "a dry run needs the TPU compiler: pip install 'dialogpt-jax[tpu]', in an environment of its own"
-        )
+        raise DryRunError("a dry run needs the TPU compiler: pip install -e '.[tpu]', in an environment of its own")
     from jax.experimental import topologies
 
     if getattr(jax.config, "jax_platforms", None) is None:  # else jax would look for a TPU, since libtpu is installed

@@ -52,7 +52,7 @@ def test_a_step_reads_the_weights_and_the_cache_once_and_moves_none(here):
         (["--topology", "v5e:2x2", "--profile"], 2, "--topology measures nothing: leave --profile out"),
         (["--topology", "v5e:2x2", "--peers", "none"], 2, "--topology measures nothing: leave --peers out"),
         (["--topology", "v5e:2x2", "--plot", "x.png"], 2, "--topology measures nothing: leave --plot out"),
-        (["--topology", "v5e:2x2"], 1, "pip install 'dialogpt-jax[tpu]', in an environment of its own"),
+        (["--topology", "v5e:2x2"], 1, "pip install -e '.[tpu]', in an environment of its own"),
     ],
 )
 def test_what_it_does_not_go_with_is_one_line(words, status, said, capsys, monkeypatch):

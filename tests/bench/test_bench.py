@@ -475,6 +475,8 @@ def test_time_is_told_by_scope():
         (["--size", "huge"], 2, "huge"),
         (["--size", "small", "--model", "."], 2, "give one of --size and --model"),
         (["--peers", "none", "transformers"], 2, "--peers none goes with no other name"),
+        (["prefill", "--new", "5"], 2, "--new changes nothing of prefill; it is for decode, lookup, draft, searches"),
+        (["chat", "start", "--rows", "2"], 2, "--rows changes nothing of chat or start; it is for decode, lookup"),
         (["draft"], 2, "draft goes with --size medium or --size large, for which the small one drafts"),
         (["train", "--dtype", "int8"], 2, "train is not measured in int8; give another --dtype"),
         (["--rows", "0"], 2, "0 is less than 1"),
@@ -638,6 +640,24 @@ def test_the_command_prints_a_table_and_writes_json_whole(log, tmp_path, monkeyp
     assert capsys.readouterr().err.splitlines()[-1] == f"dialogpt bench: {file}: No space left on device"
     assert file.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.json"]
+
+
+def test_calls_that_differ_are_told():
+    steady = result(OURS, "float32", [1.0, 1.1, 9.0, 1.2, 0.1])  # one in a quarter may
+    assert "trust no ratio" not in report.as_text([steady])
+    wild = result("transformers", "float32", [0.15, 0.86])
+    assert report.as_text([steady, wild]).splitlines()[-1] == (
+        "  transformers float32: calls took from 150 to 860 ms; trust no ratio to it"
+    )
+    assert "trust" not in report.as_text([steady, Result(wild.case, wild.contender, error="ended")])
+
+
+def test_a_profile_of_threads_at_once_says_what_its_rows_add_up_to():
+    found = {"plain_ms": 9.0, "traced_ms": 10.0, "scopes": [{"scope": "block", "ms": 10.05, "share": 1.0}]}
+    assert report.profile_as_text(found, "train").splitlines()[0] == "train: 9.0 ms, under the profiler 10.0"
+    found["scopes"][0]["ms"] = 12.0
+    told = report.profile_as_text(found, "train").splitlines()[0]
+    assert told == "train: 9.0 ms, under the profiler 10.0; threads at once, 12.0 together"
 
 
 def test_the_plot_is_a_picture(tmp_path):

@@ -424,7 +424,7 @@ def test_without_the_tpu_compiler_nobody_says_that_it_compiles(capfd, monkeypatc
     status, out, err, _ = call(capfd, "--config", "small", "--compile-only", "--topology", "v5e:2x4")
     assert (status, out) == (1, "")
     assert err == (
-        "dialogpt train: a dry run needs the TPU compiler: pip install 'dialogpt-jax[tpu]', in an environment of its own\n"
+        "dialogpt train: a dry run needs the TPU compiler: pip install -e '.[tpu]', in an environment of its own\n"
     )
 
 

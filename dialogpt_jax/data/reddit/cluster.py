@@ -7,7 +7,7 @@ Records carry the file and the line where they stand, since a group comes in no 
 
     python -m dialogpt_jax.data.reddit.cluster --dumps 'gs://mine/R*.zst' --out gs://mine/corpus --runner DataflowRunner …
 
-Whatever is not named below goes to Beam. Needs `pip install 'dialogpt-jax[extract]'`, in an environment of its own: Beam
+Whatever is not named below goes to Beam. Needs `pip install -e '.[extract]'`, in an environment of its own: Beam
 pins versions of what jax uses too.
 """
 
