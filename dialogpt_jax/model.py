@@ -15,6 +15,9 @@ than (in, out) once there is more than one row. `convert/mapping.py` is the only
 otherwise multiply in bfloat16). Statistics of LayerNorm, softmax and logits are float32 always.
 """
 
+import importlib
+import sys
+import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -137,9 +140,13 @@ def hidden(
 
 
 def _trunk(config: GPT2Config) -> Any:
-    from dialogpt_jax.modules import GPT2
-
-    return GPT2(config)
+    """The module, imported in a thread: Ctrl-C in the midst of importing flax would leave half of it, for good."""
+    name = "dialogpt_jax.modules"
+    if name not in sys.modules:
+        thread = threading.Thread(target=importlib.import_module, args=(name,))
+        thread.start()
+        thread.join()
+    return importlib.import_module(name).GPT2(config)
 
 
 def head_kernel(params: Params, config: GPT2Config) -> jax.Array:

@@ -8,16 +8,19 @@ import jax.numpy as jnp
 
 
 def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
-    """(x − mean) / √(variance + ε) · scale + bias over the last axis, in float32; returned in x's dtype, (…, D).
+    """(x − mean) / √(variance + ε) · scale + bias over the last axis, (…, D), in float32 or what is wider.
+
+    Returned in x's dtype, or the scale's where that is wider.
 
     The variance is the mean square of what is centred: E[x²] − E[x]² loses digits on GPT-2's outlier channels. Epsilon
     stands under the root.
     """
-    wide = x.astype(jnp.float32)
-    scale, bias = (jnp.expand_dims(a_D.astype(jnp.float32), range(x.ndim - 1)) for a_D in (scale_D, bias_D))
+    dtype = jnp.promote_types(x.dtype, scale_D.dtype)
+    wide = x.astype(jnp.promote_types(dtype, jnp.float32))
+    scale, bias = (jnp.expand_dims(a_D.astype(wide.dtype), range(x.ndim - 1)) for a_D in (scale_D, bias_D))
     centred = wide - _mean(wide)
     variance = _mean(jnp.square(centred))
-    return (centred * (jax.lax.rsqrt(variance + epsilon) * scale) + bias).astype(x.dtype)
+    return (centred * (jax.lax.rsqrt(variance + epsilon) * scale) + bias).astype(dtype)
 
 
 def _mean(x: jax.Array) -> jax.Array:

@@ -37,6 +37,23 @@ def test_a_gpu_takes_the_mean_of_one_row_as_a_product(rows, products):
         assert "dot_general" not in lowered(norm, *arrays, platform=platform)
 
 
+@pytest.mark.parametrize(
+    ("x", "scale", "out"),
+    [("bfloat16", "bfloat16", "bfloat16"), ("bfloat16", "float32", "float32"), ("float64", "float64", "float64")],
+)
+def test_a_norm_narrows_nothing(x, scale, out):
+    with jax.enable_x64(True):
+        x_BTD, weights_D = drawn(2, 3, 16).astype(x), drawn(16, seed=1).astype(scale)
+        got = normalization.layer_norm(x_BTD, weights_D, weights_D, 1e-5)
+        wide = np.asarray(x_BTD, np.float64)
+        centred, weight = wide - wide.mean(-1, keepdims=True), np.asarray(weights_D, np.float64)
+        expected = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + 1e-5) * weight + weight
+        assert got.dtype == out
+        np.testing.assert_allclose(
+            np.float64(got), expected, atol={"bfloat16": 2e-2, "float32": 1e-5, "float64": 1e-12}[out]
+        )
+
+
 def test_the_mean_of_one_row_is_the_same_as_a_product():
     x_BTD = 3 + drawn(1, 1, 768)
     expected = np.mean(np.asarray(x_BTD, np.float64), axis=-1, keepdims=True)

@@ -25,7 +25,9 @@ def describe_machine(dtypes: list[str]) -> dict[str, Any]:
     """What a reader of the figures needs to know; some seconds. Products are measured in these dtypes."""
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
-    size, numbers = (PRODUCT, READ_NUMBERS) if on_cpu else (LARGE_PRODUCT, LARGE_READ_NUMBERS)
+    room = (device.memory_stats() or {}).get("bytes_limit", 0)
+    large = min(LARGE_READ_NUMBERS, max(room // 16, READ_NUMBERS))  # a quarter of its memory
+    size, numbers = (PRODUCT, READ_NUMBERS) if on_cpu else (LARGE_PRODUCT, large)
     return {
         "device": device.device_kind,
         "platform": device.platform,

@@ -170,14 +170,14 @@ def _training(model: LanguageModel, case: Case, dtype: str) -> tuple[Any, Batch,
 
 def profile(folder: str, dtype: str, case: dict[str, Any]) -> dict[str, Any]:
     """Where the time of a call goes, by named scope; of decoding and prefill, or of a training step."""
-    asked = Case(**case)
+    asked, apart = Case(**case), APART if jax.default_backend() == "gpu" else None
     if asked.line == "train":
         state, batch, step = _training(load(folder, "float32"), asked, dtype)
-        compiled = step.lower(state, batch).compile(compiler_options=APART)
+        compiled = step.lower(state, batch).compile(compiler_options=apart)
         return profile_program(compiled.as_text(), _stepping(state, batch, compiled), folder)
     model = load(folder, dtype)
     request = _request(model, prompts(folder, asked.rows, asked.prompt), asked.new)
-    compiled = reply_program.lower(model.params, model.config, request).compile(compiler_options=APART)
+    compiled = reply_program.lower(model.params, model.config, request).compile(compiler_options=apart)
     run = functools.partial(compiled, model.params, request)
     return profile_program(compiled.as_text(), lambda: jax.block_until_ready(run()), folder)
 
