@@ -15,9 +15,6 @@ than (in, out) once there is more than one row. `convert/mapping.py` is the only
 otherwise multiply in bfloat16). Statistics of LayerNorm, softmax and logits are float32 always.
 """
 
-import importlib
-import sys
-import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -30,6 +27,7 @@ from dialogpt_jax.config import GPT2Config
 from dialogpt_jax.errors import counted
 from dialogpt_jax.int8 import is_int8
 from dialogpt_jax.matmul import matmul
+from dialogpt_jax.modules import GPT2
 from dialogpt_jax.parameter_shapes import check_shapes, model_shapes
 from dialogpt_jax.token_arrays import Array, as_float_dtype, as_key, as_tokens, check_width
 
@@ -57,7 +55,7 @@ def init_params(config: GPT2Config, key: jax.Array, dtype: jax.typing.DTypeLike 
     dtype = as_float_dtype("dtype", dtype)
     zeros_BT = jnp.zeros((1, 1), jnp.int32)
     trunk_key, head_key = jax.random.split(key)
-    params = _trunk(config).init(trunk_key, zeros_BT, zeros_BT)["params"]
+    params = GPT2(config).init(trunk_key, zeros_BT, zeros_BT)["params"]
     if not config.tie_word_embeddings:
         shape = (config.padded_vocab_size, config.n_embd)
         params["lm_head"] = {"kernel": config.initializer_range * jax.random.normal(head_key, shape)}
@@ -134,19 +132,8 @@ def hidden(
         raise ValueError("segments_BT is for packed training; a cache knows its rows by their positions")
     if cache is None and segments_BT is None:
         check_width(config, tokens_BT)
-    return _trunk(config).apply(
-        {"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key, checkpoint_blocks
-    )
-
-
-def _trunk(config: GPT2Config) -> Any:
-    """The module, imported in a thread: Ctrl-C in the midst of importing flax would leave half of it, for good."""
-    name = "dialogpt_jax.modules"
-    if name not in sys.modules:
-        thread = threading.Thread(target=importlib.import_module, args=(name,))
-        thread.start()
-        thread.join()
-    return importlib.import_module(name).GPT2(config)
+    trunk: Any = GPT2(config)
+    return trunk.apply({"params": params}, tokens_BT, positions_BT, cache, segments_BT, dropout_key, checkpoint_blocks)
 
 
 def head_kernel(params: Params, config: GPT2Config) -> jax.Array:

@@ -1,8 +1,6 @@
 """GPT-2's modules in Linen: ids, positions and a cache in; hidden states and the cache out. `model.py` calls them.
 
-They bear the checkpoint's names (wte, wpe, h_0.ln_1, h_0.attn.c_attn …). This is the only file that imports flax, and it is
-itself imported when a model is first traced: flax takes an eighth of a second to import, and a program that is kept needs
-no trace.
+They bear the checkpoint's names (wte, wpe, h_0.ln_1, h_0.attn.c_attn …). This is the only file that imports flax.
 
 Letters: B rows, T query length, D model, H heads, K head dim, F mlp, M rows of a product, I inside (contracted), O out, N
 candidates of a row.

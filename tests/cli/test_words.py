@@ -101,7 +101,7 @@ def test_help_and_wrong_words_import_no_jax():
     assert done.stdout.count(b"Examples:") == len(EVERY) + 1
 
 
-NOT_FOR_A_REPLY = {"flax", "optax", "orbax", "grain", "huggingface_hub", "matplotlib", "pandas", "torch"}
+NOT_FOR_A_REPLY = {"optax", "orbax", "grain", "huggingface_hub", "matplotlib", "pandas", "torch"}
 
 
 def test_a_bot_is_loaded_without_what_training_and_other_models_need():
