@@ -83,10 +83,11 @@ def fused_attention(
 
 def _cudnn_takes(q_BTHK: jax.Array) -> bool:
     """Whether there is a GPU whose cuDNN has such an attention; jax asks for one where it is traced."""
+    _, length, _, size = q_BTHK.shape
+    if q_BTHK.dtype not in (jnp.bfloat16, jnp.float16) or size % 8 or size > 128 or length % 2:
+        return False
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; AMD's begin with letters
-    there = capability[:1].isdigit() and float(capability) >= 8
-    fits = q_BTHK.shape[-1] % 8 == 0 and q_BTHK.shape[-1] <= 128 and q_BTHK.shape[1] % 2 == 0
-    return there and fits and q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
+    return capability[:1].isdigit() and float(capability) >= 8
 
 
 def _side_by_side(scores: Sequence[jax.Array]) -> jax.Array:

@@ -13,10 +13,8 @@ import jax.numpy as jnp
 from dialogpt_jax.parallel.chips import usable_cores
 
 FLAGS = ("avx2", "fma", "avx512", "vnni", "bf16", "fp16", "amx")  # what decides which kernels an engine has
-READ_NUMBERS, LARGE_READ_NUMBERS = (
-    100_000_000,
-    1_000_000_000,
-)  # float32: 400 MB, more than any cache; where it reads faster
+READ_NUMBERS = 100_000_000  # float32: 400 MB, more than any cache
+LARGE_READ_NUMBERS = 1_000_000_000  # where 400 MB are read before the call has begun
 PRODUCT, LARGE_PRODUCT = 2048, 8192  # rows of the square product whose flop/s count; the large one on a GPU or TPU
 TRIES = 5
 
