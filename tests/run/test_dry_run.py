@@ -110,7 +110,7 @@ def test_what_a_mesh_or_a_batch_does_not_fit_is_said_before_anything_is_compiled
 
 def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DryRunError, match=r"pip install 'dialogpt-jax\[tpu\]'"):
+    with pytest.raises(DryRunError, match=r"pip install -e '\.\[tpu\]'"):
         dry_run(CONFIG, OPTIONS)
 
 
