@@ -230,8 +230,8 @@ def test_no_checkpoint_is_one_clear_line(folder):
 
 
 def _truncate_data(path):
-    largest = max((path / "state").glob("**/d/*"), key=lambda file: file.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
+    for file in (path / "state").glob("**/d/*"):  # some may hold what a later one has in its place, and are not read
+        os.truncate(file, file.stat().st_size // 2)
 
 
 def _empty_files(path):
