@@ -76,7 +76,7 @@ def fused_attention(
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """The same by jax's own function; queries are scaled already."""
-    same_B1TT = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    same_B1TT = None if segments_BT is None else _same_segment(segments_BT)[:, None]
     how: dict[str, Any] = {"mask": same_B1TT, "scale": 1.0, "is_causal": True, "implementation": implementation}
     return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, **how)
 
@@ -107,8 +107,12 @@ def causal(length: int, segments_BT: jax.Array | None) -> jax.Array:
     index_T = jnp.arange(length)
     visible_BTS = (index_T[None, :] <= index_T[:, None])[None]
     if segments_BT is not None:
-        visible_BTS = visible_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+        visible_BTS = visible_BTS & _same_segment(segments_BT)
     return visible_BTS[:, None, None]
+
+
+def _same_segment(segments_BT: jax.Array) -> jax.Array:
+    return segments_BT[:, :, None] == segments_BT[:, None, :]
 
 
 def each_position(positions_BT: jax.Array, length: int) -> jax.Array:

@@ -15,11 +15,9 @@ from dialogpt_jax.bench.measure import Result, ratio
 from dialogpt_jax.errors import counted
 from dialogpt_jax.whole_writes import whole_file
 
-NOISY = 2.0  # times as long as the shortest call
 # Of the CPU's flags those by which a kernel is chosen; JSON has all that have to do with it.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_int8", "amx_bf16", "amx_fp16")
-
-
+NOISY = 2.0  # times as long as the shortest call
 OVERLAP = 1.01  # a profile's rows add up to more than its call where threads work at once
 OVER_A_CHOICE = f"over `{DRAW}`, or `{GREEDY}` for what greedy has too; under 0 is noise"
 OF_ONE_REPLY = "candidates as so many drawn replies, all else as greedy ones"
